@@ -1,0 +1,81 @@
+"""Where everything of a workspace lives. A workspace is a folder with params.yaml, dvc.yaml and .dvc."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dass.errors import InputError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of one workspace. Makes nothing and reads nothing."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, folder: str | Path) -> "Workspace":
+        """The workspace in `folder`.
+
+        Raises:
+            InputError: there is none. The message says how to make one.
+        """
+        root = Path(folder).resolve()
+        for needed in ("params.yaml", "dvc.yaml", ".dvc"):
+            if not (root / needed).exists():
+                raise InputError(f"{root} is not a workspace: it has no {needed}. Run: dass init {folder}")
+        return cls(root)
+
+    @property
+    def params(self) -> Path:
+        """The settings, written by people."""
+        return self.root / "params.yaml"
+
+    @property
+    def lock_file(self) -> Path:
+        """What the settings resolved to: digests of sources and code. Written by `dass`, tracked in git."""
+        return self.root / "dass.lock.json"
+
+    @property
+    def base(self) -> Path:
+        """The dense checkpoint: plain safetensors, config, tokenizer, source.json."""
+        return self.root / "artifacts" / "base"
+
+    @property
+    def calibration(self) -> Path:
+        """Calibration windows: tokens.safetensors and calibration.json."""
+        return self.root / "artifacts" / "calibration"
+
+    @property
+    def masks(self) -> Path:
+        """Keep masks, statistics and manifest.json."""
+        return self.root / "artifacts" / "masks"
+
+    @property
+    def pruned(self) -> Path:
+        """The pruned checkpoint: base × masks."""
+        return self.root / "artifacts" / "pruned"
+
+    @property
+    def evaluation(self) -> Path:
+        """Held-out windows and what the dense model scores on them."""
+        return self.root / "artifacts" / "evaluation"
+
+    @property
+    def metrics(self) -> Path:
+        """Small JSON results, tracked in git."""
+        return self.root / "metrics"
+
+    @property
+    def plots(self) -> Path:
+        """PNG plots."""
+        return self.root / "plots"
+
+    @property
+    def private(self) -> Path:
+        """Working state that is never versioned: locks, finished layers of a running prune, Prefect's home."""
+        return self.root / ".dass"
+
+    @property
+    def work(self) -> Path:
+        """One folder per fingerprint, holding the finished layers of that run."""
+        return self.private / "work"

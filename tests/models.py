@@ -1,0 +1,80 @@
+"""Tiny random models and a tiny tokenizer, made on the spot."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 32, 64, 3, 300
+
+_SHAPE: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": INTERMEDIATE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 8},
+    "gemma": {},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+}
+
+
+def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random causal LM of `family`: 3 layers, H 32, I 64, 300 tokens of vocabulary, context 128."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES.get(family, {}), **changes})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():  # wide enough that activations differ between neurons
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.2)
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with 300 tokens, <s> is 0 and </s> is 1."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([tiny_text()], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def tiny_text(paragraphs: int = 60) -> str:
+    """Paragraphs of words, separated by blank lines; no two paragraphs alike."""
+    generator = torch.Generator().manual_seed(1)
+    words = "the model keeps half of its weights and loses little of what it knows about rivers stones maps and bread".split()
+    lines = [" ".join(words[i] for i in torch.randint(len(words), (40,), generator=generator).tolist()) for _ in range(paragraphs)]
+    return "\n\n".join(lines) + "\n"
+
+
+def save_tiny_checkpoint(folder: Path, family: str = "llama", **changes: Any) -> Path:
+    """Save a tiny model with its tokenizer as transformers does."""
+    tiny_model(family, **changes).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_tokens(samples: int = 4, length: int = 16, seed: int = 0) -> torch.Tensor:
+    """Random token ids, LongTensor (samples, length)."""
+    return torch.randint(2, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(seed))
