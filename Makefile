@@ -1,0 +1,67 @@
+# make run    prune, measure, version and register the model of params.yaml
+# make test   lint, types and every test
+# Both build .venv from requirements.lock first, when it is missing or stale.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough and can make an environment with pip in it.
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
+endif
+
+# DVC starts its stages as `python -m flows STAGE`: that python must be the environment's.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Nothing reports home.
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+PACKAGES := .venv/.packages
+READY := .venv/.ready
+
+.PHONY: help run test check format clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+run: $(READY)
+	@.venv/bin/dass run
+
+test: check
+	@.venv/bin/python -m pytest
+
+# make check  lint and types only
+check: $(READY)
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+# make format lint fixes and layout, written to the files
+format: $(READY)
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+# make clean  remove the environment
+clean:
+	@rm -rf .venv
+
+# Built anew rather than updated, so that .venv never holds a package that the lock does not.
+$(PACKAGES): requirements.lock
+	@test -n "$(PYTHON)" || { echo 'No Python >= 3.11 with venv and pip found. Install one, or run: make PYTHON=/path/to/python3' >&2; exit 2; }
+	@echo 'Building .venv from requirements.lock (some minutes the first time)'
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --requirement requirements.lock
+	@touch $@
+
+$(READY): $(PACKAGES) pyproject.toml
+	@.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@.venv/bin/python -m pip check --quiet
+	@touch $@
