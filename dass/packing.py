@@ -1,0 +1,45 @@
+"""Keep masks as bytes: one bit a weight, and a digest that depends on the masks alone.
+
+Bits are row-major, the lowest bit of a byte first, 1 = kept; the last byte is padded with zeros.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_SHIFTS = torch.arange(8, dtype=torch.uint8)
+
+
+def pack_mask(keep: Tensor) -> Tensor:
+    """Pack a bool mask of any shape into uint8, shape (⌈numel / 8⌉,)."""
+    bits = keep.detach().cpu().reshape(-1).to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
+    return (bits.view(-1, 8) << _SHIFTS).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
+    """Undo `pack_mask`: bool, of the given shape.
+
+    Raises:
+        ValueError: the bytes do not hold exactly that many weights.
+    """
+    size = torch.Size(shape)
+    if packed.numel() != -(-size.numel() // 8):
+        raise ValueError(f"a mask of {packed.numel()} bytes cannot hold {size.numel()} weights")
+    bits = (packed[:, None] >> _SHIFTS) & 1
+    return bits.view(-1)[: size.numel()].view(size).to(torch.bool)
+
+
+def mask_digest(packed: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> str:
+    """sha256 (hex) over masks sorted by name: each one's name, shape and packed bits.
+
+    Args:
+        packed: (parameter name, shape of the weight, packed bits) of every mask.
+    """
+    digest = hashlib.sha256()
+    for name, shape, bits in sorted(packed, key=lambda item: item[0]):
+        digest.update(f"{name} {'x'.join(map(str, shape))}\n".encode())
+        digest.update(bits.numpy().data)
+    return digest.hexdigest()
