@@ -26,7 +26,9 @@ class PruneReport:
     @property
     def sparsity(self) -> float:
         """Share of MLP weights the masks remove."""
-        return 1.0 - sum(int(mask.sum()) for mask in self.keep.values()) / sum(mask.numel() for mask in self.keep.values())
+        return 1.0 - sum(int(mask.sum()) for mask in self.keep.values()) / sum(
+            mask.numel() for mask in self.keep.values()
+        )
 
 
 def prune(

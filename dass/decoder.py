@@ -58,6 +58,11 @@ class Decoder:
         """The layer, ready to compute while the context is open."""
         yield self._layers[index]
 
+    @contextmanager
+    def embeddings(self) -> Iterator[None]:
+        """What is outside the layers, ready for `embed` while the context is open."""
+        yield
+
     def structure(self, index: int) -> nn.Module:
         """The layer's modules, without a promise that its weights are loaded."""
         return self._layers[index]
@@ -127,4 +132,6 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
-    raise InputError(f"{type(model).__name__} has no list of {count} decoder layers: expected a decoder-only causal LM.")
+    raise InputError(
+        f"{type(model).__name__} has no list of {count} decoder layers: expected a decoder-only causal LM."
+    )

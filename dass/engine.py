@@ -68,7 +68,9 @@ class LayerResult:
     keep: dict[str, Tensor]
 
 
-def plan(method: str = "dass", sparsity: float | None = None, pattern: str = "unstructured", alpha: float = DEFAULT_ALPHA) -> Plan:
+def plan(
+    method: str = "dass", sparsity: float | None = None, pattern: str = "unstructured", alpha: float = DEFAULT_ALPHA
+) -> Plan:
     """Check what is asked for.
 
     Raises:
@@ -128,7 +130,7 @@ class LayerwisePruner:
         self._error_windows = max(1, ERROR_TOKENS // length)
         self._calls: dict[int, list[LayerCall]] = {}
         self._next_layer = 0
-        with torch.no_grad():
+        with torch.no_grad(), decoder.embeddings():
             self._hidden_STH = self._embed(input_ids_ST)
 
     def prune_layer(self, index: int) -> LayerResult:
@@ -230,7 +232,9 @@ class LayerwisePruner:
         keep: dict[Projection, Tensor] = {}
         for projection, weight_OC in stored.items():
             score_OC = importance(weight_OC, projection, norms, what.method, what.alpha)
-            keep[projection] = keep_mask(score_OC, what.pattern, competition_axis(projection, what.method, what.pattern))
+            keep[projection] = keep_mask(
+                score_OC, what.pattern, competition_axis(projection, what.method, what.pattern)
+            )
         return mlp.join(keep)
 
     def _propagate(self, runner: LayerRunner, index: int, dense_outputs: list[Tensor]) -> float:

@@ -46,7 +46,7 @@ def check_divisible(size: int, pattern: Pattern, what: str) -> None:
     """
     if pattern.group is not None and size % pattern.group:
         raise InputError(
-            f"{what} is {size}, not a multiple of M={pattern.group}. Choose another pattern, or \"unstructured\"."
+            f'{what} is {size}, not a multiple of M={pattern.group}. Choose another pattern, or "unstructured".'
         )
 
 
@@ -81,7 +81,11 @@ def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
         along = score_OC.T if axis == 0 else score_OC
         keep = _keep_above_kth(along.reshape(-1, pattern.group).T, removed).T.reshape(along.shape)
         return (keep.T if axis == 0 else keep).contiguous()
-    shape = (rows // pattern.group, pattern.group, columns) if axis == 0 else (rows, columns // pattern.group, pattern.group)
+    shape = (
+        (rows // pattern.group, pattern.group, columns)
+        if axis == 0
+        else (rows, columns // pattern.group, pattern.group)
+    )
     group_axis = 1 if axis == 0 else 2
     members = score_OC.reshape(shape).unbind(group_axis)
     keep = []

@@ -29,11 +29,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
     "gemma": {},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 
-def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_model(
+    family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
+) -> PreTrainedModel:
     """A random causal LM of `family`: 3 layers, H 32, I 64, 300 tokens of vocabulary, context 128."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES.get(family, {}), **changes})
@@ -64,7 +70,10 @@ def tiny_text(paragraphs: int = 60) -> str:
     """Paragraphs of words, separated by blank lines; no two paragraphs alike."""
     generator = torch.Generator().manual_seed(1)
     words = "the model keeps half of its weights and loses little of what it knows about rivers stones maps and bread".split()
-    lines = [" ".join(words[i] for i in torch.randint(len(words), (40,), generator=generator).tolist()) for _ in range(paragraphs)]
+    lines = [
+        " ".join(words[i] for i in torch.randint(len(words), (40,), generator=generator).tolist())
+        for _ in range(paragraphs)
+    ]
     return "\n\n".join(lines) + "\n"
 
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def reference_prune(model: PreTrainedModel, input_ids: Tensor, method: str, sparsity: float, n_m: tuple[int, int] | None) -> dict[str, Tensor]:
+def reference_prune(
+    model: PreTrainedModel, input_ids: Tensor, method: str, sparsity: float, n_m: tuple[int, int] | None
+) -> dict[str, Tensor]:
     """Prune `model` in place; returns parameter name -> keep mask."""
     keep: dict[str, Tensor] = {}
     layers = model.model.layers

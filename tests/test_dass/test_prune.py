@@ -78,7 +78,9 @@ def test_reports_one_entry_a_layer_with_sane_figures() -> None:
 
 
 def test_a_lower_sparsity_makes_a_smaller_error() -> None:
-    errors = [dass.prune(tiny_model(), tiny_tokens(), sparsity=s).layers[0].relative_error for s in (0.1, 0.3, 0.5, 0.7)]
+    errors = [
+        dass.prune(tiny_model(), tiny_tokens(), sparsity=s).layers[0].relative_error for s in (0.1, 0.3, 0.5, 0.7)
+    ]
     assert all(low < high for low, high in pairwise(errors))
 
 
@@ -105,7 +107,7 @@ def test_the_model_comes_back_in_the_mode_it_came_in() -> None:
     ("arguments", "message"),
     [
         ({"pattern": "4:2"}, "keeping 4 of 2"),
-        ({"pattern": "a:b"}, "expected \"unstructured\""),
+        ({"pattern": "a:b"}, 'expected "unstructured"'),
         ({"pattern": "2:3", "sparsity": None}, "not a multiple of M=3"),
         ({"pattern": "2:4", "sparsity": 0.6}, "removes exactly 0.5"),
         ({"sparsity": 0.0}, "between 0 and 1"),

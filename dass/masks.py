@@ -1,0 +1,91 @@
+"""Mask files: keep masks of a model, one packed bit a weight, in one safetensors file.
+
+The mask is the artifact: base × masks is the pruned model.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dass.checkpoint import Checkpoint
+from dass.errors import InputError
+from dass.packing import mask_digest, pack_mask, unpack_mask
+
+FORMAT = "dass-masks-1"
+
+
+def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
+    """Write keep masks.
+
+    Args:
+        keep: parameter name -> bool tensor, True = kept.
+        path: the file to write; not atomic, give a temporary name.
+        more: further strings for the file's metadata.
+    """
+    shapes = {name: list(mask.shape) for name, mask in keep.items()}
+    metadata = {"format": FORMAT, "shapes": json.dumps(shapes, sort_keys=True), **(more or {})}
+    save_file({name: pack_mask(mask) for name, mask in keep.items()}, path, metadata)
+
+
+class MaskFile(Mapping[str, Tensor]):
+    """A mask file as a mapping: parameter name -> bool tensor, unpacked when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError: the file is missing, damaged, or not a mask file."""
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as handle:
+                self.metadata: dict[str, str] = handle.metadata() or {}
+        except FileNotFoundError:
+            raise InputError(f"No mask file {path}. Prune first: dass run") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged ({error}).") from None
+        if self.metadata.get("format") != FORMAT:
+            raise InputError(f"{path} is not a mask file of format {FORMAT}.")
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape of the weight."""
+        return {name: tuple(shape) for name, shape in json.loads(self.metadata["shapes"]).items()}
+
+    @property
+    def digest(self) -> str:
+        """The masks' digest: depends on names, shapes and bits, not on the file."""
+        with safe_open(self.path, framework="pt") as handle:
+            return mask_digest((name, shape, handle.get_tensor(name)) for name, shape in self.shapes.items())
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.path, framework="pt") as handle:
+            return unpack_mask(handle.get_tensor(name), self.shapes[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def apply_to_checkpoint(base: Checkpoint, masks: Mapping[str, Tensor], folder: Path) -> None:
+    """Write base × masks into `folder`: removed weights are +0.0, every other byte is the base's.
+
+    Raises:
+        InputError: the masks are for another base (a tensor is missing or has another shape).
+    """
+    for name, mask in masks.items():
+        if name not in base.stored:
+            raise InputError(f"The masks name {name}, which {base.folder} does not hold: they belong to another base.")
+        if base.shape(name) != tuple(mask.shape):
+            raise InputError(f"{name}: the mask is {tuple(mask.shape)}, the weight {base.shape(name)}: another base.")
+
+    def masked(name: str, weight: Tensor) -> Tensor | None:
+        return weight.masked_fill(masks[name].logical_not(), 0.0) if name in masks else None
+
+    base.copy(folder, masked)

@@ -1,0 +1,33 @@
+"""Masks as bits."""
+
+import pytest
+import torch
+
+from dass.packing import mask_digest, pack_mask, unpack_mask
+
+
+def test_bits_are_row_major_lowest_first_and_padded_with_zeros() -> None:
+    keep = torch.tensor([[True, False, True], [True, False, False], [False, False, True]])
+    assert pack_mask(keep).tolist() == [0b00001101, 0b1]
+
+
+@pytest.mark.parametrize("shape", [(1,), (8,), (3, 5), (64, 32), (7, 9, 2)])
+def test_unpacking_undoes_packing(shape: tuple[int, ...]) -> None:
+    keep = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    packed = pack_mask(keep)
+    assert packed.numel() == -(-keep.numel() // 8)
+    assert torch.equal(unpack_mask(packed, shape), keep)
+
+
+def test_a_shape_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 bytes cannot hold 9 weights"):
+        unpack_mask(torch.zeros(1, dtype=torch.uint8), (3, 3))
+
+
+def test_the_digest_sees_names_shapes_and_bits_but_not_the_order() -> None:
+    a = ("a", (2, 4), torch.tensor([5], dtype=torch.uint8))
+    b = ("b", (2, 4), torch.tensor([6], dtype=torch.uint8))
+    digest = mask_digest([a, b])
+    assert mask_digest([b, a]) == digest
+    others = [("c", *a[1:]), (a[0], (4, 2), a[2]), (a[0], a[1], torch.tensor([4], dtype=torch.uint8))]
+    assert len({digest, *(mask_digest([other, b]) for other in others)}) == 4

@@ -1,0 +1,112 @@
+"""A decoder streamed from disk does exactly what the model in memory does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import dass
+from dass.checkpoint import Checkpoint
+from dass.engine import LayerwisePruner, plan
+from dass.errors import InputError
+from dass.masks import MaskFile, apply_to_checkpoint, save_masks
+from dass.streaming import StreamedDecoder
+from tests.models import FAMILIES, tiny_model, tiny_tokens
+
+CPU = torch.device("cpu")
+
+
+def streamed_masks(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    decoder = StreamedDecoder(folder, CPU, dtype)
+    pruner = LayerwisePruner(decoder, tiny_tokens(), plan())
+    keep: dict[str, torch.Tensor] = {}
+    for index in range(len(decoder)):
+        keep |= pruner.prune_layer(index).keep
+    return keep
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_equal_those_of_the_model_in_memory(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny_model(family, dtype).save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(Checkpoint(tmp_path).files) > 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    expected = dass.prune(model, tiny_tokens()).keep
+    actual = streamed_masks(tmp_path)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_no_weight_stays_in_memory(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    decoder = StreamedDecoder(tmp_path, CPU)
+    with decoder.embeddings(), decoder.layer(0) as layer:
+        assert not any(parameter.is_meta for parameter in layer.parameters())
+    assert all(parameter.is_meta for parameter in decoder.model.parameters())
+
+
+def test_scores_do_not_depend_on_the_type_computed_in(tmp_path: Path) -> None:
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path)
+    decoder = StreamedDecoder(tmp_path, CPU, torch.bfloat16)
+    assert decoder.dtype == torch.bfloat16
+    weights = decoder.stored_weights(0, ("mlp.gate_proj.weight",))
+    assert weights["mlp.gate_proj.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_times_masks_is_the_model_pruned_in_memory(family: str, tmp_path: Path) -> None:
+    base, pruned = tmp_path / "base", tmp_path / "pruned"
+    model = tiny_model(family)
+    model.save_pretrained(base, max_shard_size="30KB")
+    report = dass.prune(model, tiny_tokens())
+    save_masks(report.keep, tmp_path / "masks.safetensors")
+    pruned.mkdir()
+    apply_to_checkpoint(Checkpoint(base), MaskFile(tmp_path / "masks.safetensors"), pruned)
+    (pruned / "config.json").write_bytes((base / "config.json").read_bytes())
+    loaded = AutoModelForCausalLM.from_pretrained(pruned)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert sorted(path.name for path in pruned.glob("model*")) == sorted(path.name for path in base.glob("model*"))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="30KB")
+    shard = Checkpoint(tmp_path).files[1]
+    (tmp_path / shard).unlink()
+    with pytest.raises(InputError, match=f"{shard} is missing"):
+        StreamedDecoder(tmp_path, CPU)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged or truncated"):
+        StreamedDecoder(tmp_path, CPU)
+
+
+def test_an_index_that_names_an_absent_tensor_is_refused(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="30KB")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("layers.1.mlp.up_proj", "layers.1.mlp.sideways_proj"))
+    with pytest.raises(InputError, match=r"sideways_proj\.weight, and it does not"):
+        Checkpoint(tmp_path)
+
+
+def test_a_folder_without_config_or_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"No model\.safetensors"):
+        StreamedDecoder(tmp_path, CPU)
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="no config"):
+        StreamedDecoder(tmp_path, CPU)
+
+
+def test_masks_of_another_base_are_refused(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    base = Checkpoint(tmp_path)
+    with pytest.raises(InputError, match="another base"):
+        apply_to_checkpoint(base, {"model.layers.9.mlp.up_proj.weight": torch.ones(64, 32, dtype=torch.bool)}, tmp_path)
+    with pytest.raises(InputError, match="another base"):
+        apply_to_checkpoint(base, {"model.layers.0.mlp.up_proj.weight": torch.ones(64, 16, dtype=torch.bool)}, tmp_path)
