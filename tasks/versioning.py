@@ -15,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ _MADE_FROM = (
     "flows",
 )  # what a result is made from, for git's opinion of it
 
+_held_here: set[Path] = set()
+
 
 class VersioningError(RuntimeError):
     """A result was not recorded, or DVC could not answer. The message is one line."""
@@ -73,10 +76,15 @@ class Started:
 def workspace_lock(ws: Workspace) -> Iterator[None]:
     """Hold the workspace: one run, or one stage of `dvc repro`, at a time. A killed holder lets go by itself.
 
+    A process that holds it already may take it again.
+
     Raises:
         InputError: another process holds it; the message names it.
         OSError: the workspace cannot be written.
     """
+    if ws.root in _held_here:
+        yield
+        return
     ws.private.mkdir(exist_ok=True)
     with (ws.private / "lock").open("a+", encoding="utf-8") as file:
         try:
@@ -87,16 +95,14 @@ def workspace_lock(ws: Workspace) -> Iterator[None]:
                 f"{ws.root} is held by another run ({_holder(file.read())}). Wait for it, or stop it."
             ) from None
         file.truncate(0)
-        json.dump(
-            {
-                "pid": os.getpid(),
-                "command": " ".join(sys.argv),
-                "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-            },
-            file,
-        )
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        json.dump({"pid": os.getpid(), "command": " ".join(sys.argv), "since": since}, file)
         file.flush()
-        yield
+        _held_here.add(ws.root)
+        try:
+            yield
+        finally:
+            _held_here.discard(ws.root)
 
 
 def _holder(text: str) -> str:
@@ -105,6 +111,28 @@ def _holder(text: str) -> str:
         return f"process {holder['pid']}, since {holder['since']}: {holder['command']}"
     except (ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
         return "process unknown, just started"
+
+
+def clear_leftovers(ws: Workspace) -> None:
+    """Remove what a killed run was writing. Call inside `workspace_lock`."""
+    for folder in (ws.base.parent, ws.metrics, ws.plots):
+        for pattern in (".*.partial", ".*.retired"):
+            for leftover in folder.glob(pattern):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def pin_inputs(ws: Workspace) -> dict[str, Any]:
+    """Write dass.lock.json for the settings and the code as they are. Call inside `workspace_lock`.
+
+    Raises:
+        InputError: the settings cannot be used, or a source is missing.
+    """
+    with _dvc(ws) as repo:
+        return _pin(ws, load_settings(ws.params), _stages(repo))
+
+
+def _pin(ws: Workspace, settings: Settings, stages: list["PipelineStage"]) -> dict[str, Any]:
+    return refresh_pins(ws, settings, code_of=[stage.name for stage in stages if _code_is_pinned(stage)])
 
 
 def start_run(ws: Workspace) -> Started:
@@ -117,7 +145,7 @@ def start_run(ws: Workspace) -> Started:
     settings, text = _read_settings(ws)
     with _dvc(ws) as repo:
         stages = _stages(repo)
-        refresh_pins(ws, settings, code_of=[stage.name for stage in stages if _code_is_pinned(stage)])
+        _pin(ws, settings, stages)
         made = {out.fs_path for stage in stages for out in stage.outs}
         for stage in stages:
             _check_code(ws, stage)

@@ -1,0 +1,5 @@
+"""`python -m flows` is `dass`."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""The whole method, in order: what `dass run` does, what a schedule starts, what Prefect's UI shows."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import quote
+
+from flows.stages import STAGES
+from flows.summary import Summary
+from tasks import pruning, registry
+from tasks.files import read_json
+from tasks.settings import Settings
+from tasks.versioning import Started, clear_leftovers, provenance, run_if_changed, start_run, workspace_lock
+from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tasks.pruning import LayerRecord, PruningRun
+
+logger = logging.getLogger("dass")
+
+# What may be skipped is DVC's decision, never Prefect's; and values between tasks are small.
+_PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+
+
+@flow(name="compress", persist_result=False)
+def compress(workspace: str) -> Summary:
+    """Prune the workspace's model, measure what that cost, and register the result.
+
+    Args:
+        workspace: the folder with params.yaml, dvc.yaml and .dvc.
+    """
+    with run_of(workspace) as run:
+        fetch(quote(run))
+        calibrate(quote(run))
+        measure_dense(quote(run))
+        prune(run)
+        materialize(quote(run))
+        measure_pruned(quote(run))
+        draw(quote(run))
+        registration = register(quote(run))
+        return summarize(run, registration)
+
+
+@dataclass
+class Run:
+    """One run of the flow: the settings it started with, and what became of each stage."""
+
+    ws: Workspace
+    started: Started
+    outcomes: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return self.started.settings
+
+    def stage(self, name: str, work: Callable[[], object] | None = None) -> None:
+        """Do a stage, unless DVC has its result."""
+        begin = time.perf_counter()
+        stage = STAGES[name]
+        outcome = run_if_changed(self.ws, name, work or (lambda: stage.work(self.ws, self.settings)), self.started)
+        self.outcomes[name] = outcome
+        self.seconds[name] = round(time.perf_counter() - begin, 3)
+        logger.info("%s: %s", name, f"done in {self.seconds[name]:.1f} s" if outcome == "ran" else outcome)
+
+
+@contextmanager
+def run_of(workspace: str) -> Iterator[Run]:
+    """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
+    ws = Workspace.at(workspace)
+    with workspace_lock(ws):
+        clear_leftovers(ws)
+        started = start_run(ws)
+        registry.check_reachable(ws)
+        yield Run(ws, started)
+
+
+@task(name="fetch", **_PLAIN)
+def fetch(run: Run) -> None:
+    run.stage("sources")
+
+
+@task(name="calibrate", **_PLAIN)
+def calibrate(run: Run) -> None:
+    run.stage("calibration")
+
+
+@task(name="measure dense", **_PLAIN)
+def measure_dense(run: Run) -> None:
+    run.stage("baseline")
+
+
+def prune(run: Run) -> None:
+    """The prune stage: one Prefect task per decoder layer."""
+    run.stage("prune", lambda: pruning.prune(run.ws, run.settings, do_layer=_prune_layer))
+
+
+def _prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":
+    name = f"prune layer {index + 1:02d} of {pruning_run.layer_count}"
+    return prune_layer.with_options(name=name, task_run_name=name)(quote(pruning_run), index)
+
+
+@task(**_PLAIN)
+def prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":
+    record = pruning_run.layer(index)
+    shares = ", ".join(f"{projection} {share:.4f}" for projection, share in record.sparsity.items())
+    how = "kept from an earlier run" if record.resumed else f"{record.seconds:.1f} s"
+    get_run_logger().info(
+        "layer %d: sparsity %s; relative output error %.4g; %s", index, shares, record.relative_error, how
+    )
+    return record
+
+
+@task(name="materialize", **_PLAIN)
+def materialize(run: Run) -> None:
+    run.stage("materialize")
+
+
+@task(name="measure pruned", **_PLAIN)
+def measure_pruned(run: Run) -> None:
+    run.stage("evaluate")
+
+
+@task(name="draw", **_PLAIN)
+def draw(run: Run) -> None:
+    run.stage("report")
+
+
+@task(name="register", **_PLAIN)
+def register(run: Run) -> registry.Registration:
+    return registry.register(run.ws, run.settings, provenance(run.ws, run.seconds))
+
+
+def summarize(run: Run, registration: registry.Registration) -> Summary:
+    """What the person sees at the end."""
+    return Summary.of(read_json(run.ws.metrics / "evaluation.json"), registration, run.outcomes, run.seconds)

@@ -1,0 +1,119 @@
+"""`dass init`: a workspace anywhere, with settings that can be read and a pipeline that follows the installed code."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dass.errors import InputError
+from flows.overrides import parse_changes, rewrite
+from tasks.workspace import Workspace
+
+# template -> where it goes
+_FILES = {
+    "params.yaml": "params.yaml",
+    "dvc.yaml": "dvc.yaml",
+    "dvcignore": ".dvcignore",
+    "gitignore": ".gitignore",
+    "dvc/config": ".dvc/config",
+    "dvc/gitignore": ".dvc/.gitignore",
+}
+
+
+def make_workspace(
+    folder: Path,
+    model: str | None = None,
+    calibration: str | None = None,
+    evaluation: str | None = None,
+    changes: Sequence[str] = (),
+) -> Workspace:
+    """Make a workspace in `folder`, complete or not at all.
+
+    Args:
+        folder: a new or existing folder. Files of its own stay, except that they must not be a workspace already.
+        model, calibration, evaluation: uris that replace the default sources, digests dropped.
+        changes: `section.key=value` settings that differ from the defaults.
+
+    Raises:
+        InputError: there is a workspace already, a setting cannot be used, or a source is missing.
+    """
+    root = folder.resolve()
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file: name a folder to make the workspace in.")
+    for name in ("params.yaml", "dvc.yaml", ".dvc", "dass.lock.json"):
+        if (root / name).exists():
+            raise InputError(f"{root} has a {name} already: nothing was changed. Name another folder.")
+    sources = {"model": model, "calibration": calibration, "evaluation": evaluation}
+    wanted: list[tuple[str, Any]] = [
+        (f"sources.{name}", {"uri": _absolute(uri)}) for name, uri in sources.items() if uri is not None
+    ]
+    if model is not None:
+        wanted.append(("register.model", registered_name(model)))
+    nearest = next(parent for parent in (root, *root.parents) if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".dass-init-", dir=nearest) as temporary:
+        prepared = Path(temporary)
+        _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=_git_would_track(nearest, root))
+        from tasks.versioning import pin_inputs
+
+        pin_inputs(Workspace.at(prepared))
+        shutil.rmtree(prepared / ".dvc" / "tmp", ignore_errors=True)
+        root.mkdir(parents=True, exist_ok=True)
+        for entry in prepared.iterdir():
+            _move(entry, root)
+    return Workspace.at(root)
+
+
+def registered_name(model: str) -> str:
+    """A registered model's name from a model's uri: "org/Name-1B@main" becomes "name-1b-dass"."""
+    last = model.split("#")[0].rstrip("/").split("/")[-1].split("@")[0]
+    words = re.sub(r"[^a-z0-9.]+", "-", last.lower().removesuffix(".gguf")).strip("-.")
+    return f"{words or 'model'}-dass"
+
+
+def template(name: str) -> str:
+    """The text of one template."""
+    return resources.files("flows").joinpath("templates", *name.split("/")).read_text(encoding="utf-8")
+
+
+def _write_files(root: Path, wanted: list[tuple[str, Any]], in_git: bool) -> None:
+    for name, target in _FILES.items():
+        text = template(name)
+        if name == "params.yaml" and wanted:
+            text = rewrite(text, wanted, "dass init")[1]
+        if name == "dvc/config" and not in_git:
+            text = text.replace("[core]\n", "[core]\n    no_scm = true\n")
+        (root / target).parent.mkdir(exist_ok=True)
+        (root / target).write_text(text, encoding="utf-8")
+
+
+def _absolute(uri: str) -> str:
+    """A path that exists here is meant from here, not from the workspace."""
+    return str(Path(uri).resolve()) if Path(uri).exists() else uri
+
+
+def _git_would_track(existing: Path, root: Path) -> bool:
+    """True inside a git work tree that does not ignore `root`: DVC then leaves its small files to git."""
+
+    def git(*arguments: str) -> int | None:
+        try:
+            return subprocess.run(["git", "-C", str(existing), *arguments], capture_output=True).returncode
+        except OSError:
+            return None
+
+    ignored = os.path.relpath(root / "dvc.yaml", existing)
+    return git("rev-parse", "--is-inside-work-tree") == 0 and git("check-ignore", "--quiet", ignored) == 1
+
+
+def _move(entry: Path, root: Path) -> None:
+    target = root / entry.name
+    if entry.name in (".gitignore", ".dvcignore") and target.exists():  # the folder's own rules stay; ours are added
+        known = target.read_text(encoding="utf-8")
+        missing = [line for line in entry.read_text(encoding="utf-8").splitlines() if line not in known.splitlines()]
+        target.write_text(known.rstrip("\n") + "\n" + "\n".join(missing) + "\n", encoding="utf-8")
+        return
+    os.replace(entry, target)

@@ -1,0 +1,106 @@
+"""`-S section.key=value`: change params.yaml where it stands, comments and all, or not at all."""
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from dass.errors import InputError
+from tasks.files import complete_file
+from tasks.settings import read_params, validate_settings
+from tasks.workspace import Workspace
+
+
+def change_settings(ws: Workspace, changes: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+    """Write `section.key=value` pairs into params.yaml, after checking the settings they give as a whole.
+
+    Returns:
+        What changed: key -> (value before, value now).
+
+    Raises:
+        InputError: a change cannot be read, names nothing, or gives settings that cannot be used. Nothing is written.
+    """
+    wanted = parse_changes(changes)
+    if not wanted:
+        return {}
+    read_params(ws.params)  # says in one line what is wrong with the file, if anything is
+    text = ws.params.read_text(encoding="utf-8")
+    changed, now = rewrite(text, wanted, "-S")
+    if now != text:
+        with complete_file(ws.params) as temporary:
+            temporary.write_text(now, encoding="utf-8")
+            temporary.chmod(ws.params.stat().st_mode)
+    return changed
+
+
+def rewrite(text: str, wanted: Iterable[tuple[str, Any]], origin: str) -> tuple[dict[str, tuple[Any, Any]], str]:
+    """The text of params.yaml with values replaced and comments kept, and what changed.
+
+    Raises:
+        InputError: a key leads nowhere, or the new settings cannot be used.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    document = yaml.load(text)
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key, value in wanted:
+        before = _put(document, key, value, origin)
+        if before != value or type(before) is not type(value):
+            changed[key] = (before, value)
+    validate_settings(_plain(document), origin)
+    if not changed:
+        return {}, text
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return changed, stream.getvalue()
+
+
+def parse_changes(changes: Iterable[str]) -> list[tuple[str, Any]]:
+    """Read `section.key=value` pairs; the value is YAML 1.2.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    return [_parse(change) for change in changes]
+
+
+def _parse(change: str) -> tuple[str, Any]:
+    key, equals, text = change.partition("=")
+    if not equals or "." not in key:
+        raise InputError(f"-S {change}: expected section.key=value, for example -S prune.sparsity=0.6")
+    try:
+        return key.strip(), YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise InputError(f"-S {change}: the value is not YAML") from None
+
+
+def _put(document: CommentedMap, key: str, value: Any, origin: str) -> Any:
+    *parents, last = key.split(".")
+    place: Any = document
+    for parent in parents:
+        place = place.get(parent) if isinstance(place, Mapping) else None
+    if not isinstance(place, CommentedMap):
+        raise InputError(f"{origin} {key}: unknown key. See the sections of params.yaml.")
+    before = _plain(place.get(last))
+    # Quoted, so that a reader of YAML 1.1 does not take 2:4 for the number 124.
+    ratio = isinstance(value, str) and re.fullmatch(r"\d+(:\d+)+", value)
+    place[last] = DoubleQuotedScalarString(value) if ratio else value
+    return before
+
+
+def _plain(value: Any) -> Any:
+    """The value without what keeps its comments and quotes."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value

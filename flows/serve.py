@@ -1,0 +1,52 @@
+"""`dass serve`: the flow on a schedule, with nothing else installed."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from dass.errors import InputError
+from flows.prefect_api import check_api, own_server
+from tasks.settings import load_settings
+from tasks.workspace import Workspace
+
+
+def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Run the flow in `ws` whenever `cron` (UTC) says so, one run at a time, until the process is stopped.
+
+    Args:
+        tell: called once when the schedule is kept, with {"workspace", "cron", "api", "ui"}.
+
+    Raises:
+        InputError: the cron expression or the settings cannot be used, or PREFECT_API_URL does not answer.
+    """
+    _check_cron(cron)
+    load_settings(ws.params)
+    check_api()
+    given = os.environ.get("PREFECT_API_URL")
+    with nullcontext(given) if given else own_server() as api:
+        from prefect.flows import EntrypointType
+
+        from flows.compress import compress
+
+        tell({"workspace": str(ws.root), "cron": cron, "api": api, "ui": api.removesuffix("/api")})
+        compress.serve(
+            name="scheduled",
+            cron=cron,
+            parameters={"workspace": str(ws.root)},
+            limit=1,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            print_starting_message=False,
+        )
+
+
+def _check_cron(cron: str) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+    from pydantic import ValidationError
+
+    try:
+        CronSchedule(cron=cron)
+    except ValidationError:
+        raise InputError(
+            f'--cron "{cron}" is not a schedule: expected minute hour day month weekday, for example "0 2 * * *"'
+        ) from None

@@ -1,0 +1,52 @@
+"""The stages: one name in dvc.yaml, on the command line and here, and the function that does the work."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.code import STAGE_MODULES
+from tasks.settings import Settings
+from tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml. Its function is imported when it is first wanted: torch takes seconds."""
+
+    name: str
+    function: str
+    help: str
+
+    def work(self, ws: Workspace, settings: Settings) -> object:
+        """Do the work, as a plain function: no Prefect, no DVC."""
+        function: Callable[[Workspace, Settings], object] = getattr(
+            importlib.import_module(STAGE_MODULES[self.name]), self.function
+        )
+        return function(ws, settings)
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("sources", "fetch_base", "Fetch the model into artifacts/base."),
+        Stage("calibration", "cache_windows", "Draw the calibration windows into artifacts/calibration."),
+        Stage("baseline", "evaluate_dense", "Measure the dense model into artifacts/evaluation."),
+        Stage("prune", "prune", "Prune layer by layer into artifacts/masks."),
+        Stage("materialize", "materialize", "Write base times masks into artifacts/pruned."),
+        Stage("evaluate", "evaluate_pruned", "Measure artifacts/pruned into metrics/evaluation.json."),
+        Stage("report", "draw_plots", "Draw plots/layers.png and plots/norms.png."),
+    )
+}
+
+
+def run_stage(ws: Workspace, name: str) -> None:
+    """What `dvc repro` calls: one stage's work, which fails when its inputs change meanwhile.
+
+    Raises:
+        InputError: bad settings, or another run holds the workspace.
+        InputsChangedError: an input changed while the stage worked.
+    """
+    from tasks.versioning import watched_inputs, workspace_lock
+
+    with workspace_lock(ws), watched_inputs(ws, name) as settings:
+        STAGES[name].work(ws, settings)

@@ -1,0 +1,120 @@
+"""What a run ends with: one table, and the commands that open what was made."""
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from tasks.registry import Registration
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of one run.
+
+    Attributes:
+        dense: perplexity of the dense model.
+        pruned: perplexity of the pruned model.
+        ratio: pruned / dense.
+        context_length: tokens a window, without which a perplexity says little.
+        tokens: predicted tokens.
+        sparsity: shares of zeros in the pruned checkpoint, {"mlp", "model"}.
+        stages: stage -> "ran", "restored" or "unchanged".
+        seconds: stage -> seconds in this run.
+        model: registered model's name.
+        version: registered version.
+        created: False when this very result was registered before.
+        run_id: MLflow run.
+        tracking_uri: where MLflow keeps it.
+    """
+
+    dense: float
+    pruned: float
+    ratio: float
+    context_length: int
+    tokens: int
+    sparsity: dict[str, float]
+    stages: dict[str, str]
+    seconds: dict[str, float]
+    model: str
+    version: str
+    created: bool
+    run_id: str
+    tracking_uri: str
+
+    @classmethod
+    def of(
+        cls,
+        evaluation: dict[str, Any],
+        registration: "Registration",
+        stages: dict[str, str],
+        seconds: dict[str, float],
+    ) -> "Summary":
+        """Put together from metrics/evaluation.json and what the registry answered."""
+        return cls(
+            dense=evaluation["dense"]["perplexity"],
+            pruned=evaluation["pruned"]["perplexity"],
+            ratio=evaluation["ratio"],
+            context_length=evaluation["context_length"],
+            tokens=evaluation["tokens"],
+            sparsity=evaluation["sparsity"],
+            stages=stages,
+            seconds=seconds,
+            model=registration.model,
+            version=str(registration.version),
+            created=registration.created,
+            run_id=registration.run_id,
+            tracking_uri=registration.tracking_uri,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> "Table":
+        """One table for the terminal."""
+        from rich.table import Table
+
+        ran = [f"{stage} {self.seconds[stage]:.1f}" for stage, outcome in self.stages.items() if outcome == "ran"]
+        table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
+        table.add_row("dense perplexity", f"{self.dense:.3f}")
+        table.add_row("pruned perplexity", f"{self.pruned:.3f}")
+        table.add_row("ratio", f"{self.ratio:.3f}")
+        table.add_row("measured on", f"{self.tokens:,} tokens, context length {self.context_length}")
+        table.add_row("MLP sparsity", f"{self.sparsity['mlp']:.2%}")
+        table.add_row("model sparsity", f"{self.sparsity['model']:.2%}")
+        table.add_row(
+            "seconds", f"{sum(self.seconds.values()):.1f}" + (f" ({', '.join(ran)})" if ran else " (unchanged)")
+        )
+        known = "" if self.created else " (was registered before)"
+        table.add_row("registered", f"{self.model} version {self.version}{known}")
+        return table
+
+
+def opening_commands(ws: Workspace, tracking_uri: str) -> dict[str, str]:
+    """The commands that open the MLflow UI, the Prefect UI and the result itself."""
+    api = os.environ.get("PREFECT_API_URL")
+    home = shlex.quote(os.environ.get("PREFECT_HOME", str(ws.private / "prefect")))
+    prefect = f"PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME={home} {_tool('prefect')} server start"
+    mlflow = f"MLFLOW_DISABLE_TELEMETRY=true {_tool('mlflow')} ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    here = Path.cwd() == ws.root
+    return {
+        "MLflow UI": tracking_uri if tracking_uri.startswith("http") else mlflow,
+        "Prefect UI": api.removesuffix("/api") if api else prefect,
+        "this result": f"{_tool('dass')} show" + ("" if here else f" --workspace {shlex.quote(str(ws.root))}"),
+    }
+
+
+def _tool(name: str) -> str:
+    """The short name when the shell would find this environment's own tool, else the way that works everywhere."""
+    own = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found and own.exists() and Path(found).samefile(own):
+        return name
+    return f"{shlex.quote(sys.executable)} -m {'flows' if name == 'dass' else name}"
