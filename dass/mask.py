@@ -88,11 +88,11 @@ def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
     )
     group_axis = 1 if axis == 0 else 2
     members = score_OC.reshape(shape).unbind(group_axis)
-    keep = []
+    kept_members: list[Tensor] = []
     for i, score in enumerate(members):
         rank = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
         for j, other in enumerate(members):
             if j != i:
                 rank += (other <= score) if j < i else (other < score)
-        keep.append(rank >= removed)
-    return torch.stack(keep, dim=group_axis).view(rows, columns)
+        kept_members.append(rank >= removed)
+    return torch.stack(kept_members, dim=group_axis).view(rows, columns)

@@ -4,6 +4,7 @@ The mask is the artifact: base × masks is the pruned model.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,14 @@ class MaskFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, float]:
+    """Share of weights the masks remove: of the MLP weights ("mlp") and of the whole model ("model")."""
+    removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    in_mlps = sum(math.prod(base.shape(name)) for name in masks)
+    in_model = sum(math.prod(place.shape) for place in base.stored.values())
+    return {"mlp": removed / in_mlps, "model": removed / in_model}
 
 
 def apply_to_checkpoint(base: Checkpoint, masks: Mapping[str, Tensor], folder: Path) -> None:

@@ -122,10 +122,8 @@ def _parameters_on_meta() -> Iterator[None]:
     """Modules made inside keep real buffers and get parameters without memory."""
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:
