@@ -1,7 +1,7 @@
 """Perplexity: exp of the mean loss of every token that has a token before it in its window.
 
-W windows, L tokens in a window, V vocabulary, N tokens scored. The first token of a window is given, not
-predicted, so a window scores L − 1 tokens and the windows score N = W · (L − 1). This is the definition behind the tables of
+W windows, L tokens in a window, V vocabulary, N tokens scored. The first token of a window is given, not predicted,
+so a window scores L − 1 tokens and the windows score N = W · (L − 1). This is the definition behind the tables of
 arXiv 2405.01943: windows do not overlap and nothing is carried from one to the next.
 """
 
@@ -16,13 +16,14 @@ from dass.errors import InputError, NumericalError
 # Logits are by far the largest tensor (Gemma: V = 262144). Entries alive at once, before and after float32.
 _LOGITS_AT_ONCE = 2**27
 _FLOAT32_LOGITS_AT_ONCE = 2**25
+_BATCH_TOKENS = 4096
 
 
 @torch.inference_mode()
 def mean_loss(
     model: PreTrainedModel,
     windows_WL: torch.Tensor,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> float:
     """Mean cross entropy in nats over the N predicted tokens, summed in float64.
@@ -30,7 +31,8 @@ def mean_loss(
     Args:
         model: a causal LM in eval mode, on the device to compute on. Not changed.
         windows_WL: token ids, LongTensor (windows, length ≥ 2).
-        batch_tokens: tokens computed at once. A batch holds whole windows, at least one.
+        batch_tokens: tokens computed at once; None chooses. A batch holds whole windows, at least one, and
+            fewer than asked for where their logits would take too much memory.
         on_batch: called after each batch with the number of windows it held.
 
     Raises:
@@ -39,8 +41,11 @@ def mean_loss(
     """
     windows, length = windows_WL.shape
     if windows == 0 or length < 2:
-        raise InputError(f"The windows are {windows} × {length} tokens: expected at least 1 window of at least 2 tokens.")
-    rows = max(1, min(batch_tokens, _LOGITS_AT_ONCE // model.config.get_text_config().vocab_size) // length)
+        raise InputError(
+            f"The windows are {windows} × {length} tokens: expected at least 1 window of at least 2 tokens."
+        )
+    affordable = _LOGITS_AT_ONCE // model.config.get_text_config().vocab_size
+    rows = max(1, min(batch_tokens or _BATCH_TOKENS, affordable) // length)
     total = 0.0
     for start in range(0, windows, rows):
         batch_WL = windows_WL[start : start + rows].to(model.device)
@@ -48,7 +53,9 @@ def mean_loss(
         for offset in range(len(batch_WL)):
             loss = _summed_loss(logits_WLV[offset, :-1], batch_WL[offset, 1:])
             if not math.isfinite(loss):
-                raise NumericalError(f"The loss of window {start + offset} of {windows} is {loss}: the model computes NaN or infinity.")
+                raise NumericalError(
+                    f"The loss of window {start + offset} of {windows} is {loss}: the model computes NaN or infinity."
+                )
             total += loss
         if on_batch is not None:
             on_batch(len(batch_WL))
@@ -74,4 +81,6 @@ def perplexity(loss: float) -> float:
     try:
         return math.exp(loss)
     except OverflowError:
-        raise NumericalError(f"The mean loss is {loss:g} nats a token: its perplexity is too large to write down.") from None
+        raise NumericalError(
+            f"The mean loss is {loss:g} nats a token: its perplexity is too large to write down."
+        ) from None

@@ -1,6 +1,6 @@
 """How many weights of a saved checkpoint are zero: counted, not taken from what was asked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,27 +33,28 @@ class ZeroCount:
         return self.model_zeros / self.model_weights
 
 
-def count_zeros(tensors: Mapping[str, torch.Tensor], mlp_names: Iterable[str]) -> ZeroCount:
-    """Count the entries equal to zero (+0.0 or −0.0), one tensor in memory at a time.
+def count_zeros(tensors: Iterable[tuple[str, torch.Tensor]], mlp_names: Iterable[str]) -> ZeroCount:
+    """Count the entries equal to zero (+0.0 or −0.0).
 
     Args:
-        tensors: name -> weights of any shape. May read each tensor from disk when it is asked for.
+        tensors: names and weights of any shape, each taken once and let go: they may come from disk one by one.
         mlp_names: which of them are MLP weights.
 
     Raises:
         InputError: a named tensor is not there, or none is named.
     """
-    named = set(mlp_names)
-    missing = sorted(named - set(tensors))
-    if missing or not named:
-        raise InputError(f"The checkpoint has no {missing[0]}." if missing else "No MLP weights are named: nothing to count.")
+    missing = set(mlp_names)
+    if not missing:
+        raise InputError("No MLP weights are named: nothing to count.")
     mlp_zeros = mlp_weights = model_zeros = model_weights = 0
-    for name in tensors:
-        tensor = tensors[name]
+    for name, tensor in tensors:
         zeros = tensor.numel() - int(torch.count_nonzero(tensor))
         model_zeros += zeros
         model_weights += tensor.numel()
-        if name in named:
+        if name in missing:
+            missing.remove(name)
             mlp_zeros += zeros
             mlp_weights += tensor.numel()
+    if missing:
+        raise InputError(f"The checkpoint has no {min(missing)}.")
     return ZeroCount(mlp_zeros, mlp_weights, model_zeros, model_weights)
