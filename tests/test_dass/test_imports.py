@@ -1,0 +1,81 @@
+"""`dass` stands alone: torch, transformers, safetensors and the standard library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = {"torch", "transformers", "safetensors", "dass", *sys.stdlib_module_names}
+
+# Everything the product needs elsewhere is made impossible to import, then every module of dass is imported and a
+# model is pruned. (transformers asks whether optional packages are there; a finder that answers no is not an error.)
+PROGRAM = """
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+
+FORBIDDEN = {"prefect", "mlflow", "dvc", "datasets", "pydantic", "rich", "typer", "matplotlib", "ruamel", "pandas", "tasks", "flows"}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in FORBIDDEN:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import dass
+for module in iter_modules(dass.__path__):
+    import_module(f"dass.{module.name}")
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+report = dass.prune(LlamaForCausalLM(config), torch.arange(32).view(2, 16), pattern="2:4")
+assert report.sparsity == 0.5
+{extra}
+"""
+
+
+def run_alone(extra: str = "") -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.replace("{extra}", extra)
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def imported_by(source: str) -> set[str]:
+    """Top-level packages a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_dass_works_where_nothing_else_is_installed() -> None:
+    finished = run_alone()
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_check_above_can_fail() -> None:
+    finished = run_alone("import prefect")
+    assert finished.returncode != 0
+    assert "ModuleNotFoundError: prefect" in finished.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dass").glob("*.py")), ids=lambda path: path.name)
+def test_every_import_is_an_allowed_one(path: Path) -> None:
+    assert imported_by(path.read_text(encoding="utf-8")) <= ALLOWED
+
+
+def test_importing_dass_alone_does_not_import_torch() -> None:
+    program = "import dass, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_public_names_are_these() -> None:
+    import dass
+
+    assert set(dass.__all__) == {"InputError", "NumericalError", "PruneReport", "prune"}
+    assert all(getattr(dass, name) for name in dass.__all__)
