@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InputError", "NumericalError", "PruneReport", "prune"]
 
-_HOME = {"PruneReport": "dass.prune", "prune": "dass.api"}
+_HOME = {"PruneReport": "dass.api", "prune": "dass.api"}
 
 
 def __getattr__(name: str) -> Any:

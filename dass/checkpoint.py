@@ -166,7 +166,7 @@ def _copy_tensor(
         if after is None:
             target.write(buffer)
             return
-        assert after.shape == before.shape and after.dtype == before.dtype, name
+        assert (after.shape, after.dtype) == (before.shape, before.dtype), name
         target.write(after.contiguous().view(-1).view(torch.uint8).numpy().data)
         return
     for begin in range(0, size, _CHUNK_BYTES):

@@ -5,11 +5,10 @@ it runs once with every layer replaced by a recorder. So no family's forward is 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -77,10 +76,8 @@ class Decoder:
         hidden: list[Tensor] = []
         calls: list[LayerCall] = []
         with _recorders(self._layers, hidden, calls):
-            try:
+            with suppress(_EveryLayerSeen):
                 self.model.base_model(input_ids=input_ids_BT.to(self.device), use_cache=False)
-            except _EveryLayerSeen:
-                pass
         assert len(calls) == len(self)
         return hidden[0], calls
 

@@ -119,7 +119,8 @@ class LayerwisePruner:
         """
         if input_ids_ST.dim() != 2 or input_ids_ST.is_floating_point() or 0 in input_ids_ST.shape:
             raise InputError(
-                f"input_ids is {tuple(input_ids_ST.shape)} {input_ids_ST.dtype}: expected whole numbers of shape (samples, length)."
+                f"input_ids is {tuple(input_ids_ST.shape)} {input_ids_ST.dtype}: "
+                "expected whole numbers of shape (samples, length)."
             )
         check_fits(decoder, what)
         self._decoder, self._plan = decoder, what

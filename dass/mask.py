@@ -73,7 +73,8 @@ def _keep_above_kth(score_NR: Tensor, removed: int) -> Tensor:
 
 
 def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
-    assert pattern.group is not None and pattern.keep is not None
+    assert pattern.group is not None
+    assert pattern.keep is not None
     rows, columns = score_OC.shape
     check_divisible(score_OC.shape[axis], pattern, f"axis {axis} of a {rows} × {columns} matrix")
     removed = pattern.group - pattern.keep

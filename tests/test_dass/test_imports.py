@@ -17,7 +17,9 @@ import sys
 from importlib import import_module
 from pkgutil import iter_modules
 
-FORBIDDEN = {"prefect", "mlflow", "dvc", "datasets", "pydantic", "rich", "typer", "matplotlib", "ruamel", "pandas", "tasks", "flows"}
+FORBIDDEN = set(
+    "prefect mlflow dvc datasets pydantic rich typer matplotlib ruamel pandas tasks flows".split()
+)
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):

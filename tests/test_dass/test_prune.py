@@ -131,7 +131,7 @@ def test_tokens_of_a_wrong_shape_are_refused() -> None:
 
 def test_a_model_without_glu_is_told_what_was_found() -> None:
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=4, vocab_size=300)
-    with pytest.raises(InputError, match="no GLU MLP: found .*mlp.c_fc"):
+    with pytest.raises(InputError, match=r"no GLU MLP: found .*mlp\.c_fc"):
         dass.prune(AutoModelForCausalLM.from_config(config), tiny_tokens())
 
 
