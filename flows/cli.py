@@ -1,8 +1,11 @@
 """The command line. It reads arguments and prints; the work is elsewhere, and imported when it is wanted."""
 
+import errno
 import json
 import logging
 import os
+import re
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,13 @@ from flows.environment import configure
 from flows.stages import STAGES, run_stage
 from tasks.workspace import Workspace
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _STAGES_PANEL = "Stages (what dvc repro calls)"
+_STAGE_HELP = (
+    "Plain work, without Prefect. The settings are read once; the status is 1 when an input changed meanwhile."
+)
 
 app = typer.Typer(
     name="dass",
@@ -201,7 +209,9 @@ def _stage_command(name: str) -> Callable[[Path, bool], None]:
 
 
 for _stage in STAGES.values():
-    app.command(_stage.name, help=_stage.help, rich_help_panel=_STAGES_PANEL)(_stage_command(_stage.name))
+    app.command(_stage.name, help=f"{_stage.help}\n\n{_STAGE_HELP}", rich_help_panel=_STAGES_PANEL)(
+        _stage_command(_stage.name)
+    )
 
 
 def main() -> None:
@@ -216,36 +226,44 @@ def run_command(arguments: list[str]) -> int:
         0 done, 1 failed, 2 bad input, 130 interrupted. What went wrong is one line on standard error.
     """
     try:
-        return int(app(arguments, prog_name="dass", standalone_mode=False) or DONE)
+        status = int(app(arguments, prog_name="dass", standalone_mode=False) or DONE)
     except Exception as error:
         if os.environ.get("DASS_DEBUG"):
             raise
         status, message = _judged(error)
-        print(f"dass: {' '.join(message.split())}", file=sys.stderr)
-        return status
-    except KeyboardInterrupt:
-        print("dass: interrupted. Finished layers are kept; run again to go on.", file=sys.stderr)
-        return INTERRUPTED
+        _tell(f"dass: {' '.join(message.split())}")
+    if status == INTERRUPTED:
+        _tell("dass: interrupted. Finished layers are kept; run again to go on.")
+    return status
 
 
 def _judged(error: Exception) -> tuple[int, str]:
     """Exit status and message of an error. Ours say what to do; others are named, and DASS_DEBUG=1 shows them whole."""
-    from typer.exceptions import Abort, TyperException
+    from typer.exceptions import TyperException
 
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
-    if isinstance(error, NumericalError):
-        return FAILED, str(error)
-    if isinstance(error, Abort):
-        return INTERRUPTED, "interrupted. Finished layers are kept; run again to go on."
     if isinstance(error, TyperException):
         return BAD_INPUT, f"{error.format_message()} See: dass --help"
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return BAD_INPUT, f"{place}{error.strerror}. Free space or permissions are needed there, then run again."
-    if type(error).__module__ == "tasks.versioning":
+    if refused := _refused_by_the_disk(error):
+        return BAD_INPUT, f"{refused}. Free space or permissions are needed there, then run again."
+    if isinstance(error, NumericalError) or type(error).__module__.startswith("tasks."):
         return FAILED, str(error)
     return FAILED, f"{type(error).__name__}: {error} (DASS_DEBUG=1 shows where)"
+
+
+def _refused_by_the_disk(error: BaseException | None) -> str | None:
+    """What could not be written, when that is why `error` came about: full, read-only or not ours."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_DISK_SQLITE):
+            return f"a database: {error}"
+        if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors and tokenizers write in Rust
+            number = int(match[1])
+            return os.strerror(number) if number in _DISK else None
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _open(folder: Path) -> Workspace:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
@@ -36,25 +35,28 @@ def compress(workspace: str) -> Summary:
         workspace: the folder with params.yaml, dvc.yaml and .dvc.
     """
     with run_of(workspace) as run:
-        fetch(quote(run))
-        calibrate(quote(run))
-        measure_dense(quote(run))
+        fetch(run)
+        calibrate(run)
+        measure_dense(run)
         prune(run)
-        materialize(quote(run))
-        measure_pruned(quote(run))
-        draw(quote(run))
-        registration = register(quote(run))
+        materialize(run)
+        measure_pruned(run)
+        draw(run)
+        registration = register(run)
         return summarize(run, registration)
 
 
-@dataclass
 class Run:
-    """One run of the flow: the settings it started with, and what became of each stage."""
+    """One run of the flow: the settings it started with, and what became of each stage.
 
-    ws: Workspace
-    started: Started
-    outcomes: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    Not a dataclass: Prefect looks into those that a task is given, and copies them.
+    """
+
+    def __init__(self, ws: Workspace, started: Started) -> None:
+        self.ws = ws
+        self.started = started
+        self.outcomes: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
 
     @property
     def settings(self) -> Settings:
@@ -107,13 +109,13 @@ def _prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":
 
 
 @task(**_PLAIN)
-def prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":
-    record = pruning_run.layer(index)
-    shares = ", ".join(f"{projection} {share:.4f}" for projection, share in record.sparsity.items())
-    how = "kept from an earlier run" if record.resumed else f"{record.seconds:.1f} s"
-    get_run_logger().info(
-        "layer %d: sparsity %s; relative output error %.4g; %s", index, shares, record.relative_error, how
-    )
+def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arrives quoted, and is unquoted on the way
+    record: LayerRecord = pruning_run.layer(index)
+    report = record.report
+    shares = ", ".join(f"{projection} {share:.4f}" for projection, share in report.sparsity.items())
+    how = "finished by an earlier run" if record.resumed else f"{report.seconds:.1f} s"
+    error = f"relative output error {report.relative_error:.4g}"
+    get_run_logger().info("layer %d: sparsity %s; %s; %s", index, shares, error, how)
     return record
 
 

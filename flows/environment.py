@@ -1,16 +1,16 @@
 """Defaults of the tools' environment. Set before Prefect, MLflow or DVC is imported; what the caller set stays."""
 
 import os
-import sys
 from pathlib import Path
 
-_DEFAULTS = {
-    # Nothing leaves the machine.
+NOTHING_LEAVES = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+_DEFAULTS = {
     # Prefect's log goes to its own database; the terminal shows dass's lines and errors.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "dass",
@@ -26,7 +26,5 @@ _DEFAULTS = {
 
 def configure(root: Path) -> None:
     """Set the defaults for work in the workspace at `root`. PREFECT_HOME is inside it unless it is set."""
-    loaded = {"prefect", "mlflow", "dvc"} & set(sys.modules)
-    assert not loaded or "PREFECT_HOME" in os.environ, f"environment set too late: {loaded} already imported"
-    for name, value in {**_DEFAULTS, "PREFECT_HOME": str(root / ".dass" / "prefect")}.items():
+    for name, value in {**NOTHING_LEAVES, **_DEFAULTS, "PREFECT_HOME": str(root / ".dass" / "prefect")}.items():
         os.environ.setdefault(name, value)

@@ -14,10 +14,10 @@ from dass.errors import InputError
 from flows.overrides import parse_changes, rewrite
 from tasks.workspace import Workspace
 
-# template -> where it goes
+# template -> where it goes. None is named dvc.yaml: DVC would take it for a pipeline of the repository's own.
 _FILES = {
     "params.yaml": "params.yaml",
-    "dvc.yaml": "dvc.yaml",
+    "pipeline.yaml": "dvc.yaml",
     "dvcignore": ".dvcignore",
     "gitignore": ".gitignore",
     "dvc/config": ".dvc/config",
@@ -60,7 +60,7 @@ def make_workspace(
         _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=_git_would_track(nearest, root))
         from tasks.versioning import pin_inputs
 
-        pin_inputs(Workspace.at(prepared))
+        pin_inputs(Workspace.at(prepared), root)
         shutil.rmtree(prepared / ".dvc" / "tmp", ignore_errors=True)
         root.mkdir(parents=True, exist_ok=True)
         for entry in prepared.iterdir():

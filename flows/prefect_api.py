@@ -41,9 +41,13 @@ def own_server() -> Iterator[str]:
         port = probe.getsockname()[1]
     api = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "flows.prefect_api", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    # In a session of its own: Ctrl-C is for us, and the server must outlive our last call to it.
-    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for us: the server must outlive our last call to it
+    )
     try:
         deadline = time.monotonic() + _STARTUP_SECONDS
         while not _answers(api):

@@ -1,6 +1,7 @@
 """`dass serve`: the flow on a schedule, with nothing else installed."""
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -20,15 +21,18 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
     Raises:
         InputError: the cron expression or the settings cannot be used, or PREFECT_API_URL does not answer.
     """
-    _check_cron(cron)
     load_settings(ws.params)
+    ws.private.mkdir(exist_ok=True)  # PREFECT_HOME is in there
+    _check_cron(cron)
     check_api()
     given = os.environ.get("PREFECT_API_URL")
     with nullcontext(given) if given else own_server() as api:
-        from prefect.flows import EntrypointType
+        from prefect.types.entrypoint import EntrypointType
 
         from flows.compress import compress
 
+        # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
+        warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
         tell({"workspace": str(ws.root), "cron": cron, "api": api, "ui": api.removesuffix("/api")})
         compress.serve(
             name="scheduled",

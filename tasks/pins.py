@@ -5,6 +5,7 @@ cannot point at code files. Both are dependencies in dvc.yaml, so DVC sees a fil
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
@@ -45,15 +46,20 @@ def pinned(ws: Workspace, source: str) -> dict[str, Any]:
     return dict(pins[source])
 
 
-def refresh_pins(ws: Workspace, settings: Settings, code_of: Iterable[str] = ()) -> dict[str, Any]:
+def refresh_pins(
+    ws: Workspace, settings: Settings, code_of: Iterable[str] = (), root: Path | None = None
+) -> dict[str, Any]:
     """Resolve every source, digest the code of the stages in `code_of`, and write dass.lock.json if it differs.
+
+    Args:
+        root: the folder that relative paths of sources start from; None is the workspace.
 
     Raises:
         InputError: a source cannot be found, or is not what its sha256 says.
     """
     given: dict[str, Source] = {name: getattr(settings.sources, name) for name in SOURCES}
     pins = {
-        "sources": {name: _pin(ws, name, source) for name, source in given.items()},
+        "sources": {name: _pin(name, source, root or ws.root) for name, source in given.items()},
         "code": {stage: code_digest(stage) for stage in sorted(code_of)},
     }
     if _current(ws) != pins:
@@ -68,9 +74,9 @@ def _current(ws: Workspace) -> dict[str, Any] | None:
         return None
 
 
-def _pin(ws: Workspace, name: str, source: Source) -> dict[str, Any]:
+def _pin(name: str, source: Source, root: Path) -> dict[str, Any]:
     if source.sha256 is not None:  # a promise already: whoever reads the source checks it
         return {"sha256": source.sha256, "revision": None}
     from tasks.sources import pin
 
-    return dict(pin(source, ws.root, "model" if name == "model" else "dataset"))
+    return dict(pin(source, root, "model" if name == "model" else "dataset"))

@@ -121,18 +121,21 @@ def clear_leftovers(ws: Workspace) -> None:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def pin_inputs(ws: Workspace) -> dict[str, Any]:
+def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
     """Write dass.lock.json for the settings and the code as they are. Call inside `workspace_lock`.
+
+    Args:
+        root: the folder that relative paths of sources start from; None is the workspace.
 
     Raises:
         InputError: the settings cannot be used, or a source is missing.
     """
     with _dvc(ws) as repo:
-        return _pin(ws, load_settings(ws.params), _stages(repo))
+        return refresh_pins(ws, load_settings(ws.params), _stages_with_pinned_code(_stages(repo)), root)
 
 
-def _pin(ws: Workspace, settings: Settings, stages: list["PipelineStage"]) -> dict[str, Any]:
-    return refresh_pins(ws, settings, code_of=[stage.name for stage in stages if _code_is_pinned(stage)])
+def _stages_with_pinned_code(stages: list["PipelineStage"]) -> list[str]:
+    return [stage.name for stage in stages if _code_is_pinned(stage)]
 
 
 def start_run(ws: Workspace) -> Started:
@@ -145,7 +148,7 @@ def start_run(ws: Workspace) -> Started:
     settings, text = _read_settings(ws)
     with _dvc(ws) as repo:
         stages = _stages(repo)
-        _pin(ws, settings, stages)
+        refresh_pins(ws, settings, _stages_with_pinned_code(stages))
         made = {out.fs_path for stage in stages for out in stage.outs}
         for stage in stages:
             _check_code(ws, stage)

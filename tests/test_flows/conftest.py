@@ -1,0 +1,147 @@
+"""Workspaces with a tiny model, real subprocesses, and one Prefect server that all of them share."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.initialise import make_workspace
+from flows.prefect_api import own_server
+from tasks.workspace import Workspace
+from tests.models import save_tiny_checkpoint, tiny_text
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "calibration.samples=300",
+    "engine.batch_tokens=32",  # a window at a time: a layer takes long enough to be interrupted
+    "calibration.sequence_length=32",
+    "evaluate.samples=4",
+    "evaluate.sequence_length=32",
+    "engine.device=cpu",
+    "register.model=tiny-dass",
+]
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Runs commands as a person would, each in a process of its own."""
+
+    environment: dict[str, str]
+
+    def __call__(
+        self, ws: Workspace, *command: str, status: int | None = 0, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the workspace and check its exit status (None: any)."""
+        done = subprocess.run(
+            self.argv(*command),
+            cwd=ws.root,
+            env={**self.environment, **env},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if status is not None:
+            assert done.returncode == status, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, ws: Workspace, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command in the workspace, leader of its own process group."""
+        return subprocess.Popen(
+            self.argv(*command),
+            cwd=ws.root,
+            env={**self.environment, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, ws: Workspace, *options: str) -> dict[str, Any]:
+        """`dass run --json`, its answer read."""
+        answer: dict[str, Any] = json.loads(self(ws, "dass", "run", "--json", *options).stdout)
+        return answer
+
+    @staticmethod
+    def argv(tool: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", {"dass": "flows"}.get(tool, tool), *arguments]
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Commands with a quiet environment and a Prefect server that is up already."""
+    home = tmp_path_factory.mktemp("home")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ours = {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "GIT_CEILING_DIRECTORIES": "/",
+    }
+    dropped = {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DASS_WORKSPACE", "DVC_ROOT"}
+    environment = {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in dropped:
+            patch.delenv(name, raising=False)
+        for name, value in ours.items():
+            patch.setenv(name, value)
+        with own_server() as api:
+            yield Commands({**environment, "PREFECT_API_URL": api})
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model ("model") and two texts ("c4.txt", "wiki.txt")."""
+    folder = tmp_path_factory.mktemp("sources")
+    save_tiny_checkpoint(folder / "model")
+    text = tiny_text(120)
+    (folder / "c4.txt").write_text(text[: len(text) // 2])
+    (folder / "wiki.txt").write_text(text[len(text) // 2 :])
+    return folder
+
+
+@pytest.fixture
+def new_workspace(commands: Commands, sources: Path, tmp_path: Path) -> Callable[[], Workspace]:
+    """Makes workspaces in which nothing has run."""
+    made: list[Workspace] = []
+
+    def make() -> Workspace:
+        folder = tmp_path / f"ws{len(made)}"
+        texts = str(sources / "c4.txt"), str(sources / "wiki.txt")
+        made.append(make_workspace(folder, str(sources / "model"), *texts, changes=TINY))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _finished(
+    commands: Commands, sources: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workspace, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("finished") / "ws"
+    texts = str(sources / "c4.txt"), str(sources / "wiki.txt")
+    ws = make_workspace(folder, str(sources / "model"), *texts, changes=TINY)
+    return ws, commands.run(ws)
+
+
+@pytest.fixture(scope="session")
+def first_answer(_finished: tuple[Workspace, dict[str, Any]]) -> dict[str, Any]:
+    """What the first `dass run --json` of the finished workspace printed."""
+    return _finished[1]
+
+
+@pytest.fixture
+def finished(_finished: tuple[Workspace, dict[str, Any]], tmp_path: Path) -> Workspace:
+    """A copy of a workspace in which `dass run` has run once."""
+    return Workspace.at(shutil.copytree(_finished[0].root, tmp_path / "finished"))

@@ -1,0 +1,184 @@
+"""The command line: help that teaches, one line for what is wrong, and the right exit status."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.cli import run_command
+from tasks.workspace import Workspace
+from tests.test_flows.conftest import ROOT, Commands
+
+COMMANDS = (
+    "init",
+    "run",
+    "show",
+    "serve",
+    "pin",
+    "sources",
+    "calibration",
+    "baseline",
+    "prune",
+    "materialize",
+    "evaluate",
+    "report",
+)
+
+
+@pytest.fixture(autouse=True)
+def _environment_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("DASS_WORKSPACE", raising=False)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """A workspace that knows the default settings."""
+    assert run_command(["init", str(tmp_path / "ws")]) == 0
+    return Workspace.at(tmp_path / "ws")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
+    capsys.readouterr()
+    assert run_command(list(arguments)) == status
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    assert line.startswith("dass: ")
+    return line
+
+
+def test_help_lists_every_command_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"│ {name} " in told for name in COMMANDS)
+    assert "dass run -S prune.sparsity=0.6" in told
+    assert 'dass serve --cron "0 2 * * *"' in told
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([name, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--json" in told
+    assert f"dass {name}" in told
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    code = "import sys, flows.cli; print({'torch', 'prefect', 'mlflow', 'dvc', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["run", "--nonsense"], "No such option: --nonsense"),
+        (["serve"], "Missing option '--cron'"),
+        (["init"], "Missing argument 'FOLDER'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_folder_that_is_no_workspace_is_told_how_to_become_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for command in (["run"], ["show"], ["prune"], ["pin"], ["serve", "--cron", "0 2 * * *"]):
+        line = refused(capsys, *command, "--workspace", str(tmp_path))
+        assert line == f"dass: {tmp_path} is not a workspace: it has no params.yaml. Run: dass init {tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("sparsity: 0.5", "sparsity: 1.5", "between 0 and 1"),
+        ("sparsity: 0.5", "sparsity: .nan", "between 0 and 1"),
+        ("pattern: unstructured", "pattern: 4:2", "removes nothing or everything"),
+        ("method: dass", "method: best", "prune.method is 'best'"),
+        ("seed: 0", "sead: 0", "params.yaml: calibration."),
+        ("prune:", "prune: [", "not YAML"),
+    ],
+)
+def test_bad_settings_are_one_line_at_every_door(
+    capsys: pytest.CaptureFixture[str], ws: Workspace, before: str, after: str, message: str
+) -> None:
+    text = ws.params.read_text()
+    assert before in text
+    ws.params.write_text(text.replace(before, after, 1))
+    for command in (["run"], ["prune"], ["pin"], ["serve", "--cron", "0 2 * * *"]):
+        assert message in refused(capsys, *command, "--workspace", str(ws.root))
+    assert sorted(path.name for path in ws.private.iterdir()) == ["lock"]
+    assert not ws.base.parent.exists()
+
+
+def test_a_refused_change_leaves_the_settings_as_they_were(capsys: pytest.CaptureFixture[str], ws: Workspace) -> None:
+    before = ws.params.read_bytes()
+    line = refused(capsys, "run", "-w", str(ws.root), "-S", "prune.pattern=1:4")
+    assert "removes exactly 0.75" in line
+    assert ws.params.read_bytes() == before
+
+
+def test_the_workspace_comes_from_the_environment_too(
+    capsys: pytest.CaptureFixture[str], ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASS_WORKSPACE", str(ws.root))
+    capsys.readouterr()
+    assert run_command(["pin", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sources"]["model"]["revision"] is None
+
+
+def test_debugging_shows_the_whole_error(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASS_DEBUG", "1")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        run_command(["run", "-w", str(ws.root), "-S", "prune.sparsity=2"])
+
+
+def test_a_read_only_workspace_is_one_line(commands: Commands, new_workspace: Callable[[], Workspace]) -> None:
+    ws = new_workspace()
+    argv = Commands.argv("dass", "run")
+    if os.geteuid() == 0:  # permissions do not stop root: take a file system that is mounted read-only
+        script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && shift 0 && cd "$0" && exec "$@"'
+        argv = ["unshare", "--mount", "sh", "-c", script, str(ws.root), *argv]
+        if not shutil.which("unshare") or subprocess.run([*argv[:5], str(ws.root), "true"]).returncode:
+            pytest.skip("this root may not mount")
+    else:
+        ws.root.chmod(0o555)
+    done = subprocess.run(argv, cwd=ws.root, env=commands.environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"dass: {ws.private}")
+    assert "Free space or permissions are needed there" in line
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    commands: Commands, new_workspace: Callable[[], Workspace]
+) -> None:
+    ws = new_workspace()
+    limit = 100_000  # bytes a file: less than the model's weights, more than what is written beside them
+    done = subprocess.run(
+        Commands.argv("dass", "sources"),
+        cwd=ws.root,
+        env=commands.environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Free space or permissions are needed there" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not ws.base.exists()
+    assert list(ws.base.parent.glob(".*")) == []

@@ -1,0 +1,208 @@
+"""The flow on a tiny model: what it leaves, what it skips, and what a kill or a second run does to it."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.files import read_json
+from tasks.workspace import Workspace
+from tests.test_flows.conftest import Commands
+
+UNCHANGED = dict.fromkeys(
+    ("sources", "calibration", "baseline", "prune", "materialize", "evaluate", "report"), "unchanged"
+)
+
+
+def set_value(ws: Workspace, line_start: str, value: str) -> None:
+    """Edit params.yaml as a person would."""
+    lines = ws.params.read_text().splitlines(keepends=True)
+    (at,) = [number for number, line in enumerate(lines) if line.strip().startswith(line_start)]
+    lines[at] = f"{lines[at].split(':')[0]}: {value}\n"
+    ws.params.write_text("".join(lines))
+
+
+def digests(ws: Workspace) -> dict[str, str]:
+    return {name: read_json(ws.masks / "manifest.json")[name]["digest"] for name in ("masks", "base", "calibration")}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_run_prunes_measures_and_registers(first_answer: dict[str, Any]) -> None:
+    assert first_answer["stages"] == dict.fromkeys(UNCHANGED, "ran")
+    assert first_answer["dense"] > 1.0
+    assert first_answer["ratio"] == first_answer["pruned"] / first_answer["dense"]
+    assert first_answer["sparsity"]["mlp"] == 0.5
+    assert (first_answer["model"], first_answer["version"], first_answer["created"]) == ("tiny-dass", "1", True)
+    assert set(first_answer["open"]) == {"MLflow UI", "Prefect UI", "this result"}
+
+
+def test_after_a_run_dvc_is_clean_and_a_second_run_does_nothing(commands: Commands, finished: Workspace) -> None:
+    assert "up to date" in commands(finished, "dvc", "status").stdout
+    assert "Running stage" not in commands(finished, "dvc", "repro").stdout
+    lock = (finished.root / "dvc.lock").read_bytes()
+    began = time.monotonic()
+    answer = commands.run(finished)
+    assert time.monotonic() - began < 60
+    assert answer["stages"] == UNCHANGED
+    assert (answer["version"], answer["created"]) == ("1", False)
+    assert (finished.root / "dvc.lock").read_bytes() == lock
+
+
+def test_dvc_repro_alone_makes_the_same_bytes(
+    commands: Commands, finished: Workspace, new_workspace: Callable[[], Workspace]
+) -> None:
+    ws = new_workspace()
+    commands(ws, "dvc", "repro")
+    assert (ws.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
+    assert digests(ws) == digests(finished)
+    assert commands.run(ws)["stages"] == UNCHANGED
+
+
+def test_changed_evaluate_settings_measure_again_and_prune_nothing(commands: Commands, finished: Workspace) -> None:
+    stages = commands.run(finished, "-S", "evaluate.samples=3")["stages"]
+    assert {name for name, outcome in stages.items() if outcome == "ran"} == {"baseline", "evaluate"}
+
+
+def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
+    commands: Commands, finished: Workspace, first_answer: dict[str, Any]
+) -> None:
+    answer = commands.run(finished, "-S", "prune.sparsity=0.25")
+    assert answer["changed"] == {"prune.sparsity": {"before": 0.5, "now": 0.25}}
+    assert answer["sparsity"]["mlp"] == 0.25
+    ran = {name for name, outcome in answer["stages"].items() if outcome == "ran"}
+    assert ran == {"prune", "materialize", "evaluate", "report"}
+    assert answer["version"] == "2"
+
+    back = commands.run(finished, "-S", "prune.sparsity=0.5")
+    assert {name for name, outcome in back["stages"].items() if outcome == "restored"} == ran
+    assert back["pruned"] == first_answer["pruned"]
+    assert (back["version"], back["created"]) == ("1", False)
+
+
+def test_a_killed_run_goes_on_behind_its_last_finished_layer(
+    commands: Commands, finished: Workspace, new_workspace: Callable[[], Workspace]
+) -> None:
+    ws = new_workspace()
+    process = commands.start(ws, "dass", "run", DASS_DEBUG="1")
+    try:
+        wait_for(lambda: process.poll() is not None or any(ws.work.glob("*/layer_000.safetensors")), seconds=120)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    finally:
+        _end_group(process.pid)
+    assert not (ws.masks / "manifest.json").exists()
+    (first,) = ws.work.glob("*/layer_000.safetensors")
+    before = first.stat().st_mtime_ns
+    commands.run(ws)
+    assert first.stat().st_mtime_ns == before
+    assert digests(ws) == digests(finished)
+    assert (ws.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
+
+
+def test_of_two_runs_at_once_one_works_and_the_other_says_so(
+    commands: Commands, new_workspace: Callable[[], Workspace]
+) -> None:
+    ws = new_workspace()
+    first = commands.start(ws, "dass", "run", "--json")
+    try:
+        wait_for(lambda: (ws.private / "lock").exists() and (ws.private / "lock").read_text() != "")
+        refused = commands(ws, "dass", "run", status=2)
+        told, errors = first.communicate(timeout=120)
+    finally:
+        _end_group(first.pid)
+    assert f"held by another run (process {first.pid}, since" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert first.returncode == 0, errors
+    assert json.loads(told)["created"]
+    assert "up to date" in commands(ws, "dvc", "status").stdout
+
+
+def test_settings_edited_while_a_run_works_are_not_recorded(
+    commands: Commands, new_workspace: Callable[[], Workspace]
+) -> None:
+    ws = new_workspace()
+    process = commands.start(ws, "dass", "run")
+    try:
+        wait_for(lambda: process.poll() is not None or any(ws.work.glob("*/layer_000.safetensors")), seconds=120)
+        set_value(ws, "alpha:", "0.75")
+        _, errors = process.communicate(timeout=120)
+    finally:
+        _end_group(process.pid)
+    assert process.returncode == 1
+    last = errors.splitlines()[-1]
+    assert last.startswith("dass: params.yaml (prune) changed while stage prune worked")
+    assert "Traceback" not in errors
+    assert "prune:" not in (ws.root / "dvc.lock").read_text()
+    assert commands.run(ws)["stages"]["prune"] == "ran"
+    assert read_json(ws.masks / "manifest.json")["settings"]["prune"]["alpha"] == 0.75
+
+
+def test_settings_edited_while_dvc_repro_works_are_not_recorded(commands: Commands, finished: Workspace) -> None:
+    set_value(finished, "alpha:", "0.25")
+    work = set(finished.work.glob("*/layer_000.safetensors"))
+    lock = (finished.root / "dvc.lock").read_bytes()
+    process = commands.start(finished, "dvc", "repro", "prune")
+    try:
+        wait_for(
+            lambda: process.poll() is not None or bool(set(finished.work.glob("*/layer_000.safetensors")) - work),
+            seconds=120,
+        )
+        set_value(finished, "alpha:", "0.75")
+        _, errors = process.communicate(timeout=120)
+    finally:
+        _end_group(process.pid)
+    assert process.returncode != 0
+    assert "dass: params.yaml (prune) changed while stage prune worked" in errors
+    assert (finished.root / "dvc.lock").read_bytes() == lock
+
+
+def test_push_delete_and_pull_bring_everything_back(commands: Commands, finished: Workspace, tmp_path: Path) -> None:
+    commands(finished, "dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    commands(finished, "dvc", "push")
+    before = {path: path.read_bytes() for path in sorted(finished.root.glob("artifacts/**/*")) if path.is_file()}
+    assert before
+    for gone in (".dvc/cache", "artifacts", "plots"):
+        shutil.rmtree(finished.root / gone)
+    commands(finished, "dvc", "pull")
+    assert {path: path.read_bytes() for path in before} == before
+    assert "up to date" in commands(finished, "dvc", "status").stdout
+    assert commands.run(finished)["stages"] == UNCHANGED
+
+
+def test_a_run_needs_no_server_and_leaves_no_process(commands: Commands, finished: Workspace) -> None:
+    own = {**commands.environment, "PREFECT_HOME": str(finished.private / "prefect")}
+    del own["PREFECT_API_URL"]
+    process = Commands(own).start(finished, "dass", "run")
+    try:
+        told, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        wait_for(lambda: not _group_lives(process.pid))
+    finally:
+        _end_group(process.pid)
+    assert "dense perplexity" in told
+    assert "dass show" in told or "-m flows show" in told
+    assert "Traceback" not in errors
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _end_group(group: int) -> None:
+    """A killed run leaves the server it started behind."""
+    if _group_lives(group):
+        os.killpg(group, signal.SIGKILL)

@@ -1,0 +1,130 @@
+"""`dass init`: a whole workspace or nothing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dass.errors import InputError
+from flows.initialise import make_workspace, registered_name, template
+from tasks.pins import read_pins
+from tasks.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", "/")
+
+
+def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_new_workspace_has_the_default_settings_and_dvc_reads_its_pipeline(tmp_path: Path) -> None:
+    ws = make_workspace(tmp_path / "new" / "ws")
+    assert ws.params.read_bytes() == (ROOT / "params.yaml").read_bytes()
+    assert set(read_pins(ws)["code"]) == {
+        "sources",
+        "calibration",
+        "baseline",
+        "prune",
+        "materialize",
+        "evaluate",
+        "report",
+    }
+    assert "sources" in dvc(ws.root, "stage", "list").stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_settings_are_taken_and_local_paths_are_meant_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    ws = make_workspace(Path("ws"), evaluation="text.txt", changes=["prune.pattern=2:4"])
+    settings = load_settings(ws.params)
+    assert settings.sources.evaluation.uri == str(tmp_path / "text.txt")
+    assert settings.sources.evaluation.sha256 is None
+    assert settings.prune.pattern == "2:4"
+    assert "# keep" not in ws.params.read_text()
+    assert "# windows" in ws.params.read_text()
+
+
+def test_an_existing_workspace_is_refused_and_left_alone(tmp_path: Path) -> None:
+    ws = make_workspace(tmp_path / "ws")
+    ws.params.write_text("mine")
+    with pytest.raises(InputError, match=r"has a params\.yaml already"):
+        make_workspace(tmp_path / "ws")
+    assert ws.params.read_text() == "mine"
+
+
+@pytest.mark.parametrize("changes", [["prune.sparsity=2"], ["nothing"]])
+def test_a_refused_setting_leaves_nothing_behind(tmp_path: Path, changes: list[str]) -> None:
+    with pytest.raises(InputError):
+        make_workspace(tmp_path / "ws", changes=changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_source_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        make_workspace(tmp_path / "ws", evaluation=str(tmp_path / "absent.txt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_files_keeps_them_and_its_ignore_rules(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".gitignore").write_text("*.log")
+    make_workspace(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    rules = (tmp_path / ".gitignore").read_text().splitlines()
+    assert {"*.log", "/artifacts/", "/.dass/"} <= set(rules)
+
+
+def test_inside_git_dvc_leaves_small_files_to_git_and_outside_it_does_without(tmp_path: Path) -> None:
+    outside = make_workspace(tmp_path / "outside")
+    assert "no_scm = true" in (outside.root / ".dvc" / "config").read_text()
+    assert dvc(outside.root, "status").returncode == 0
+
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    inside = make_workspace(repository / "deep" / "ws")
+    assert "no_scm" not in (inside.root / ".dvc" / "config").read_text()
+    assert dvc(inside.root, "status").returncode == 0
+    untracked = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"], cwd=repository, capture_output=True, text=True
+    ).stdout
+    assert set(re.findall(r"deep/ws/(\S+)", untracked)) == {
+        ".dvc/.gitignore",
+        ".dvc/config",
+        ".dvcignore",
+        ".gitignore",
+        "dass.lock.json",
+        "dvc.yaml",
+        "params.yaml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M@main", "smollm2-135m-dass"),
+        ("/models/My Model/", "my-model-dass"),
+        ("pypi://d==1/x/Model-Q4_1.gguf", "model-q4-1-dass"),
+        ("///", "model-dass"),
+    ],
+)
+def test_a_registered_name_comes_from_the_models_uri(uri: str, name: str) -> None:
+    assert registered_name(uri) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "root_file"), [("params.yaml", "params.yaml"), ("dvcignore", ".dvcignore"), ("dvc/config", ".dvc/config")]
+)
+def test_templates_equal_the_roots_own_files(name: str, root_file: str) -> None:
+    assert template(name) == (ROOT / root_file).read_text()

@@ -1,0 +1,99 @@
+"""`-S section.key=value` writes params.yaml, comments and all, or refuses in one line and writes nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dass.errors import InputError
+from flows.overrides import change_settings
+from tasks.settings import load_settings
+from tasks.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    return Workspace(tmp_path)
+
+
+def changed_lines(ws: Workspace) -> list[str]:
+    before = (ROOT / "params.yaml").read_text().splitlines()
+    after = ws.params.read_text().splitlines()
+    assert len(before) == len(after)
+    return [line for line, old in zip(after, before, strict=True) if line != old]
+
+
+def test_only_the_changed_line_changes_and_its_comment_stays(ws: Workspace) -> None:
+    assert change_settings(ws, ["prune.sparsity=0.25"]) == {"prune.sparsity": (0.5, 0.25)}
+    assert changed_lines(ws) == [
+        "  sparsity: 0.25              # share of MLP weights removed; null takes what the pattern implies"
+    ]
+    assert load_settings(ws.params).prune.sparsity == 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "section", "key", "value"),
+    [
+        (["prune.pattern=2:4"], "prune", "pattern", "2:4"),
+        (["prune.pattern=1:4", "prune.sparsity=null"], "prune", "sparsity", None),
+        (["evaluate.samples=null"], "evaluate", "samples", None),
+        (["prune.alpha=1"], "prune", "alpha", 1.0),
+        (["engine.batch_tokens=256"], "engine", "batch_tokens", 256),
+        (["sources.evaluation.split=test"], "sources", "evaluation", None),
+    ],
+)
+def test_values_are_read_as_yaml(ws: Workspace, changes: list[str], section: str, key: str, value: object) -> None:
+    change_settings(ws, changes)
+    read = getattr(getattr(load_settings(ws.params), section), key)
+    assert read.split == "test" if key == "evaluation" else read == value
+
+
+def test_a_pattern_is_quoted_so_that_no_reader_takes_it_for_a_number(ws: Workspace) -> None:
+    change_settings(ws, ["prune.pattern=2:4"])
+    assert changed_lines(ws)[0].startswith('  pattern: "2:4" ')
+
+
+def test_the_same_value_again_changes_nothing(ws: Workspace) -> None:
+    before = ws.params.stat()
+    assert change_settings(ws, ["prune.sparsity=0.5"]) == {}
+    assert ws.params.stat() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("prune.sparsity=0", r"prune\.sparsity|between 0 and 1"),
+        ("prune.sparsity=1", "between 0 and 1"),
+        ("prune.sparsity=1.5", "between 0 and 1"),
+        ("prune.sparsity=.nan", "between 0 and 1"),
+        ("prune.pattern=4:2", "removes nothing or everything"),
+        ("prune.pattern=a:b", "expected .*unstructured"),
+        ("prune.pattern=1:4", "removes exactly 0.75"),
+        ("prune.method=best", r"prune\.method is 'best'"),
+        ("prune.colour=red", r"prune\.colour: unknown key"),
+        ("colour.red=1", r"colour\.red: unknown key"),
+        ("prune.sparsity.more=1", r"prune\.sparsity\.more: unknown key"),
+        ("calibration.samples=0", r"calibration\.samples is 0"),
+        ("calibration.seed=-1", r"calibration\.seed is -1"),
+        ("evaluate.sequence_length=1", r"evaluate\.sequence_length is 1"),
+        ("engine.device=tpu", r"engine\.device is 'tpu'"),
+        ("prune.sparsity", "expected section.key=value"),
+        ("sparsity=0.5", "expected section.key=value"),
+        ("prune.sparsity=[", "not YAML"),
+        ("sources.model.uri=pypi://a==1/b", None),
+        ("sources.model.sha256=null", "sha256 is missing"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_writes_nothing(ws: Workspace, change: str, message: str | None) -> None:
+    before = ws.params.read_bytes()
+    if message is None:
+        assert change_settings(ws, [change])
+        return
+    with pytest.raises(InputError, match=message) as refused:
+        change_settings(ws, ["prune.alpha=0.25", change])
+    assert len(str(refused.value).splitlines()) == 1
+    assert ws.params.read_bytes() == before
+    assert [path.name for path in ws.root.iterdir()] == ["params.yaml"]
