@@ -1,0 +1,57 @@
+"""One environment for every test: offline but for pip, quiet, and nothing of this user's touched but the downloads.
+
+Set before anything is imported, because the libraries read their environment when they are.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_HOME = Path(tempfile.mkdtemp(prefix="dass-tests-"))
+
+os.environ |= {
+    "HF_HOME": str(_HOME / "hub"),
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_HOME": str(_HOME / "prefect"),
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "DVC_SITE_CACHE_DIR": str(_HOME / "dvc"),
+    "MPLBACKEND": "Agg",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DASS_WORKSPACE", "DVC_ROOT"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.models import save_tiny_checkpoint  # noqa: E402
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tiny_checkpoint(_tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint folder of a test's own: a random Llama of 3 layers with its tokenizer."""
+    return shutil.copytree(_tiny_checkpoint, tmp_path / "model")
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A download cache of a test's own."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("DASS_CACHE", str(cache))
+    return cache

@@ -1,0 +1,80 @@
+"""Files and folders that are complete or absent."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from tasks.files import canonical_json, complete_file, complete_folder, digest_of, read_json, sha256_file, write_json
+
+
+def test_a_file_appears_only_when_the_block_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.txt"
+    with complete_file(target) as temporary:
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert os.listdir(target.parent) == ["file.txt"]
+
+
+def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), complete_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    with pytest.raises(RuntimeError), complete_folder(target) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_replaced_folder_never_writes_through_hard_links(tmp_path: Path) -> None:
+    kept, target = tmp_path / "cached", tmp_path / "out"
+    kept.write_text("cached")
+    target.mkdir()
+    os.link(kept, target / "a")
+    with complete_folder(target) as temporary:
+        (temporary / "a").write_text("new")
+    assert kept.read_text() == "cached"
+    assert (target / "a").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["cached", "out"]
+
+
+def test_a_folder_left_by_a_killed_run_is_not_built_upon(tmp_path: Path) -> None:
+    left = tmp_path / f".out.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "stale").touch()
+    with complete_folder(tmp_path / "out") as temporary:
+        assert os.listdir(temporary) == []
+
+
+def test_equal_values_have_one_digest_whatever_the_order() -> None:
+    assert digest_of({"a": 1, "b": [1.5, None]}) == digest_of({"b": [1.5, None], "a": 1})
+    assert canonical_json({"b": "ü", "a": 1}) == '{"a":1,"b":"ü"}'
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"x": math.nan})
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"x": [1, "ü", None]})
+    assert read_json(tmp_path / "x.json") == {"x": [1, "ü", None]}
+
+
+def test_a_file_s_digest_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
