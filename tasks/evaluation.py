@@ -1,0 +1,139 @@
+"""Stages `baseline` and `evaluate`: what the dense and the pruned model score on the same held-out windows.
+
+Both models are loaded and run by transformers alone, so a mistake of the pruning engine cannot hide itself here.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from dass.checkpoint import Checkpoint
+from dass.errors import InputError, NumericalError
+from dass.masks import MaskFile
+from dass.perplexity import mean_loss, perplexity
+from dass.sparsity import ZeroCount, count_zeros
+from dass.windows import consecutive_windows
+from tasks.devices import choose_device, choose_dtype
+from tasks.files import complete_folder, read_json, write_json
+from tasks.pins import pinned
+from tasks.progress import progress_bar
+from tasks.settings import Engine, Settings
+from tasks.sources import read_documents
+from tasks.tokens import bos_token, check_context, check_ids, load_tokenizer, tokenize
+from tasks.workspace import Workspace
+
+TOKENS, DENSE, RESULT = "tokens.safetensors", "dense.json", "evaluation.json"
+
+
+def evaluate_dense(ws: Workspace, settings: Settings) -> None:
+    """Stage `baseline`: cut the held-out text into windows and measure artifacts/base on them.
+
+    Writes artifacts/evaluation: tokens.safetensors (the windows) and dense.json.
+
+    Raises:
+        InputError: the text is missing, empty, changed or shorter than a window, or windows exceed the model's context.
+        NumericalError: the model computes NaN or infinity.
+    """
+    asked, source = settings.evaluate, settings.sources.evaluation
+    _needs(ws.base, "sources")
+    check_context(ws.base, asked.sequence_length, "evaluate.sequence_length")
+    documents = read_documents(source, pinned(ws, "evaluation"), ws.root)
+    bos = bos_token(asked.bos, ws.base)
+    tokens_N = tokenize(load_tokenizer(ws.base), documents.texts)
+    try:
+        windows_WL = consecutive_windows(tokens_N, asked.sequence_length, asked.samples, bos)
+    except InputError as error:
+        raise InputError(f"evaluate: {error}") from None
+    check_ids(ws.base, windows_WL)
+    loss = _measure(ws.base, windows_WL, settings.engine, "evaluate dense model")
+    windows, length = windows_WL.shape
+    record = {
+        "source": {"uri": source.uri, "sha256": documents.sha256},
+        "tokenizer": read_json(ws.base / "source.json")["tokenizer"],
+        "settings": asked.model_dump(),
+        "bos": bos is not None,
+        "context_length": length,
+        "windows": windows,
+        "tokens": windows * (length - 1),
+        "digest": hashlib.sha256(windows_WL.numpy().astype("<i8").tobytes()).hexdigest(),
+        "mean_loss": loss,
+        "perplexity": perplexity(loss),
+    }
+    with complete_folder(ws.evaluation) as folder:
+        save_file({"input_ids": windows_WL.contiguous()}, folder / TOKENS)
+        write_json(folder / DENSE, record)
+
+
+def evaluate_pruned(ws: Workspace, settings: Settings) -> None:
+    """Stage `evaluate`: measure artifacts/pruned on the windows of the dense model, and count its zeros.
+
+    Writes metrics/evaluation.json. It holds no times: the same checkpoint and windows give the same bytes.
+
+    Raises:
+        InputError: a stage before has not run, or its files do not belong together.
+        NumericalError: the model computes NaN or infinity.
+    """
+    for folder, stage in ((ws.evaluation, "baseline"), (ws.masks, "prune"), (ws.pruned, "materialize")):
+        _needs(folder, stage)
+    masks = MaskFile(ws.masks / "masks.safetensors")
+    base_checkpoint = Checkpoint(ws.base)
+    base = count_zeros(((name, base_checkpoint.load([name])[name]) for name in masks), masks)
+    pruned = count_zeros(Checkpoint(ws.pruned).iterate(), masks)
+    windows_WL = load_file(ws.evaluation / TOKENS)["input_ids"]
+    loss = _measure(ws.pruned, windows_WL, settings.engine, "evaluate pruned model")
+    manifest = read_json(ws.masks / "manifest.json")
+    write_json(ws.metrics / RESULT, _result(read_json(ws.evaluation / DENSE), loss, base, pruned, manifest["sparsity"]))
+
+
+def _result(
+    dense: dict[str, Any], loss: float, base: ZeroCount, pruned: ZeroCount, mask_sparsity: dict[str, float]
+) -> dict[str, Any]:
+    pruned_perplexity = perplexity(loss)
+    return {
+        **{key: dense[key] for key in ("context_length", "windows", "tokens", "bos")},
+        "dense": {"perplexity": dense["perplexity"], "mean_loss": dense["mean_loss"]},
+        "pruned": {"perplexity": pruned_perplexity, "mean_loss": loss},
+        "ratio": pruned_perplexity / dense["perplexity"],
+        "sparsity": {"mlp": pruned.mlp_sparsity, "model": pruned.model_sparsity},
+        "zeros": {"base_mlp": base.mlp_zeros, "pruned_mlp": pruned.mlp_zeros},
+        "mask_sparsity": mask_sparsity,
+    }
+
+
+def _measure(checkpoint: Path, windows_WL: Tensor, engine: Engine, description: str) -> float:
+    model = _load(checkpoint, engine)
+    batch_tokens = None if engine.batch_tokens == "auto" else engine.batch_tokens
+    with progress_bar(len(windows_WL), description, "windows") as advance:
+        try:
+            return mean_loss(model, windows_WL, batch_tokens, advance)
+        except NumericalError as error:
+            raise NumericalError(f"{checkpoint.name} model: {error}") from None
+
+
+def _load(checkpoint: Path, engine: Engine) -> PreTrainedModel:
+    """The checkpoint as anyone else would load it.
+
+    Raises:
+        InputError: transformers cannot read it.
+    """
+    device = choose_device(engine.device)
+    dtype: torch.dtype | str = choose_dtype(engine.dtype) or "auto"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"transformers cannot load {checkpoint} ({reason}).") from error
+    assert isinstance(model, PreTrainedModel)
+    return model.eval().to(device)
+
+
+def _needs(folder: Path, stage: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"No {folder}. Run: dass run, or dvc repro {stage}")

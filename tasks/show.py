@@ -1,0 +1,157 @@
+"""`dass show`: what a workspace's result is, or a registered version, as a record and as tables."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from dass.errors import InputError
+from tasks.files import read_json
+from tasks.settings import load_settings
+from tasks.tracking import tracking, tracking_uri, without_credentials
+from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from rich.console import Group
+    from rich.table import Table
+
+
+def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
+    """Everything there is to say about one result.
+
+    Args:
+        workspace: where.
+        version: a registered version's number or alias; None is the result in the workspace's artifacts.
+
+    Returns:
+        {"settings", "evaluation", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers",
+        "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "tags"}}
+
+    Raises:
+        InputError: there is no result, or no such version.
+        TrackingError: MLflow failed.
+    """
+    model = load_settings(workspace.params).register_.model
+    if version is not None:
+        return _registered_version(workspace, model, version)
+    try:
+        manifest = read_json(workspace.masks / "manifest.json")
+        evaluation = read_json(workspace.metrics / "evaluation.json")
+    except FileNotFoundError as error:
+        raise InputError(f"No {error.filename}: there is no result yet. Run: dass run") from None
+    return _record(manifest, evaluation, _newest_version(workspace, model, manifest))
+
+
+def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest version with these masks of this base. Not by settings: params.yaml may be edited by now."""
+    if tracking_uri(workspace).startswith("sqlite:///") and not (workspace.root / "mlflow.db").exists():
+        return None  # and asking would make one
+    wanted = f"tags.masks = '{manifest['masks']['digest']}' and tags.base = '{manifest['base']['digest']}'"
+    with tracking(workspace) as client:
+        found = [made for made in client.search_model_versions(wanted) if made.name == model]
+        if not found:
+            return None
+        newest = max(found, key=lambda made: int(made.version))
+        return _registered(workspace, client.get_model_version(model, newest.version))
+
+
+def _registered_version(workspace: Workspace, model: str, version: str) -> dict[str, Any]:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tracking(workspace) as client, TemporaryDirectory() as folder:
+        try:
+            made = (
+                client.get_model_version(model, version)
+                if version.isdecimal()
+                else client.get_model_version_by_alias(model, version)
+            )
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise InputError(f"{model} has no version or alias {version!r} in MLflow. Run: dass show") from None
+        files = {
+            name: Path(download_artifacts(run_id=made.run_id, artifact_path=f"{name}.json", dst_path=folder))
+            for name in ("manifest", "evaluation")
+        }
+        return _record(read_json(files["manifest"]), read_json(files["evaluation"]), _registered(workspace, made))
+
+
+def _registered(workspace: Workspace, made: "ModelVersion") -> dict[str, Any]:
+    return {
+        "model": made.name,
+        "version": str(made.version),
+        "aliases": sorted(made.aliases),
+        "run_id": made.run_id,
+        "tracking_uri": without_credentials(tracking_uri(workspace)),
+        "tags": dict(sorted(made.tags.items())),
+    }
+
+
+def _record(manifest: dict[str, Any], evaluation: dict[str, Any], registered: dict[str, Any] | None) -> dict[str, Any]:
+    kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
+    return {**{key: manifest[key] for key in kept}, "evaluation": evaluation, "registered": registered}
+
+
+def render(record: dict[str, Any]) -> "Group":
+    """The record as two tables for a terminal: the result, and its layers."""
+    from rich.console import Group
+
+    return Group(_result_table(record), _layers_table(record["layers"]))
+
+
+def _result_table(record: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    prune, evaluation, calibration = record["settings"]["prune"], record["evaluation"], record["calibration"]
+    alpha = f", α {prune['alpha']:g}" if prune["method"] == "dass" else ""
+    table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
+    table.add_row("pruned by", f"{prune['method']}, {prune['pattern']}, sparsity {prune['sparsity']:g}{alpha}")
+    table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
+    table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
+    table.add_row("ratio", f"{evaluation['ratio']:.3f}")
+    table.add_row("measured on", f"{evaluation['tokens']:,} tokens, context length {evaluation['context_length']}")
+    masked = evaluation["mask_sparsity"]["mlp"]
+    table.add_row("MLP sparsity", f"{evaluation['sparsity']['mlp']:.2%} (masks {masked:.2%})")
+    table.add_row("model sparsity", f"{evaluation['sparsity']['model']:.2%}")
+    table.add_row("calibrated on", f"{calibration['tokens']:,} tokens, {_digest(calibration['digest'])}")
+    base = record["base"]
+    table.add_row("base", f"{_uri(base['uri'])}, {base['dtype']}, {_digest(base['digest'])}")
+    table.add_row("masks", _digest(record["masks"]["digest"]))
+    table.add_row("fingerprint", _digest(record["fingerprint"]))
+    engine = record["engine"]
+    table.add_row("computed", f"{engine['device']}, {engine['dtype']}, torch {record['versions']['torch']}")
+    table.add_row("registered", _where(record["registered"]))
+    return table
+
+
+def _layers_table(layers: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Layers", title_justify="left", min_width=60)
+    for heading in ("layer", "gate", "up", "down", "output error", "median ‖z‖"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        shares = [f"{layer['sparsity'][name]:.2%}" for name in ("gate_proj", "up_proj", "down_proj")]
+        error, median = f"{layer['relative_error']:.4f}", f"{layer['norm']['median']:.3g}"
+        table.add_row(str(layer["layer"]), *shares, error, median)
+    return table
+
+
+def _digest(digest: str) -> str:
+    return f"sha256 {digest[:12]}"
+
+
+def _uri(uri: str | list[str]) -> str:
+    from rich.markup import escape
+
+    return escape(uri if isinstance(uri, str) else f"{uri[0]} and {len(uri) - 1} more")
+
+
+def _where(registered: dict[str, Any] | None) -> str:
+    from rich.markup import escape
+
+    if registered is None:
+        return "no"
+    aliases = f" ({', '.join(registered['aliases'])})" if registered["aliases"] else ""
+    return f"{escape(registered['model'])} version {registered['version']}{aliases}"
