@@ -1,8 +1,11 @@
 """Re-fitting the three matrices of a GLU MLP together, once their masks are fixed, to the dense MLP's output.
 
 Axes: T tokens, H hidden, I intermediate. gate and up (I, H), down (H, I).
-A few hundred Adam steps (Kingma and Ba 2015, arXiv 1412.6980) on the kept weights. `dass.reconstruct` solves one matrix at a
-time exactly and is the place to start from; what is left to gain here is how the three work together.
+A few hundred Adam steps (Kingma and Ba 2015, arXiv 1412.6980) on the kept weights. `dass.reconstruct` solves one matrix
+at a time and is the place to start from; what is left to gain here is how the three work together.
+
+What is fitted can be over-fitted: on 8000 tokens of SmolLM2-135M (2.6 million weights an MLP) the error on these fell
+from 0.31 to 0.22 while on other tokens it stood at 0.35. Give it many tokens.
 """
 
 import math
@@ -17,7 +20,7 @@ from dass.score import PROJECTIONS, Projection
 
 DEFAULT_STEPS = 200
 DEFAULT_BATCH_TOKENS = 1024
-DEFAULT_LEARNING_RATE = 0.01
+DEFAULT_LEARNING_RATE = 0.02
 """Of the first step, as a share of the root mean square of a matrix's kept weights: one value serves every model."""
 
 _WARM_UP = 0.05  # share of the steps over which the rate rises: Adam's first steps know no scale yet
@@ -60,7 +63,8 @@ def refit_mlp(
     Deterministic: the same tensors and seed give the same bytes on one kind of device with one number of threads.
 
     Args:
-        weights: gate_proj, up_proj (I, H) and down_proj (H, I) to start from, any float dtype. float32 copies are trained.
+        weights: gate_proj, up_proj (I, H) and down_proj (H, I) to start from, any float dtype. float32 copies
+            are trained.
         keep: their masks, bool, True = kept.
         x_TH: inputs of the MLP (T, H). Products are computed in this dtype.
         y_TH: the output wanted (T, H), for example the dense MLP's.
@@ -84,10 +88,15 @@ def refit_mlp(
     best = {name: weights[name].masked_fill(~keep[name], 0.0) + 0.0 for name in PROJECTIONS}
     before = after = _squared_error(best, x_TH, y_TH, importance_T, activation)
     if power == 0.0 or before == 0.0:
-        return MlpRefit(best, 0.0, 0.0) if before == 0.0 else MlpRefit(best, math.inf, math.inf)
+        # Nothing to fit, or nothing to fit it to.
+        error = 0.0 if before == 0.0 else math.inf
+        return MlpRefit(best, error, error)
 
-    masters = {name: best[name].float().requires_grad_() for name in PROJECTIONS}
-    groups = [{"params": [master], "lr": learning_rate * _root_mean_square(master, keep[name])} for name, master in masters.items()]
+    masters = {name: best[name].to(torch.float32, copy=True).requires_grad_() for name in PROJECTIONS}
+    groups = [
+        {"params": [master], "lr": learning_rate * _root_mean_square(master, keep[name])}
+        for name, master in masters.items()
+    ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     batches = _Batches(len(x_TH), batch_tokens, seed)
@@ -168,11 +177,17 @@ def _check(
         expected = (hidden, intermediate) if name == "down_proj" else (intermediate, hidden)
         for what, tensor in (("weight", weights[name]), ("mask", keep[name])):
             if tensor.shape != expected:
-                raise InputError(f"the {what} of {name} has shape {tuple(tensor.shape)}: expected {expected}, as down_proj's weight has it.")
+                raise InputError(
+                    f"the {what} of {name} has shape {tuple(tensor.shape)}: expected {expected}, to fit down_proj."
+                )
     if x_TH.ndim != 2 or x_TH.shape[1] != hidden or y_TH.shape != x_TH.shape or len(x_TH) == 0:
-        raise InputError(f"x has shape {tuple(x_TH.shape)} and y {tuple(y_TH.shape)}: expected both (tokens, {hidden}).")
+        raise InputError(
+            f"x has shape {tuple(x_TH.shape)} and y {tuple(y_TH.shape)}: expected both (tokens, {hidden})."
+        )
     if importance_T is not None and (importance_T.shape != x_TH.shape[:1] or not bool((importance_T > 0).all())):
-        raise InputError(f"importance has shape {tuple(importance_T.shape)}: expected one positive number for each of {len(x_TH)} tokens.")
+        raise InputError(
+            f"importance has shape {tuple(importance_T.shape)}: expected {len(x_TH)} positive numbers, one a token."
+        )
     for what, tensor in (("x", x_TH), ("y", y_TH), *((name, weights[name]) for name in PROJECTIONS)):
         if not tensor.isfinite().all():
             raise NumericalError(f"{what} holds NaN or infinity.")

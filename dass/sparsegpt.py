@@ -1,8 +1,8 @@
-"""SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): choose which weights of a matrix go, and let the others compensate.
+"""SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): prune a matrix, let what stays make up for it.
 
 Axes: O out_features, C in_features (the contraction axis), B columns of one block.
-Columns are frozen from left to right. Removing a weight costs w² / U_jj² (equation 3 of the paper), where U is the upper
-Cholesky factor of the inverse of H = XᵀX + λI; its error is then spread over the columns to the right of it.
+Columns are frozen from left to right. Removing a weight costs w² / U_jj², where U is the upper Cholesky factor of the
+inverse of H = XᵀX + λI (algorithm 1 of the paper); its error is then spread over the columns to the right of it.
 """
 
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def sparsegpt(
     """Prune one matrix and update the weights that stay.
 
     Exactly `pattern.removed_from(O · C)` weights go when unstructured (each block of columns gives its share), exactly
-    M − N of every M consecutive columns of a row for N:M. Columns whose input was always zero go first; those of them that
-    stay keep their value.
+    M − N of every M consecutive columns of a row for N:M. Weights whose input was always zero go first; those of
+    them that stay keep their value.
 
     Args:
         weight_OC: dense weights (O, C), any float dtype.
@@ -115,7 +115,7 @@ def check_gram(weight_OC: Tensor, gram_CC: Tensor, damping: float) -> None:
         raise InputError(f"gram is {gram_CC.dtype}: expected float32 or float64. Sum XᵀX in one of these.")
     if not 0.0 <= damping <= _MOST_DAMPING:  # also refuses NaN
         raise InputError(
-            f"damping is {damping}: expected a share of the mean diagonal from 0 to {_MOST_DAMPING:g}, for example 0.01."
+            f"damping is {damping}: expected a share of the diagonal from 0 to {_MOST_DAMPING:g}, for example 0.01."
         )
     for name, tensor in (("weight", weight_OC), ("gram", gram_CC)):
         if not tensor.isfinite().all():
@@ -127,7 +127,8 @@ def _prune_block(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prune the columns of one block; `removed` counts the weights that go when unstructured.
 
-    Returns the block's new weights, its keep mask, and each column's error over its pivot (what columns to the right absorb).
+    Returns the block's new weights, its keep mask, and each column's error over its pivot, which the columns to the
+    right absorb.
     """
     weight_OB = weight_OB.clone()
     pivot_B = factor_BB.diagonal()
@@ -153,7 +154,7 @@ def _cost(weight_OB: Tensor, pivot_B: Tensor, dead_B: Tensor) -> Tensor:
 
 
 def _without_lowest(cost_OB: Tensor, removed: int) -> Tensor:
-    """Keep mask without the `removed` lowest costs of a whole block; among equals the lower row-major index goes first."""
+    """Keep mask without the `removed` lowest costs of a block; among equals the lower row-major index goes."""
     keep = torch.ones(cost_OB.numel(), dtype=torch.bool, device=cost_OB.device)
     keep[cost_OB.flatten().argsort(stable=True)[:removed]] = False
     return keep.view(cost_OB.shape)
@@ -186,4 +187,5 @@ def _try_inverse_factor(gram_CC: Tensor, damping: float) -> Tensor | None:
     if not bool((pivot_C.square() > 16 * torch.finfo(gram_CC.dtype).eps * hessian_CC.diagonal().flip(0)).all()):
         return None
     identity_CC = torch.eye(len(pivot_C), dtype=gram_CC.dtype, device=gram_CC.device)
-    return torch.linalg.solve_triangular(lower_CC.flip(0, 1), identity_CC, upper=True)
+    factor_CC: Tensor = torch.linalg.solve_triangular(lower_CC.flip(0, 1), identity_CC, upper=True)
+    return factor_CC

@@ -1,7 +1,7 @@
 """Transposable 2:4 masks: 2 of 4 along both axes in every 4×4 block, so that W and Wᵀ are 2:4 at once.
 
-Such a mask keeps the DaSS score and its competition along I while the contraction axis obeys 2:4 too, which is what sparse
-tensor cores need. There are exactly 90 4×4 blocks with two ones in every row and column; the best is found by trying all.
+Such a mask keeps the DaSS score and its competition along I while the contraction axis obeys 2:4 too, which is what
+sparse tensor cores need. There are exactly 90 4×4 blocks with two ones in every row and column; all of them are tried.
 """
 
 from itertools import combinations, product
@@ -20,8 +20,8 @@ def transposable_mask(score_OC: Tensor) -> Tensor:
     """The 4×4-block mask with the largest sum of scores: bool (O, C), True = kept, exactly 2 of 4 along both axes.
 
     Args:
-        score_OC: importance of each weight (O, C), any float dtype, larger = keep. Sums are taken in float64, so that a huge
-            score does not hide its neighbours. Ties: the first of `transposable_patterns`.
+        score_OC: importance of each weight (O, C), any float dtype, larger = keep. Sums are taken in float64, so that
+            a huge score does not hide its neighbours. Ties: the first of `transposable_patterns`.
 
     Raises:
         InputError: O or C is not a multiple of 4.
@@ -29,7 +29,7 @@ def transposable_mask(score_OC: Tensor) -> Tensor:
     """
     if score_OC.ndim != 2 or score_OC.shape[0] % _SIDE or score_OC.shape[1] % _SIDE:
         raise InputError(
-            f"a transposable mask needs sizes that are multiples of 4, the matrix is {' × '.join(map(str, score_OC.shape))}. "
+            f"a transposable mask needs sizes that are multiples of 4, the scores have shape {tuple(score_OC.shape)}. "
             'Choose layout "paper" or "contraction".'
         )
     if not score_OC.isfinite().all():
@@ -43,7 +43,7 @@ def transposable_mask(score_OC: Tensor) -> Tensor:
 
 
 def transposable_patterns() -> Tensor:
-    """All 4×4 0/1 blocks with 2 ones in each row and column: bool (90, 4, 4), in lexicographic order of kept columns."""
+    """All 4×4 0/1 blocks with 2 ones in each row and column: bool (90, 4, 4), ordered by kept columns."""
     rows = [[column in kept for column in range(_SIDE)] for kept in combinations(range(_SIDE), _KEPT)]
     blocks = torch.tensor(list(product(rows, repeat=_SIDE)))
     return blocks[(blocks.sum(dim=1) == _KEPT).all(dim=1)]
