@@ -92,7 +92,8 @@ class Result:
             "calibration_set": workspace.calibration / "calibration.json",
             "evaluation_set": workspace.evaluation / "dense.json",
         }
-        for path in [*needed.values(), workspace.pruned / "config.json"]:
+        drawn = [workspace.plots / "layers.png", workspace.plots / "norms.png"]
+        for path in [*needed.values(), workspace.pruned / "config.json", *drawn]:
             if not path.is_file():
                 raise InputError(f"No {path}: there is no complete result to register. Run: dass run")
         return cls(

@@ -7,9 +7,11 @@ MLflow takes seconds to import, so it is imported when it is first needed.
 import logging
 import os
 import re
+import socket
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from dass.errors import InputError
 from tasks.workspace import Workspace
@@ -26,6 +28,8 @@ _DEFAULTS = {
 }
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
+
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 _NAMES_A_HOST = re.compile(r"[\w+.-]+://[^/]")
 _CREDENTIALS = re.compile(r"://(.*)@")  # up to the last @: a password may hold one, and a slash
@@ -84,6 +88,7 @@ def check_reachable(workspace: Workspace) -> None:
         return
     uri = tracking_uri(workspace)
     try:
+        _knock(uri)
         with _environment(_QUICK), tracking(workspace) as client:
             client.search_experiments(max_results=1)
     except Exception as error:  # whatever a store's driver raises, it means that registering would fail at the end
@@ -91,6 +96,14 @@ def check_reachable(workspace: Workspace) -> None:
             f"{_URI} is {without_credentials(uri)} and cannot be used ({_one_line(error, uri)}). "
             "Start that server, correct the address or the login, or unset it to use the workspace's own mlflow.db."
         ) from None
+
+
+def _knock(uri: str) -> None:
+    """A database that is not there is told at once; MLflow would ask it again for minutes."""
+    parts = urlsplit(without_credentials(uri))
+    port = parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    if parts.hostname and port and not parts.scheme.startswith("http"):  # http may go through a proxy
+        socket.create_connection((parts.hostname, port), timeout=10).close()
 
 
 def _one_line(error: Exception, uri: str) -> str:

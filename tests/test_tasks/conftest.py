@@ -1,0 +1,41 @@
+"""A finished tiny workspace and a migrated MLflow database, each made once and copied for every test."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.settings import Settings, load_settings
+from tasks.tracking import tracking
+from tasks.workspace import Workspace
+from tests.workspaces import copy_workspace, finish_workspace
+
+
+@pytest.fixture(scope="session")
+def finished_template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Every stage has run, and mlflow.db is migrated and empty: MLflow takes seconds for that."""
+    workspace, _ = finish_workspace(tmp_path_factory.mktemp("finished"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with tracking(workspace) as client:
+            client.search_experiments()
+    return workspace
+
+
+@pytest.fixture
+def finished(finished_template: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace of the test's own in which every stage has run."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return copy_workspace(finished_template, tmp_path / "workspace")
+
+
+@pytest.fixture
+def settings(finished: Workspace) -> Settings:
+    """The settings `finished` was made with."""
+    return load_settings(finished.params)
+
+
+@pytest.fixture
+def migrated_db(finished_template: Workspace, tmp_path: Path) -> Path:
+    """An empty MLflow database outside any workspace."""
+    return Path(shutil.copy(finished_template.root / "mlflow.db", tmp_path / "server.db"))
