@@ -144,17 +144,31 @@ def run(workspace: WorkspaceOption = Path(), changes: SetOption = None, as_json:
 
 
 @app.command()
-def show(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Show the workspace's result: settings, perplexities, sparsities, layers, registered version.
+def show(
+    version: Annotated[
+        str | None, typer.Argument(help="A registered version's number or alias. Without it: the workspace's result.")
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Show a result: settings, perplexities, sparsities, layers, registered version.
 
-    dass show
-
-    dass show --json | python -m json.tool
+    \b
+        dass show
+        dass show challenger
+        dass show --json | python -m json.tool
     """
     ws = _open(workspace)
-    from tasks.report import show as show_result
+    from tasks.show import render
+    from tasks.show import show as show_result
 
-    show_result(ws, as_json=as_json)
+    record = show_result(ws, version)
+    if as_json:
+        _print_json(record)
+        return
+    from rich.console import Console
+
+    Console().print(render(record))
 
 
 @app.command()
