@@ -75,9 +75,8 @@ class Decoder:
         """Hidden states entering layer 0, shape (B, T, H), and the call of every layer for windows of this shape."""
         hidden: list[Tensor] = []
         calls: list[LayerCall] = []
-        with _recorders(self._layers, hidden, calls):
-            with suppress(_EveryLayerSeen):
-                self.model.base_model(input_ids=input_ids_BT.to(self.device), use_cache=False)
+        with _recorders(self._layers, hidden, calls), suppress(_EveryLayerSeen):
+            self.model.base_model(input_ids=input_ids_BT.to(self.device), use_cache=False)
         assert len(calls) == len(self)
         return hidden[0], calls
 

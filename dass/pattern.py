@@ -62,11 +62,13 @@ def parse_pattern(pattern: str, sparsity: float | None = None) -> Pattern:
         raise InputError(f"pattern is {pattern!r}: expected {EXAMPLES}.")
     keep, group = int(match[1]), int(match[2])
     if not 0 < keep < group:
-        raise InputError(f"pattern is {pattern!r}: keeping {keep} of {group} removes nothing or everything. Expected {EXAMPLES}.")
+        raise InputError(
+            f"pattern is {pattern!r}: keeping {keep} of {group} removes nothing or everything. Expected {EXAMPLES}."
+        )
     implied = (group - keep) / group
     if sparsity is not None and abs(sparsity - implied) > 1e-9:
         raise InputError(
             f"sparsity is {sparsity} but pattern {pattern!r} removes exactly {implied:g}. "
-            f"Set sparsity to {implied:g}, or use pattern \"unstructured\"."
+            f'Set sparsity to {implied:g}, or use pattern "unstructured".'
         )
     return Pattern(keep, group, implied)

@@ -107,7 +107,7 @@ class PruningRun:
         return LayerRecord(result.report, resumed=False)
 
     def finish(self, masks_folder: Path) -> None:
-        """Gather all layers into artifacts/masks: masks, statistics, manifest. Without times: equal runs, equal bytes."""
+        """Gather all layers into artifacts/masks: masks, statistics, manifest. No times: equal runs, equal bytes."""
         layers = [MaskFile(self._layer_file(index)) for index in range(self.layer_count)]
         keep = {name: mask for layer in layers for name, mask in layer.items()}
         statistics: dict[str, torch.Tensor] = {}

@@ -6,6 +6,7 @@ Set before anything is imported, because the libraries read their environment wh
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _HOME = Path(tempfile.mkdtemp(prefix="dass-tests-"))
@@ -55,3 +56,24 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "cache"
     monkeypatch.setenv("DASS_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(scope="session")
+def real_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Fetches the model of a params.yaml and gives its base checkpoint: once a session, converting takes a minute."""
+    from tasks.pins import refresh_pins
+    from tasks.settings import load_settings
+    from tasks.sources import fetch_base
+    from tasks.workspace import Workspace
+
+    fetched: dict[Path, Path] = {}
+
+    def base_of(params: Path) -> Path:
+        if params not in fetched:
+            ws, settings = Workspace(tmp_path_factory.mktemp("real")), load_settings(params)
+            refresh_pins(ws, settings)
+            fetch_base(ws, settings)
+            fetched[params] = ws.base
+        return fetched[params]
+
+    return base_of

