@@ -12,7 +12,7 @@ from prefect.utilities.annotations import quote
 
 from flows.stages import STAGES
 from flows.summary import Summary
-from tasks import pruning, registry
+from tasks import registry
 from tasks.files import read_json
 from tasks.settings import Settings
 from tasks.versioning import Started, clear_leftovers, provenance, run_if_changed, start_run, workspace_lock
@@ -100,7 +100,13 @@ def measure_dense(run: Run) -> None:
 
 def prune(run: Run) -> None:
     """The prune stage: one Prefect task per decoder layer."""
-    run.stage("prune", lambda: pruning.prune(run.ws, run.settings, do_layer=_prune_layer))
+
+    def work() -> None:
+        from tasks.pruning import prune  # here, because a run that skips this stage needs no torch
+
+        prune(run.ws, run.settings, do_layer=_prune_layer)
+
+    run.stage("prune", work)
 
 
 def _prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":

@@ -12,6 +12,7 @@ from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     from rich.table import Table
+
     from tasks.registry import Registration
 
 

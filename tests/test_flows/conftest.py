@@ -105,7 +105,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model ("model") and two texts ("c4.txt", "wiki.txt")."""
     folder = tmp_path_factory.mktemp("sources")
     save_tiny_checkpoint(folder / "model")
-    text = tiny_text(120)
+    text = tiny_text(500)
     (folder / "c4.txt").write_text(text[: len(text) // 2])
     (folder / "wiki.txt").write_text(text[len(text) // 2 :])
     return folder
