@@ -1,6 +1,7 @@
 """Registration against real MLflow: SQLite in the workspace, and a server on this machine."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -122,6 +123,14 @@ def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Wo
     assert manifest["calibration"]["digest"].startswith(datasets["calibration"].digest)
     assert datasets["evaluation"].name == "held_out.txt"
     assert read_json(finished.evaluation / "dense.json")["digest"] in datasets["evaluation"].source
+
+
+def test_masks_restored_from_a_cache_register_without_seconds(finished: Workspace, settings: Settings) -> None:
+    shutil.rmtree(finished.private)
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    assert client.get_metric_history(made.run_id, "layer.seconds") == []
+    assert len(client.get_metric_history(made.run_id, "layer.relative_error")) == LAYERS
 
 
 def test_models_can_be_searched_by_figure(finished: Workspace, settings: Settings) -> None:
