@@ -2,14 +2,18 @@
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
+
+import psutil
 
 from dass.errors import InputError
 from flows.prefect_api import check_api, own_server
 from tasks.settings import load_settings
 from tasks.workspace import Workspace
+
+_FAREWELL_SECONDS = 15.0
 
 
 def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -34,14 +38,31 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
         # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
         warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
         tell({"workspace": str(ws.root), "cron": cron, "api": api, "ui": api.removesuffix("/api")})
-        compress.serve(
-            name="scheduled",
-            cron=cron,
-            parameters={"workspace": str(ws.root)},
-            limit=1,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            print_starting_message=False,
-        )
+        with _runs_end_with_us():
+            compress.serve(
+                name="scheduled",
+                cron=cron,
+                parameters={"workspace": str(ws.root)},
+                limit=1,
+                entrypoint_type=EntrypointType.MODULE_PATH,
+                print_starting_message=False,
+            )
+
+
+@contextmanager
+def _runs_end_with_us() -> Iterator[None]:
+    """Stop the run that is working when the schedule stops, while its server still hears of it. It can be resumed."""
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        yield
+    finally:
+        working = [child for child in psutil.Process().children(recursive=True) if child not in before]
+        for child in working:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(working, timeout=_FAREWELL_SECONDS)[1]:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def _check_cron(cron: str) -> None:
