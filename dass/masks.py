@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from dass.errors import InputError
 from dass.packing import mask_digest, pack_mask, unpack_mask
 
 FORMAT = "dass-masks-1"
+_HEADER = "dass"
 
 
 def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
@@ -29,8 +31,9 @@ def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] |
         more: further strings for the file's metadata.
     """
     shapes = {name: list(mask.shape) for name, mask in keep.items()}
-    metadata = {"format": FORMAT, "shapes": json.dumps(shapes, sort_keys=True), **(more or {})}
-    save_file({name: pack_mask(mask) for name, mask in keep.items()}, path, metadata)
+    # One key only: safetensors writes several in an order that changes from call to call, and so the file's bytes.
+    header = json.dumps({**(more or {}), "format": FORMAT, "shapes": shapes}, sort_keys=True)
+    save_file({name: pack_mask(mask) for name, mask in keep.items()}, path, {_HEADER: header})
 
 
 class MaskFile(Mapping[str, Tensor]):
@@ -41,18 +44,19 @@ class MaskFile(Mapping[str, Tensor]):
         self.path = path
         try:
             with safe_open(path, framework="pt") as handle:
-                self.metadata: dict[str, str] = handle.metadata() or {}
+                header = (handle.metadata() or {}).get(_HEADER, "{}")
         except FileNotFoundError:
             raise InputError(f"No mask file {path}. Prune first: dass run") from None
         except SafetensorError as error:
             raise InputError(f"{path} is damaged ({error}).") from None
+        self.metadata: dict[str, Any] = json.loads(header)
         if self.metadata.get("format") != FORMAT:
             raise InputError(f"{path} is not a mask file of format {FORMAT}.")
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape of the weight."""
-        return {name: tuple(shape) for name, shape in json.loads(self.metadata["shapes"]).items()}
+        return {name: tuple(shape) for name, shape in self.metadata["shapes"].items()}
 
     @property
     def digest(self) -> str:

@@ -48,7 +48,7 @@ def sentencepiece(**changes: Any) -> dict[str, Any]:
 
 
 def test_weights_come_back_as_they_were_and_stay_tied(converted: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(converted)
+    model: Any = AutoModelForCausalLM.from_pretrained(converted)
     expected = tiny_model().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
