@@ -71,7 +71,6 @@ class Result:
         calibration_set: artifacts/calibration/calibration.json.
         evaluation_set: artifacts/evaluation/dense.json.
         settings: all settings but `register`, which says where, not what.
-        layer_seconds: seconds each layer took, when it was pruned in this workspace.
     """
 
     manifest: dict[str, Any]
@@ -79,13 +78,10 @@ class Result:
     calibration_set: dict[str, Any]
     evaluation_set: dict[str, Any]
     settings: dict[str, Any]
-    layer_seconds: list[float] | None
 
     @classmethod
     def read(cls, workspace: Workspace, settings: Settings) -> "Result":
         """Raises InputError: a stage has not run yet."""
-        from tasks.pruning import seconds_per_layer  # torch takes seconds to import
-
         needed = {
             "manifest": workspace.masks / "manifest.json",
             "evaluation": workspace.metrics / "evaluation.json",
@@ -99,7 +95,6 @@ class Result:
         return cls(
             **{name: read_json(path) for name, path in needed.items()},
             settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_"}),
-            layer_seconds=seconds_per_layer(workspace),
         )
 
     @property
@@ -145,7 +140,7 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         with _run(client, experiment, _run_name(settings), tags) as run_id:
             model_id = _log_model(workspace, settings, tags)
             _log_settings(client, run_id, settings)
-            _log_metrics(client, run_id, model_id, result, provenance["seconds"])
+            _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
             _log_files(workspace, client, run_id, settings)
             _log_datasets(workspace, settings, result)
             made = _publish(client, model, run_id, model_id, {**tags, **_figures_as_tags(result)})
@@ -245,18 +240,28 @@ def _log_settings(client: "MlflowClient", run_id: str, settings: Settings) -> No
     client.log_batch(run_id, params=[Param(name, _text(value)) for name, value in values.items()])
 
 
-def _log_metrics(client: "MlflowClient", run_id: str, model_id: str, result: Result, seconds: dict[str, float]) -> None:
+def _log_metrics(
+    workspace: Workspace,
+    client: "MlflowClient",
+    run_id: str,
+    model_id: str,
+    result: Result,
+    seconds: dict[str, float],
+) -> None:
     """The figures, seconds a stage, and for each layer (as step) its shares, error, norms and seconds."""
     from mlflow.entities import Metric
 
+    from tasks.pruning import seconds_per_layer  # here: torch takes seconds, and a result known before needs none
+
+    layer_seconds = seconds_per_layer(workspace)
     now = int(datetime.now(UTC).timestamp() * 1000)
     metrics = [Metric(name, value, now, 0, model_id=model_id) for name, value in result.figures.items()]
     metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
     for layer in result.manifest["layers"]:
         step = layer["layer"]
         values = _flat({"layer": {key: layer[key] for key in ("sparsity", "relative_error", "norm")}})
-        if result.layer_seconds is not None:
-            values["layer.seconds"] = result.layer_seconds[step]
+        if layer_seconds is not None:
+            values["layer.seconds"] = layer_seconds[step]
         metrics += [Metric(name, value, now, step) for name, value in values.items()]
     for start in range(0, len(metrics), _METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])

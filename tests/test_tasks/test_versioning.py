@@ -18,6 +18,7 @@ from tasks.files import complete_file, complete_folder
 from tasks.versioning import (
     InputsChangedError,
     Started,
+    clear_leftovers,
     git_state,
     recorded_outs,
     run_if_changed,
@@ -294,6 +295,32 @@ def test_the_second_holder_of_a_workspace_is_refused_and_told_who_holds_it(ws: W
     assert f"held by another run (process {os.getpid()}, since 2" in refused
     assert len(refused.splitlines()) == 1
     assert subprocess.run(ask, cwd=root, capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+def test_what_a_killed_run_was_writing_is_cleared(ws: Workspace) -> None:
+    folder, file = ws.root / "artifacts" / ".base.123.partial", ws.metrics / ".evaluation.json.123.partial"
+    folder.mkdir(parents=True)
+    file.parent.mkdir()
+    file.touch()
+    (ws.metrics / "evaluation.json").touch()
+    clear_leftovers(ws)
+    assert [path.name for path in ws.metrics.iterdir()] == ["evaluation.json"]
+    assert list((ws.root / "artifacts").iterdir()) == []
+
+
+def test_other_code_than_the_pipeline_depends_on_is_refused(tmp_path: Path) -> None:
+    root, copy = Path(__file__).parents[2], tmp_path / "copy"
+    for name in ("dass", "tasks", ".dvc"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+    for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
+        shutil.copy(root / name, copy / name)
+    config = copy / ".dvc" / "config"
+    config.write_text(config.read_text().replace("[core]\n", "[core]\n    no_scm = true\n"))
+    copied = Workspace.at(copy)
+    assert "tasks/pruning.py" in start_run(copied).inputs["prune"]
+    (copy / "tasks" / "pruning.py").write_text("changed = True\n")
+    with pytest.raises(InputError, match="depends on the code beside it, but the code that runs is in"):
+        start_run(copied)
 
 
 def test_recorded_outs_are_the_digests_of_dvc_lock(ws: Workspace) -> None:
