@@ -1,6 +1,6 @@
 """The README's table: perplexity of real models under every method and pattern, and what their masks keep.
 
-    python -m benchmarks.perplexity [--params params.yaml ...] [--json FILE]
+    python -m benchmarks.perplexity [--params params.yaml ...] [--samples N] [--json FILE]
 
 Each model is fetched, calibrated and measured as `dass run` does it. Every mask is checked on the way: exact share in
 every competing group, kept bits unchanged.
@@ -23,7 +23,7 @@ from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense
 from tasks.files import read_json
 from tasks.pins import refresh_pins
-from tasks.settings import load_settings
+from tasks.settings import load_settings, read_params, validate_settings
 from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 
@@ -32,12 +32,13 @@ PATTERNS = ("unstructured", "4:8", "2:4")
 _BATCH_TOKENS = 4096
 
 
-def prepare(params: Path, folder: Path) -> Workspace:
-    """Fetch, calibrate and measure the dense model in `folder`, unless that is done."""
+def prepare(params: Path, folder: Path, samples: int) -> Workspace:
+    """Fetch (unless that is done), calibrate and measure the dense model in `folder`, on `samples` windows each."""
     workspace = Workspace(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    workspace.params.write_bytes(params.read_bytes())
-    settings = load_settings(workspace.params)
+    values = read_params(params)
+    values["calibration"]["samples"] = values["evaluate"]["samples"] = samples
+    settings = validate_settings(values, params.name)
     refresh_pins(workspace, settings)
     if not (workspace.base / "source.json").exists():
         fetch_base(workspace, settings)
@@ -49,7 +50,8 @@ def prepare(params: Path, folder: Path) -> Workspace:
 def load(folder: Path) -> PreTrainedModel:
     """The checkpoint in its own precision."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def measure(workspace: Workspace, method: str, pattern: str) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = [Path("params.yaml"), Path("examples/gemma-3-270m/params.yaml")]
     parser.add_argument("--params", type=Path, nargs="+", default=default, help="one params.yaml per model")
+    parser.add_argument("--samples", type=int, default=32, help="windows of calibration and of held-out text")
     parser.add_argument("--folder", type=Path, default=Path(".dass/benchmarks"), help="where models are prepared")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
@@ -98,7 +101,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for params in arguments.params:
         name = load_settings(params).register_.model
-        workspace = prepare(params.resolve(), arguments.folder.resolve() / name)
+        workspace = prepare(params.resolve(), arguments.folder.resolve() / name, arguments.samples)
         dense = read_json(workspace.evaluation / "dense.json")
         rows = []
         for method in METHODS:

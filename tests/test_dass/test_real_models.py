@@ -40,7 +40,7 @@ def prepared(
 def test_masks_keep_their_share_and_weights_their_bits(prepared: Workspace, method: str, pattern: str) -> None:
     model = load(prepared.base)
     base = {name: value.clone() for name, value in model.state_dict().items()}
-    input_ids = load_file(prepared.calibration / "tokens.safetensors")["input_ids"][:2, :128]
+    input_ids = load_file(prepared.calibration / "tokens.safetensors")["input_ids"][:1, :64]
     report = dass.prune(model, input_ids, method, pattern=pattern)
     layers = model.config.get_text_config().num_hidden_layers
     assert len(report.keep) == 3 * layers
