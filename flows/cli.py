@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from tasks.workspace import Workspace
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _DISK_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
+_INTERRUPTION = "dass: interrupted. Finished layers are kept; run again to go on."
+_interrupted: list[int] = []
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _STAGES_PANEL = "Stages (what dvc repro calls)"
 _STAGE_HELP = (
@@ -230,7 +233,17 @@ for _stage in STAGES.values():
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    sys.exit(run_command(sys.argv[1:]))
+    signal.signal(signal.SIGINT, _interrupt)
+    status = run_command(sys.argv[1:])
+    if _interrupted and status != INTERRUPTED:  # Ctrl-C also stopped the server, whose silence was noticed first
+        _tell(_INTERRUPTION)
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _interrupted.append(number)
+    raise KeyboardInterrupt
 
 
 def run_command(arguments: list[str]) -> int:
@@ -245,9 +258,10 @@ def run_command(arguments: list[str]) -> int:
         if os.environ.get("DASS_DEBUG"):
             raise
         status, message = _judged(error)
-        _tell(f"dass: {' '.join(message.split())}")
+        if not _interrupted:
+            _tell(f"dass: {' '.join(message.split())}")
     if status == INTERRUPTED:
-        _tell("dass: interrupted. Finished layers are kept; run again to go on.")
+        _tell(_INTERRUPTION)
     return status
 
 
