@@ -35,7 +35,7 @@ run: $(READY)
 	@.venv/bin/dass run
 
 test: check
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n 2 --dist loadfile
 
 # make check  lint and types only
 check: $(READY)

@@ -32,7 +32,7 @@ import torch  # noqa: E402
 
 from tests.models import save_tiny_checkpoint  # noqa: E402
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 def pytest_unconfigure() -> None:
@@ -61,19 +61,24 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def real_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """Fetches the model of a params.yaml and gives its base checkpoint: once a session, converting takes a minute."""
+    from filelock import FileLock
+
+    from tasks.files import sha256_file
     from tasks.pins import refresh_pins
     from tasks.settings import load_settings
     from tasks.sources import fetch_base
     from tasks.workspace import Workspace
 
-    fetched: dict[Path, Path] = {}
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # one folder for all workers
 
     def base_of(params: Path) -> Path:
-        if params not in fetched:
-            ws, settings = Workspace(tmp_path_factory.mktemp("real")), load_settings(params)
-            refresh_pins(ws, settings)
-            fetch_base(ws, settings)
-            fetched[params] = ws.base
-        return fetched[params]
+        ws, settings = Workspace(shared / f"real-{sha256_file(params)[:16]}"), load_settings(params)
+        with FileLock(f"{ws.root}.lock"):
+            if not ws.base.exists():
+                refresh_pins(ws, settings)
+                fetch_base(ws, settings)
+        return ws.base
 
     return base_of

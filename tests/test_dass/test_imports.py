@@ -24,16 +24,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
 report = dass.prune(LlamaForCausalLM(config), torch.arange(32).view(2, 16), pattern="2:4")
 assert report.sparsity == 0.5
-{extra}
+"""
+CHECK = """
+import sys
 loaded = {name.partition(".")[0] for name in sys.modules}
 others = loaded & set("prefect mlflow dvc datasets matplotlib ruamel typer tasks flows".split())
 sys.exit(f"loaded: {sorted(others)}" if others else 0)
 """
 
 
-def run_alone(extra: str = "") -> subprocess.CompletedProcess[str]:
-    program = PROGRAM.replace("{extra}", extra)
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def run_alone(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
 def imported_by(source: str) -> set[str]:
@@ -48,14 +49,14 @@ def imported_by(source: str) -> set[str]:
 
 
 def test_pruning_loads_nothing_of_the_floors_above() -> None:
-    finished = run_alone()
+    finished = run_alone(PROGRAM + CHECK)
     assert finished.returncode == 0, finished.stderr
 
 
 def test_the_check_above_can_fail() -> None:
-    finished = run_alone("import prefect")
+    finished = run_alone("import tasks" + CHECK)
     assert finished.returncode != 0
-    assert "loaded: ['" in finished.stderr
+    assert "loaded: ['tasks']" in finished.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "dass").glob("*.py")), ids=lambda path: path.name)
