@@ -1,6 +1,6 @@
 """The README's table: perplexity of real models under every method and pattern, and what their masks keep.
 
-    python -m benchmarks.perplexity [--params params.yaml ...] [--samples N] [--json FILE]
+    python -m benchmarks.perplexity [--params params.yaml ...] [--json FILE]
 
 Each model is fetched, calibrated and measured as `dass run` does it. Every mask is checked on the way: exact share in
 every competing group, kept bits unchanged.
@@ -23,7 +23,7 @@ from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense
 from tasks.files import read_json
 from tasks.pins import refresh_pins
-from tasks.settings import load_settings, read_params, validate_settings
+from tasks.settings import load_settings
 from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 
@@ -32,13 +32,10 @@ PATTERNS = ("unstructured", "4:8", "2:4")
 _BATCH_TOKENS = 4096
 
 
-def prepare(params: Path, folder: Path, samples: int) -> Workspace:
-    """Fetch (unless that is done), calibrate and measure the dense model in `folder`, on `samples` windows each."""
-    workspace = Workspace(folder)
+def prepare(params: Path, folder: Path) -> Workspace:
+    """Fetch (unless that is done), calibrate and measure the dense model in `folder`."""
+    workspace, settings = Workspace(folder), load_settings(params)
     folder.mkdir(parents=True, exist_ok=True)
-    values = read_params(params)
-    values["calibration"]["samples"] = values["evaluate"]["samples"] = samples
-    settings = validate_settings(values, params.name)
     refresh_pins(workspace, settings)
     if not (workspace.base / "source.json").exists():
         fetch_base(workspace, settings)
@@ -93,7 +90,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = [Path("params.yaml"), Path("examples/gemma-3-270m/params.yaml")]
     parser.add_argument("--params", type=Path, nargs="+", default=default, help="one params.yaml per model")
-    parser.add_argument("--samples", type=int, default=32, help="windows of calibration and of held-out text")
     parser.add_argument("--folder", type=Path, default=Path(".dass/benchmarks"), help="where models are prepared")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
@@ -101,7 +97,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for params in arguments.params:
         name = load_settings(params).register_.model
-        workspace = prepare(params.resolve(), arguments.folder.resolve() / name, arguments.samples)
+        workspace = prepare(params.resolve(), arguments.folder.resolve() / name)
         dense = read_json(workspace.evaluation / "dense.json")
         rows = []
         for method in METHODS:
