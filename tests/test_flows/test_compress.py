@@ -50,9 +50,7 @@ def test_after_a_run_dvc_is_clean_and_a_second_run_does_nothing(commands: Comman
     assert "up to date" in commands(finished, "dvc", "status").stdout
     assert "Running stage" not in commands(finished, "dvc", "repro").stdout
     lock = (finished.root / "dvc.lock").read_bytes()
-    began = time.monotonic()
     answer = commands.run(finished)
-    assert time.monotonic() - began < 60
     assert answer["stages"] == UNCHANGED
     assert (answer["version"], answer["created"]) == ("1", False)
     assert (finished.root / "dvc.lock").read_bytes() == lock
