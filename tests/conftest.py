@@ -3,10 +3,11 @@
 Set before anything is imported, because the libraries read their environment when they are.
 """
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _HOME = Path(tempfile.mkdtemp(prefix="dass-tests-"))
@@ -37,6 +38,15 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_end_with_their_test() -> Iterator[None]:
+    """A command line run inside a test sends the log to that test's stderr, which is closed afterwards."""
+    logger = logging.getLogger("dass")
+    before = list(logger.handlers)
+    yield
+    logger.handlers[:] = before
 
 
 @pytest.fixture(scope="session")
