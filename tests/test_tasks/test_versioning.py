@@ -175,7 +175,7 @@ def test_settings_edited_during_the_work_are_not_recorded(ws: Workspace) -> None
 def test_settings_edited_between_two_stages_stop_the_run(ws: Workspace) -> None:
     started = start_run(ws)
     run_if_changed(ws, "first", make_first(ws), started)
-    edit(ws, "samples: 32                 # windows of", "samples: 32                 # windows of")
+    edit(ws, "samples: 32                 # windows of", "samples: 16                 # windows of")
     with pytest.raises(InputsChangedError, match=r"params.yaml \(evaluate\)"):
         run_if_changed(ws, "second", never, started)
 
@@ -250,7 +250,7 @@ def test_watched_inputs_notice_an_edit(ws: Workspace) -> None:
     with watched_inputs(ws, "second") as settings:
         assert settings.evaluate.samples == 32
     with pytest.raises(InputsChangedError, match=r"params.yaml \(evaluate\)"), watched_inputs(ws, "second"):
-        edit(ws, "samples: 32                 # windows of", "samples: 32                 # windows of")
+        edit(ws, "samples: 32                 # windows of", "samples: 16                 # windows of")
 
 
 def test_a_stage_busy_in_dvc_is_waited_for_then_reported(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
