@@ -21,7 +21,7 @@ from benchmarks.masks import check_bits, check_shares, zeros
 from dass.perplexity import mean_loss
 from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.pins import refresh_pins
 from tasks.settings import load_settings
 from tasks.sources import fetch_base

@@ -9,11 +9,26 @@ from typing import TYPE_CHECKING, Any
 from dass.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
-    from dass.api import PruneReport, prune
+    from dass.api import CheckpointReport, PruneReport, prune, prune_checkpoint
+    from dass.detect import pattern_of
 
-__all__ = ["InputError", "NumericalError", "PruneReport", "prune"]
+__all__ = [
+    "CheckpointReport",
+    "InputError",
+    "NumericalError",
+    "PruneReport",
+    "pattern_of",
+    "prune",
+    "prune_checkpoint",
+]
 
-_HOME = {"PruneReport": "dass.api", "prune": "dass.api"}
+_HOME = {
+    "CheckpointReport": "dass.api",
+    "PruneReport": "dass.api",
+    "pattern_of": "dass.detect",
+    "prune": "dass.api",
+    "prune_checkpoint": "dass.api",
+}
 
 
 def __getattr__(name: str) -> Any:

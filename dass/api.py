@@ -1,14 +1,47 @@
-"""`dass.prune`: prune a model that is in memory."""
+"""`dass.prune`: a model in memory. `dass.prune_checkpoint`: a checkpoint on disk, one layer in memory at a time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TypedDict, Unpack
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
-from dass.engine import LayerReport, LayerwisePruner, plan
+from dass.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
+from dass.engine import ENGINE_VERSION, Buffering, LayerReport, LayerResult, LayerwisePruner, check_fits, wanted_by, write_parameters
+from dass.files import complete_folder, digest_of, sha256_file
+from dass.hidden import Place
+from dass.masks import apply_to_checkpoint
+from dass.pattern import Pattern
+from dass.plan import Plan, plan
+from dass.run import CheckpointRun
 from dass.score import DEFAULT_ALPHA
+from dass.streaming import StreamedDecoder
+
+
+class PlanOptions(TypedDict, total=False):
+    """Further settings of `prune` and `prune_checkpoint`; `dass.plan.Plan` explains each.
+
+    layout: "paper", "contraction" or "transposable". update: "none", "reconstruct" or "reconstruct-mlp". allocation:
+    "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and of the re-fit.
+    min_expert_tokens: experts routed fewer tokens are judged on all of their layer's.
+    """
+
+    layout: str
+    update: str
+    allocation: str
+    owl_bound: float
+    propagation: str
+    damping: float | None
+    min_expert_tokens: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +64,19 @@ class PruneReport:
         )
 
 
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What `prune_checkpoint` did.
+
+    Attributes:
+        layers: one report per decoder layer.
+        resumed: how many of them an earlier run had finished.
+    """
+
+    layers: list[LayerReport]
+    resumed: int
+
+
 def prune(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -40,21 +86,26 @@ def prune(
     alpha: float = DEFAULT_ALPHA,
     *,
     batch_tokens: int | None = None,
+    hidden_states: Place = "auto",
     on_layer: Callable[[LayerReport], None] | None = None,
+    **options: Unpack[PlanOptions],
 ) -> PruneReport:
     """Prune the GLU MLPs of a causal LM in place, one shot (arXiv 2405.01943).
 
-    Only gate, up and down projections change: removed weights become +0.0, kept ones keep their bits.
+    Only gate, up and down projections change: removed weights become +0.0. Kept ones keep their bits, unless the method is
+    "sparsegpt" or an update is asked for.
 
     Args:
         model: a transformers causal LM, float32, bfloat16 or float16, on any one device.
         input_ids: calibration tokens, LongTensor (samples, length).
-        method: "dass", "wanda" or "magnitude".
+        method: "dass", "wanda", "magnitude" or "sparsegpt".
         sparsity: share of MLP weights to remove; None means 0.5, or what an N:M pattern implies.
         pattern: "unstructured", or "N:M" (keep N of every M).
         alpha: exponent of the neuron norm in DaSS's gate and up scores.
         batch_tokens: tokens computed at once; None chooses by device.
+        hidden_states: where the calibration hidden states lie: "auto", "device", "host" or "disk".
         on_layer: called with each layer's report as it is done.
+        **options: see PlanOptions.
 
     Returns:
         The keep masks and a report per layer.
@@ -68,15 +119,13 @@ def prune(
         >>> report.keep["model.layers.0.mlp.down_proj.weight"].float().mean()
         tensor(0.5000)
     """
-    what = plan(method, sparsity, pattern, alpha)
+    what = plan(method, sparsity, pattern, alpha, **options)
     was_training = model.training
     model.eval()
+    keep: dict[str, Tensor] = {}
+    layers: list[LayerReport] = []
     try:
-        pruner = LayerwisePruner(Decoder(model), input_ids, what, batch_tokens)
-        keep: dict[str, Tensor] = {}
-        layers: list[LayerReport] = []
-        for index in range(model.config.get_text_config().num_hidden_layers):
-            result = pruner.prune_layer(index)
+        for result in _layers(Decoder(model), input_ids, what, Buffering(batch_tokens, hidden_states)):
             keep |= result.keep
             layers.append(result.report)
             if on_layer is not None:
@@ -84,3 +133,106 @@ def prune(
     finally:
         model.train(was_training)
     return PruneReport(keep, layers)
+
+
+def _layers(decoder: Decoder, input_ids_ST: Tensor, what: Plan, buffering: Buffering) -> Iterator[LayerResult]:
+    """Prune a model in memory, layer by layer."""
+    check_fits(decoder, what)
+    patterns: list[Pattern] = [what.pattern] * len(decoder)
+    statistics: list[LayerStatistics] = []
+    if what.propagation == "dense" or what.allocation != "uniform":
+        wanted = wanted_by(what) if what.propagation == "dense" else replace(wanted_by(what), gram_x=False, gram_z=False)
+        statistics = list(dense_statistics(decoder, input_ids_ST, wanted, buffering=buffering))
+        outliers = [layer_outliers(decoder, index, seen) for index, seen in enumerate(statistics)]
+        patterns = allocate(decoder, outliers, what)
+    if what.propagation == "dense":
+        for index, seen in enumerate(statistics):
+            result = prune_from_statistics(decoder, index, seen, what, patterns[index])
+            prefix = f"{decoder.layer_name(index)}."
+            write_parameters(decoder.structure(index), result.keep, result.weights, prefix)
+            yield result
+        return
+    pruner = LayerwisePruner(decoder, input_ids_ST, what, patterns=patterns, buffering=buffering)
+    with closing(pruner):
+        for index in range(len(decoder)):
+            yield pruner.prune_layer(index)
+
+
+def prune_checkpoint(
+    folder_in: Path | str,
+    folder_out: Path | str,
+    input_ids: Tensor,
+    method: str = "dass",
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    alpha: float = DEFAULT_ALPHA,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    batch_tokens: int | None = None,
+    hidden_states: Place = "auto",
+    work: Path | str | None = None,
+    checkpoint_every: int | None = None,
+    on_layer: Callable[[LayerReport], None] | None = None,
+    **options: Unpack[PlanOptions],
+) -> CheckpointReport:
+    """Prune a checkpoint on disk into another folder. Never more than one layer of the model is in memory.
+
+    Output files mirror the input's: the same shards, names and order, and outside the MLPs the same bytes. `folder_out`
+    is complete or absent.
+
+    Args:
+        folder_in: a transformers checkpoint folder with safetensors, in one file or in shards.
+        folder_out: where to write; a folder that exists is replaced.
+        input_ids, method, sparsity, pattern, alpha, batch_tokens, hidden_states, on_layer, options: as for `prune`.
+        device: where layers compute.
+        dtype: type to compute in; None takes the checkpoint's. What is stored keeps its type.
+        work: where finished layers are kept. A run that died goes on behind them when it is started again with the same
+            folder and arguments, and ends in the same bytes. None: a temporary folder beside `folder_out`.
+        checkpoint_every: also keep hidden states behind every so many layers, so that finished layers need no replay.
+
+    Raises:
+        InputError: a value or a checkpoint that cannot be used; nothing was written.
+        NumericalError: NaN or infinite activations; finished layers are in `work`.
+
+    Example:
+        >>> dass.prune_checkpoint("llama", "llama-2-4", input_ids, pattern="2:4", work="llama-2-4.work")
+    """
+    folder_in, folder_out = Path(folder_in), Path(folder_out)
+    what = plan(method, sparsity, pattern, alpha, **options)
+    decoder = StreamedDecoder(folder_in, torch.device(device), dtype)
+    base = Checkpoint(folder_in)
+    folder_out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = None if work is not None else Path(mkdtemp(prefix=f".{folder_out.name}.", dir=folder_out.parent))
+    folder = temporary or Path(str(work)) / _fingerprint(base, input_ids, what, decoder, batch_tokens)
+    buffering = Buffering(batch_tokens, hidden_states, folder)
+    layers: list[LayerReport] = []
+    try:
+        with CheckpointRun(
+            decoder, input_ids, what, folder, buffering=buffering, checkpoint_every=checkpoint_every
+        ) as run:
+            for index in range(run.layer_count):
+                record = run.layer(index)
+                layers.append(record.report)
+                if on_layer is not None:
+                    on_layer(record.report)
+        with complete_folder(folder_out) as writing:
+            apply_to_checkpoint(base, run.masks, writing, run.updates)
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return CheckpointReport(layers, run.finished)
+
+
+def _fingerprint(
+    base: Checkpoint, input_ids_ST: Tensor, what: Plan, decoder: StreamedDecoder, batch_tokens: int | None
+) -> str:
+    """Digest of everything the result depends on; reads the whole checkpoint once."""
+    return digest_of(
+        {
+            "base": {file: sha256_file(base.folder / file) for file in ["config.json", *base.files]},
+            "input_ids": [list(input_ids_ST.shape), hashlib.sha256(input_ids_ST.long().cpu().numpy().data).hexdigest()],
+            "plan": asdict(what),
+            "engine": [ENGINE_VERSION, decoder.device.type, str(decoder.dtype), batch_tokens],
+        }
+    )

@@ -60,18 +60,17 @@ def pattern_of(weight_OC: Tensor) -> WeightPattern:
     return WeightPattern(zero_share, _along_rows(nonzero_OC.T, zero_share), _along_rows(nonzero_OC, zero_share))
 
 
-def runs_on_sparse_tensor_cores(weight_OC: Tensor) -> bool:
-    """Whether torch's 2:4 kernels compute with exactly this weight.
+def runs_on_sparse_tensor_cores(weight_OC: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether torch's 2:4 kernels compute with exactly this weight (or, given `dtype`, with any weight under this mask).
 
     True when at most 2 of every 4 consecutive in_features are nonzero, the dtype has a kernel (float16, bfloat16, int8,
     float8_e4m3fn) and both sizes are multiples of what `torch.sparse.to_sparse_semi_structured` asks for. Says nothing
     about speed, which depends on the card and the batch.
     """
-    if weight_OC.ndim != 2 or weight_OC.dtype not in _SPARSE_CORE_SIZES or weight_OC.numel() == 0:
+    dtype = dtype or weight_OC.dtype
+    if weight_OC.ndim != 2 or dtype not in _SPARSE_CORE_SIZES or weight_OC.numel() == 0:
         return False
-    if any(
-        size % multiple for size, multiple in zip(weight_OC.shape, _SPARSE_CORE_SIZES[weight_OC.dtype], strict=True)
-    ):
+    if any(size % multiple for size, multiple in zip(weight_OC.shape, _SPARSE_CORE_SIZES[dtype], strict=True)):
         return False
     return _most_in_a_group(weight_OC != 0, 4) <= 2
 

@@ -1,43 +1,65 @@
 """The layer-wise engine: one buffer of hidden states, pushed through the decoder a layer at a time.
 
-For each layer: (1) dense statistics on the calibration hidden states, (2) masks from the dense weights, (3) removed
-weights become +0.0, (4) the pruned layer's outputs replace the buffer and are the next layer's inputs.
+For each layer: (1) dense statistics on the calibration hidden states, (2) masks from the dense weights, and new values
+for kept weights where the plan wants them, (3) removed weights become +0.0, (4) the pruned layer's outputs replace the
+buffer and are the next layer's inputs.
 
 Axes: S windows, B windows of a batch, T tokens a window, H hidden, I intermediate.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dass.decoder import Decoder, LayerCall
+from dass.detect import runs_on_sparse_tensor_cores
 from dass.errors import InputError, NumericalError
-from dass.glu import GluMlp, find_glu
+from dass.glu import GluMlp, find_glus, parameters_of
+from dass.hidden import HiddenStates
+from dass.hidden import Place as BufferPlace
 from dass.layer import LayerRunner
-from dass.mask import check_divisible, keep_mask
-from dass.pattern import Pattern, parse_pattern
-from dass.score import DEFAULT_ALPHA, METHODS, ActivationNorms, Method, Projection, competition_axis, importance
+from dass.mask import check_divisible
+from dass.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
+from dass.pattern import Pattern
+from dass.plan import Plan
+from dass.ranks import ALONE, Ranks
+from dass.reconstruct_mlp import refit_mlp
+from dass.score import PROJECTIONS, Projection
+from dass.statistics import MlpStatistics, StatisticsSum, gram
 
-ENGINE_VERSION = "1"
+ENGINE_VERSION = "2"
 """Changes whenever the same inputs may give other masks. Part of every fingerprint."""
 
 ERROR_TOKENS = 4096
 """The relative output error is measured on the first windows that hold this many tokens (at least one window)."""
 
+REFIT_TOKENS = 65536
+"""`reconstruct-mlp` trains on the first tokens an MLP is given, up to this many."""
+
 _CPU_BATCH_TOKENS = 4096  # beyond this, activations leave the cache and nothing gets faster
 _CUDA_BATCH_TOKENS = 32768
+_CUDA_SHARE = 0.2  # of the card's memory that a batch's activations may take
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to remove: method, pattern (with its sparsity) and alpha. Made by `plan`."""
+class Buffering:
+    """How the calibration hidden states are held and computed.
 
-    method: Method
-    pattern: Pattern
-    alpha: float
+    Attributes:
+        batch_tokens: tokens computed at once; None chooses by device. Part of the result in the last bit, because
+            matrix products of different heights round differently.
+        hidden_states: where the buffer lies.
+        folder: where a buffer on disk goes; None is the system's temporary folder.
+    """
+
+    batch_tokens: int | None = None
+    hidden_states: BufferPlace = "auto"
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,42 +68,78 @@ class LayerReport:
 
     Attributes:
         layer: index of the layer.
-        sparsity: share of weights the mask removes, per projection.
+        pattern: what was asked of this layer (`owl` asks less of some).
+        sparsity: share of weights the mask removes, per projection, all MLPs of the layer together.
         norm: min, median and max of ‖z_i‖₂ over the layer's intermediate neurons.
-        relative_error: ‖y_pruned − y_dense‖ / ‖y_dense‖ of the MLP's output, on the first ERROR_TOKENS tokens.
+        relative_error: ‖y_pruned − y_dense‖ / ‖y_dense‖ of the MLP's output, on the first ERROR_TOKENS tokens; None when
+            no tokens were at hand (propagation "dense").
+        runs_2_4: per projection, whether sparse tensor cores can run the matrix: 2:4 along in_features.
+        damping: λ that SparseGPT's Hessians took; None for the other methods.
+        starved_experts: experts routed fewer than `min_expert_tokens` tokens, judged on all of the layer's tokens.
         seconds: wall time.
     """
 
     layer: int
+    pattern: str
     sparsity: dict[Projection, float]
     norm: dict[str, float]
-    relative_error: float
-    seconds: float
+    relative_error: float | None
+    runs_2_4: dict[Projection, bool]
+    damping: float | None = None
+    starved_experts: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """A pruned layer: its report, its norms, and its keep masks by full parameter name (bool, True = kept)."""
+    """A pruned layer.
+
+    Attributes:
+        report: what was done.
+        statistics: of each MLP, by its full name ("model.layers.0.mlp").
+        keep: keep masks by full parameter name, bool, True = kept.
+        weights: new values of parameters whose kept weights changed, by full name, in the stored dtype.
+    """
 
     report: LayerReport
-    norms: ActivationNorms
+    statistics: dict[str, MlpStatistics]
     keep: dict[str, Tensor]
+    weights: dict[str, Tensor]
 
 
-def plan(
-    method: str = "dass", sparsity: float | None = None, pattern: str = "unstructured", alpha: float = DEFAULT_ALPHA
-) -> Plan:
-    """Check what is asked for.
+@dataclass(frozen=True)
+class Wanted:
+    """Which statistics to collect.
 
-    Raises:
-        InputError: an unknown method, a pattern or sparsity that cannot be, or an alpha below 0 or not finite.
+    Attributes:
+        gram_x: also XᵀX of every MLP's input.
+        gram_z: also ZᵀZ of the dense intermediate activations.
+        min_expert_tokens: an expert routed fewer tokens is shown all of its layer's.
     """
-    known = next((name for name in METHODS if name == method), None)
-    if known is None:
-        raise InputError(f"method is {method!r}: expected one of {', '.join(METHODS)}.")
-    if not 0.0 <= alpha < float("inf"):
-        raise InputError(f"alpha is {alpha}: expected a finite exponent of 0 or more, for example {DEFAULT_ALPHA}.")
-    return Plan(known, parse_pattern(pattern, sparsity), alpha)
+
+    gram_x: bool
+    gram_z: bool
+    min_expert_tokens: int
+
+
+def wanted_by(plan: Plan) -> Wanted:
+    """What a plan needs to know of a dense layer."""
+    return Wanted(plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a layer's dense MLPs saw and made.
+
+    Attributes:
+        statistics: of each MLP.
+        starved: the experts shown all tokens because the router gave them too few.
+        dense_outputs: y of the windows the output error is measured on, batch by batch.
+    """
+
+    statistics: list[MlpStatistics]
+    starved: list[int]
+    dense_outputs: list[Tensor]
 
 
 def check_fits(decoder: Decoder, what: Plan) -> None:
@@ -91,48 +149,217 @@ def check_fits(decoder: Decoder, what: Plan) -> None:
         InputError: a layer without a GLU MLP, or an axis that N:M groups cannot tile.
     """
     for index in range(len(decoder)):
-        intermediate, hidden = find_glu(decoder.structure(index)).sizes
-        along = "intermediate size" if what.method == "dass" else "hidden size"
-        size = intermediate if what.method == "dass" else hidden
-        check_divisible(size, what.pattern, f"the {along} of {decoder.layer_name(index)}")
-        check_divisible(intermediate, what.pattern, f"the intermediate size of {decoder.layer_name(index)}")
+        for mlp in find_glus(decoder.structure(index)):
+            where = f"of {decoder.layer_name(index)}.{mlp.name}"
+            intermediate, hidden = mlp.sizes
+            along = {"intermediate": intermediate, "hidden": hidden}
+            needed = {"intermediate", "hidden"} if what.layout == "transposable" else {"intermediate"}
+            if what.axis("gate_proj") != 0:
+                needed.add("hidden")
+            for name in sorted(needed):
+                check_divisible(along[name], what.pattern, f"the {name} size {where}")
 
 
-class LayerwisePruner:
-    """Prunes a decoder one layer after the other. Call `prune_layer` or `replay_layer` for 0, 1, 2 ... in order.
+class LayerwisePass:
+    """The calibration windows on their way through the decoder: a buffer of hidden states, this rank's share of it.
 
     Memory: one buffer of hidden states (S, T, H), updated in place, and what one batch of one layer needs.
     """
 
-    def __init__(self, decoder: Decoder, input_ids_ST: Tensor, what: Plan, batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, input_ids_ST: Tensor, buffering: Buffering | None = None, ranks: Ranks = ALONE
+    ) -> None:
         """Embed the calibration windows.
 
         Args:
-            decoder: the model. Its layers change in place.
+            decoder: the model.
             input_ids_ST: calibration tokens, LongTensor (samples, length).
-            what: what to remove.
-            batch_tokens: tokens computed at once; None chooses by device. Part of the result in the last bit, because
-                matrix products of different heights round differently.
+            buffering: how hidden states are held.
+            ranks: the processes that share the windows.
 
         Raises:
-            InputError: tokens of a wrong shape or type, or a model that `what` cannot prune.
+            InputError: tokens of a wrong shape or type, or fewer batches than ranks.
         """
         if input_ids_ST.dim() != 2 or input_ids_ST.is_floating_point() or 0 in input_ids_ST.shape:
             raise InputError(
                 f"input_ids is {tuple(input_ids_ST.shape)} {input_ids_ST.dtype}: "
                 "expected whole numbers of shape (samples, length)."
             )
-        check_fits(decoder, what)
-        self._decoder, self._plan = decoder, what
-        self._windows, length = input_ids_ST.shape
-        if batch_tokens is None:
-            batch_tokens = _CUDA_BATCH_TOKENS if decoder.device.type == "cuda" else _CPU_BATCH_TOKENS
-        self._batch = max(1, batch_tokens // length)
+        buffering = buffering or Buffering()
+        windows, length = input_ids_ST.shape
+        self.decoder, self.ranks = decoder, ranks
+        tokens = buffering.batch_tokens or _batch_tokens(decoder)
+        self._batch = max(1, tokens // length)
+        share = ranks.share(windows, self._batch)
+        self._first_window = share.start
         self._error_windows = max(1, ERROR_TOKENS // length)
         self._calls: dict[int, list[LayerCall]] = {}
-        self._next_layer = 0
-        with torch.no_grad(), decoder.embeddings():
-            self._hidden_STH = self._embed(input_ids_ST)
+        self.layer = 0
+        with _memory_advice(), torch.no_grad(), decoder.embeddings():
+            self.hidden = self._embed(input_ids_ST[share], buffering)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows the layer that is due."""
+        return self.layer == len(self.decoder) - 1
+
+    def runner(self, layer: nn.Module) -> LayerRunner:
+        """The due layer, ready to be run in halves."""
+        first = slice(0, min(self._batch, self.hidden.shape[0]))
+        hidden_BTH = self.hidden.read(first)
+        return LayerRunner(layer, hidden_BTH, self._calls[len(hidden_BTH)][self.layer])
+
+    def batches(self) -> Iterator[tuple[slice, Tensor, LayerCall, int]]:
+        """This rank's batches: rows of the buffer, what lies there (B, T, H), the layer's call, and how many of these
+        windows the output error is measured on."""
+        for rows, state_BTH in self.hidden.batches(self._batch):
+            measured = self._error_windows - self._first_window - rows.start
+            windows = len(state_BTH)
+            yield rows, state_BTH, self._calls[windows][self.layer], min(max(0, measured), windows)
+
+    def collect(self, runner: LayerRunner, wanted: Wanted, *, advance: bool = False) -> Collected:
+        """What the due layer's MLPs see, this layer still being dense.
+
+        Leaves mid_BTH in the buffer when the layer splits; with `advance` the dense layer's outputs.
+
+        Raises:
+            NumericalError: an activation is NaN or infinite.
+        """
+        sums = [self._sum(mlp, wanted) for mlp in runner.mlps]
+        dense_outputs: list[Tensor] = []
+
+        def see(which: int, x: Tensor, z: Tensor) -> None:
+            sums[which].add(x, z)
+
+        in_one_go = advance and not any(mlp.is_expert for mlp in runner.mlps)  # a starved expert asks for a second look
+        for rows, state_BTH, call, measured in self.batches():
+            if runner.splits:
+                state_BTH = runner.attention_half(state_BTH, call)
+                self.hidden.write(rows, state_BTH)
+            done = runner.observe(state_BTH, call, see, finish=in_one_go or measured > 0)
+            if done is not None and in_one_go:
+                self.hidden.write(rows, done[0])
+            elif done is not None:
+                dense_outputs.append(done[1][:measured].clone())
+        for each in sums:
+            each.merge(self.ranks)
+        starved = [
+            which
+            for which, mlp in enumerate(runner.mlps)
+            if mlp.is_expert and sums[which].tokens < wanted.min_expert_tokens
+        ]
+        if starved:
+            self._collect_from_all_tokens(runner, starved, sums, wanted)
+        statistics = [each.result() for each in sums]
+        for mlp, seen in zip(runner.mlps, statistics, strict=True):
+            if not seen.is_finite:
+                raise NumericalError(
+                    f"{self.decoder.layer_name(self.layer)}.{mlp.name}: activations are NaN or infinite on the "
+                    "calibration windows. Check the base checkpoint, or compute in a wider type (engine.dtype: float32)."
+                )
+        if advance and not in_one_go:
+            self.propagate(runner, [])
+        return Collected(statistics, starved, dense_outputs)
+
+    def propagate(self, runner: LayerRunner, dense_outputs: list[Tensor]) -> float:
+        """Push the buffer through the due layer as it is now; returns the relative output error over `dense_outputs`.
+
+        Expects in the buffer what `collect` left there.
+        """
+        sums = torch.zeros(2, dtype=torch.float64, device=self.hidden.device)  # of the difference, of the output
+        for number, (rows, state_BTH, call, _) in enumerate(self.batches()):
+            if self.is_last and number >= len(dense_outputs):
+                break  # nothing follows the last layer
+            output_BTH, y_BTH = runner.advance(state_BTH, call)
+            if number < len(dense_outputs):
+                dense = dense_outputs[number].double()
+                sums += torch.stack([(y_BTH[: len(dense)].double() - dense).square().sum(), dense.square().sum()])
+            self.hidden.write(rows, output_BTH)
+        self.ranks.sum_(sums)
+        difference, scale = sums.tolist()
+        return float((difference / scale) ** 0.5) if scale else 0.0
+
+    def _collect_from_all_tokens(
+        self, runner: LayerRunner, starved: list[int], sums: list[StatisticsSum], wanted: Wanted
+    ) -> None:
+        """What the router hardly ever sends to an expert says little about it: it is shown every token instead."""
+        for which in starved:
+            sums[which] = self._sum(runner.mlps[which], wanted)
+        for _, state_BTH, call, _ in self.batches():
+            runner.observe_all_tokens(state_BTH, call, starved, lambda which, x, z: sums[which].add(x, z))
+        for which in starved:
+            sums[which].merge(self.ranks)
+
+    def _sum(self, mlp: GluMlp, wanted: Wanted) -> StatisticsSum:
+        return StatisticsSum(mlp.sizes, self.hidden.device, gram_x=wanted.gram_x, gram_z=wanted.gram_z)
+
+    def _embed(self, input_ids_ST: Tensor, buffering: Buffering) -> HiddenStates:
+        buffer: HiddenStates | None = None
+        for start in range(0, len(input_ids_ST), self._batch):
+            ids_BT = input_ids_ST[start : start + self._batch]
+            hidden_BTH, self._calls[len(ids_BT)] = self.decoder.embed(ids_BT)
+            if buffer is None:
+                shape = (len(input_ids_ST), *hidden_BTH.shape[1:])
+                buffer = HiddenStates(
+                    shape, hidden_BTH.dtype, hidden_BTH.device, buffering.hidden_states, buffering.folder
+                )
+            buffer.write(slice(start, start + len(ids_BT)), hidden_BTH)
+        assert buffer is not None
+        return buffer
+
+
+class LayerwisePruner:
+    """Prunes a decoder one layer after the other. Call `prune_layer` or `replay_layer` for 0, 1, 2 ... in order."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        input_ids_ST: Tensor,
+        what: Plan,
+        *,
+        patterns: Sequence[Pattern] | None = None,
+        buffering: Buffering | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Embed the calibration windows.
+
+        Args:
+            decoder: the model. Its layers change in place.
+            input_ids_ST: calibration tokens, LongTensor (samples, length).
+            what: what to remove.
+            patterns: each layer's pattern; None is the plan's everywhere.
+            buffering: how hidden states are held.
+            ranks: the processes that share the windows.
+
+        Raises:
+            InputError: tokens of a wrong shape or type, or a model that `what` cannot prune.
+        """
+        check_fits(decoder, what)
+        if ranks.size > 1 and what.update == "reconstruct-mlp":
+            raise InputError(
+                f'update is "reconstruct-mlp" and processes {ranks.size}: expected 1, or update: reconstruct.'
+            )
+        self._decoder, self._plan, self._ranks = decoder, what, ranks
+        self._patterns = list(patterns) if patterns is not None else [what.pattern] * len(decoder)
+        self._pass = LayerwisePass(decoder, input_ids_ST, buffering, ranks)
+
+    def close(self) -> None:
+        """Give back the buffer, on disk too."""
+        self._pass.hidden.close()
+
+    @property
+    def next_layer(self) -> int:
+        """The layer that is due."""
+        return self._pass.layer
+
+    def save_hidden(self, path: Path) -> None:
+        """Write this rank's hidden states, the inputs of `next_layer`."""
+        self._pass.hidden.save(path)
+
+    def resume_at(self, layer: int, path: Path) -> None:
+        """Go on at `layer` with hidden states written by `save_hidden` before it."""
+        self._pass.hidden.load(path)
+        self._pass.layer = layer
 
     def prune_layer(self, index: int) -> LayerResult:
         """Collect, mask, set to zero and propagate one layer.
@@ -140,132 +367,213 @@ class LayerwisePruner:
         Raises:
             NumericalError: the layer's activations are NaN or infinite.
         """
+        assert index == self.next_layer, "layers are pruned in order, each once"
         began = time.perf_counter()
-        with torch.no_grad(), self._decoder.layer(index) as layer:
-            runner = self._runner(layer, index)
-            norms, dense_outputs = self._collect(runner, index)
-            keep = self._masks(runner.mlp, norms, index)
-            apply_masks(runner.mlp.weights(), keep)
-            error = self._propagate(runner, index, dense_outputs)
-            parts = runner.mlp.split(keep)
-        self._next_layer += 1
-        report = LayerReport(
-            layer=index,
-            sparsity={name: 1.0 - part.sum().item() / part.numel() for name, part in parts.items()},
-            norm={"min": norms.z_I.min().item(), "median": norms.z_I.median().item(), "max": norms.z_I.max().item()},
+        with _memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
+            runner = self._pass.runner(layer)
+            collected = self._pass.collect(runner, wanted_by(self._plan))
+            statistics, starved = collected.statistics, collected.starved
+            stored = self._decoder.stored_weights(index, parameters_of(runner.mlps))
+            dense = [mlp.views(stored) for mlp in runner.mlps]
+            pattern = self._patterns[index]
+            pruned = [
+                prune_mlp(weights, seen, self._plan, pattern) for weights, seen in zip(dense, statistics, strict=True)
+            ]
+            if self._plan.update != "none":
+                pruned = self._refit(runner, dense, pruned, statistics, starved)
+            keep, values = joined(runner.mlps, pruned, stored)
+            write_parameters(layer, keep, values)
+            error = self._pass.propagate(runner, collected.dense_outputs)
+        self._pass.layer += 1
+        prefix = self._decoder.layer_name(index)
+        report = replace(
+            layer_report(index, pattern, pruned, statistics, next(iter(stored.values())).dtype),
             relative_error=error,
+            starved_experts=[runner.mlps[which].name for which in starved],
             seconds=time.perf_counter() - began,
         )
-        prefix = self._decoder.layer_name(index)
-        return LayerResult(report, norms, {f"{prefix}.{name}": mask for name, mask in keep.items()})
+        return LayerResult(
+            report,
+            {f"{prefix}.{mlp.name}": seen for mlp, seen in zip(runner.mlps, statistics, strict=True)},
+            {f"{prefix}.{name}": mask for name, mask in keep.items()},
+            {f"{prefix}.{name}": value for name, value in values.items()},
+        )
 
-    def replay_layer(self, index: int, keep: dict[str, Tensor]) -> None:
-        """Apply masks found earlier and propagate: the buffer becomes what `prune_layer` left behind, bit for bit."""
-        prefix = self._decoder.layer_name(index)
-        with torch.no_grad(), self._decoder.layer(index) as layer:
-            runner = self._runner(layer, index)
+    def replay_layer(self, index: int, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Apply what `prune_layer` found earlier and propagate: the buffer becomes what it left behind, bit for bit."""
+        assert index == self.next_layer, "layers are pruned in order, each once"
+        prefix = f"{self._decoder.layer_name(index)}."
+        with _memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
+            runner = self._pass.runner(layer)
             if runner.splits:
-                for rows, hidden, call in self._batches(index):
-                    self._hidden_STH[rows] = runner.attention_half(hidden, call)
-            apply_masks(runner.mlp.weights(), {name.removeprefix(f"{prefix}."): mask for name, mask in keep.items()})
-            self._propagate(runner, index, [])
-        self._next_layer += 1
+                for rows, hidden_BTH, call, _ in self._pass.batches():
+                    self._pass.hidden.write(rows, runner.attention_half(hidden_BTH, call))
+            write_parameters(layer, keep, weights, prefix)
+            self._pass.propagate(runner, [])
+        self._pass.layer += 1
 
-    def _runner(self, layer: torch.nn.Module, index: int) -> LayerRunner:
-        assert index == self._next_layer, "layers are pruned in order, each once"
-        _, hidden, call = next(self._batches(index))
-        return LayerRunner(layer, hidden, call)
+    def _refit(
+        self,
+        runner: LayerRunner,
+        dense: list[dict[Projection, Tensor]],
+        pruned: list[PrunedMlp],
+        statistics: list[MlpStatistics],
+        starved: list[int],
+    ) -> list[PrunedMlp]:
+        """New values for the weights that stay: gate and up first, then down behind them, then all three together.
 
-    def _embed(self, input_ids_ST: Tensor) -> Tensor:
-        buffer: Tensor | None = None
-        for start in range(0, self._windows, self._batch):
-            ids_BT = input_ids_ST[start : start + self._batch]
-            hidden_BTH, self._calls[len(ids_BT)] = self._decoder.embed(ids_BT)
-            if buffer is None:
-                buffer = hidden_BTH.new_empty((self._windows, *hidden_BTH.shape[1:]))
-            buffer[start : start + self._batch] = hidden_BTH
-        assert buffer is not None
-        return buffer
+        An expert that saw too few tokens to be judged by saw too few to be fitted to: it keeps its values.
+        """
+        fitted = [which for which in range(len(pruned)) if which not in starved]
+        train = self._plan.update == "reconstruct-mlp"
+        pruned = list(pruned)
+        for which in fitted:
+            pruned[which] = refit_inputs(pruned[which], dense[which], statistics[which], self._plan)
+        device = self._pass.hidden.device
+        grams, moments, samples = {}, {}, {which: _Samples(REFIT_TOKENS) for which in fitted}
+        for which in fitted:
+            intermediate, hidden = runner.mlps[which].sizes
+            grams[which] = torch.zeros(intermediate, intermediate, dtype=torch.float64, device=device)
+            moments[which] = torch.zeros(hidden, intermediate, dtype=torch.float64, device=device)
 
-    def _batches(self, index: int) -> Iterator[tuple[slice, Tensor, LayerCall]]:
-        for start in range(0, self._windows, self._batch):
-            rows = slice(start, min(start + self._batch, self._windows))
-            hidden_BTH = self._hidden_STH[rows]
-            yield rows, hidden_BTH, self._calls[len(hidden_BTH)][index]
+        def see(which: int, x: Tensor, z: Tensor) -> None:
+            if which not in grams:
+                return
+            y = nn.functional.linear(z.float(), dense[which]["down_proj"].float())
+            z_pruned = runner.mlps[which].intermediate(x, pruned[which].weights)
+            grams[which] += gram(z_pruned)
+            moments[which] += gram(z_pruned, y)
+            if train:
+                samples[which].add(x, y)
 
-    def _collect(self, runner: LayerRunner, index: int) -> tuple[ActivationNorms, list[Tensor]]:
-        """Dense statistics. Leaves mid_BTH in the buffer when the layer splits."""
-        intermediate, hidden_size = runner.mlp.sizes
-        device = self._hidden_STH.device
-        squares_x_H = torch.zeros(hidden_size, dtype=torch.float64, device=device)
-        squares_z_I = torch.zeros(intermediate, dtype=torch.float64, device=device)
-        dense_outputs: list[Tensor] = []
-
-        def observe(x_BTH: Tensor, z_BTI: Tensor) -> None:
-            squares_x_H.add_(_sum_of_squares(x_BTH))
-            squares_z_I.add_(_sum_of_squares(z_BTI))
-
-        for rows, hidden_BTH, call in self._batches(index):
-            measured = max(0, self._error_windows - rows.start)
-            if runner.splits:
-                mid_BTH = runner.attention_half(hidden_BTH, call)
-                x_BTH = runner.mlp_input(mid_BTH)
-                z_BTI = runner.intermediate(x_BTH)
-                observe(x_BTH, z_BTI)
-                self._hidden_STH[rows] = mid_BTH
-                if measured:
-                    dense_outputs.append(runner.mlp.down(z_BTI[:measured]))
-            else:
-                _, y_BTH = runner.whole(hidden_BTH, call, observe)
-                if measured:
-                    dense_outputs.append(y_BTH[:measured].clone())
-        norms = ActivationNorms(squares_x_H.sqrt(), squares_z_I.sqrt())
-        if not (norms.x_H.isfinite().all() and norms.z_I.isfinite().all()):
-            raise NumericalError(
-                f"{self._decoder.layer_name(index)}: activations are NaN or infinite on the calibration windows. "
-                "Check the base checkpoint, or compute in a wider type (engine.dtype: float32)."
+        for _, state_BTH, call, _ in self._pass.batches():
+            runner.observe(state_BTH, call, see)
+        for which in fitted:
+            self._ranks.sum_(grams[which], moments[which])
+            pruned[which] = refit_down(
+                pruned[which], dense[which], grams[which].float(), moments[which].float(), self._plan
             )
-        return norms, dense_outputs
-
-    def _masks(self, mlp: GluMlp, norms: ActivationNorms, index: int) -> dict[str, Tensor]:
-        what = self._plan
-        stored = mlp.split(self._decoder.stored_weights(index, mlp.weight_names))
-        keep: dict[Projection, Tensor] = {}
-        for projection, weight_OC in stored.items():
-            score_OC = importance(weight_OC, projection, norms, what.method, what.alpha)
-            keep[projection] = keep_mask(
-                score_OC, what.pattern, competition_axis(projection, what.method, what.pattern)
-            )
-        return mlp.join(keep)
-
-    def _propagate(self, runner: LayerRunner, index: int, dense_outputs: list[Tensor]) -> float:
-        """Push the buffer through the pruned layer; returns the relative output error over `dense_outputs`."""
-        is_last = index == len(self._decoder) - 1
-        difference = scale = 0.0
-        for number, (rows, hidden_BTH, call) in enumerate(self._batches(index)):
-            if is_last and number >= len(dense_outputs):
-                break  # nothing follows the last layer
-            if runner.splits:
-                y_BTH = runner.mlp_output(runner.mlp_input(hidden_BTH))
-                output_BTH = runner.add_residual(hidden_BTH, y_BTH)
-            else:
-                output_BTH, y_BTH = runner.whole(hidden_BTH, call)
-            if number < len(dense_outputs):
-                dense = dense_outputs[number].float()
-                difference += (y_BTH[: len(dense)].float() - dense).double().square().sum().item()
-                scale += dense.double().square().sum().item()
-            self._hidden_STH[rows] = output_BTH
-        return float((difference / scale) ** 0.5) if scale else 0.0
+            if train:
+                x_TH, y_TH = samples[which].tensors()
+                together = refit_mlp(
+                    pruned[which].weights, pruned[which].keep, x_TH, y_TH, runner.mlps[which].activation
+                )
+                pruned[which] = pruned[which].with_weights(together.weights)
+        return pruned
 
 
-def apply_masks(weights: dict[str, Tensor], keep: dict[str, Tensor]) -> None:
-    """Set removed weights to +0.0 in place; kept weights are not touched."""
+class _Samples:
+    """The first tokens an MLP is given, with the output wanted from it."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._x: list[Tensor] = []
+        self._y: list[Tensor] = []
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        x_NH, y_NH = x.reshape(-1, x.shape[-1])[: self._left], y.reshape(-1, y.shape[-1])[: self._left]
+        self._left -= len(x_NH)
+        self._x.append(x_NH.clone())
+        self._y.append(y_NH.to(x.dtype))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return torch.cat(self._x), torch.cat(self._y)
+
+
+def write_parameters(
+    layer: nn.Module, keep: Mapping[str, Tensor], values: Mapping[str, Tensor], prefix: str = ""
+) -> None:
+    """Make a layer the pruned one: new values where there are any, +0.0 where removed, other weights untouched.
+
+    Args:
+        layer: the layer.
+        keep: parameter name -> mask of its shape, True = kept.
+        values: parameter name -> new values of its shape.
+        prefix: what stands before the names inside the layer.
+    """
     for name, mask in keep.items():
-        weight = weights[name]
-        weight.masked_fill_(mask.logical_not().to(weight.device), 0.0)
+        parameter = layer.get_parameter(name.removeprefix(prefix)).detach()
+        if name in values:
+            parameter.copy_(values[name])
+        parameter.masked_fill_(mask.logical_not().to(parameter.device), 0.0)
 
 
-def _sum_of_squares(a_BTN: Tensor) -> Tensor:
-    """Sum over windows and tokens: float32 inside a window, float64 across windows, so batches of any size agree."""
-    a_BTN = a_BTN.reshape(-1, *a_BTN.shape[-2:])
-    return a_BTN.float().square().sum(dim=1).double().sum(dim=0)
+def layer_report(
+    index: int,
+    pattern: Pattern,
+    pruned: Sequence[PrunedMlp],
+    statistics: Sequence[MlpStatistics],
+    dtype: torch.dtype,
+) -> LayerReport:
+    """What can be said of a pruned layer without running it. `dtype` is the stored one."""
+    norms = torch.cat([seen.norms.z_I for seen in statistics])
+    sparsity: dict[Projection, float] = {}
+    runs: dict[Projection, bool] = {}
+    for projection in PROJECTIONS:
+        masks = [each.keep[projection] for each in pruned]
+        kept, weights = sum(int(mask.count_nonzero()) for mask in masks), sum(mask.numel() for mask in masks)
+        sparsity[projection] = 1.0 - kept / weights
+        runs[projection] = all(runs_on_sparse_tensor_cores(mask, dtype) for mask in masks)
+    dampings = [each.damping for each in pruned if each.damping is not None]
+    return LayerReport(
+        layer=index,
+        pattern=str(pattern),
+        sparsity=sparsity,
+        norm={"min": norms.min().item(), "median": norms.median().item(), "max": norms.max().item()},
+        relative_error=None,
+        runs_2_4=runs,
+        damping=max(dampings, default=None),
+    )
+
+
+def joined(
+    mlps: Sequence[GluMlp], pruned: Sequence[PrunedMlp], stored: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Masks, and the new values where there are any, by parameter name inside the layer.
+
+    A parameter that holds several MLPs' matrices gets one mask; matrices that were not updated keep the stored values.
+    """
+    keep = {name: torch.ones_like(value, dtype=torch.bool) for name, value in stored.items()}
+    updated = {mlp.places[name].parameter for mlp, each in zip(mlps, pruned, strict=True) for name in each.weights}
+    values = {name: stored[name].clone() for name in updated}
+    for mlp, each in zip(mlps, pruned, strict=True):
+        for projection, place in mlp.places.items():
+            keep[place.parameter][place.at] = each.keep[projection]
+            if projection in each.weights:
+                values[place.parameter][place.at] = each.weights[projection]
+    for name, value in values.items():
+        value.masked_fill_(keep[name].logical_not(), 0.0)
+    return keep, dict(sorted(values.items()))
+
+
+@contextmanager
+def _memory_advice() -> Iterator[None]:
+    """Turns running out of memory into advice.
+
+    Raises:
+        InputError: instead of the allocator's error.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        refused: BaseException = error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        refused = error
+    else:
+        return
+    raise InputError(
+        f"One layer's work does not fit into memory ({str(refused).splitlines()[0]}). Keep hidden states elsewhere "
+        "(engine.hidden_states: host or disk), compute fewer tokens at once (engine.batch_tokens), or use "
+        "engine.device: cpu."
+    ) from None
+
+
+def _batch_tokens(decoder: Decoder) -> int:
+    """Tokens computed at once. On CUDA by the card's whole memory, not by what is free: equal cards, equal bits."""
+    if decoder.device.type != "cuda":
+        return _CPU_BATCH_TOKENS
+    total = torch.cuda.get_device_properties(decoder.device).total_memory
+    widest = max(2 * mlp.sizes[0] + 8 * mlp.sizes[1] for mlp in find_glus(decoder.structure(0)))
+    return max(1, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * total / (4 * widest))))

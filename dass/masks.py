@@ -5,6 +5,7 @@ The mask is the artifact: base × masks is the pruned model.
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import Tensor
 from dass.checkpoint import Checkpoint
 from dass.errors import InputError
 from dass.packing import mask_digest, pack_mask, unpack_mask
+from dass.updates import Updates
 
 FORMAT = "dass-masks-1"
 _HEADER = "dass"
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 
 
 def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
@@ -86,19 +89,40 @@ def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, f
     return {"mlp": removed / in_mlps, "model": removed / in_model}
 
 
-def apply_to_checkpoint(base: Checkpoint, masks: Mapping[str, Tensor], folder: Path) -> None:
+def apply_to_checkpoint(
+    base: Checkpoint, masks: Mapping[str, Tensor], folder: Path, updates: Updates | None = None
+) -> None:
     """Write base × masks into `folder`: removed weights are +0.0, every other byte is the base's.
 
+    Config, tokenizer and whatever else is text or safetensors come along; pickles and folders do not.
+
+    Args:
+        base: the dense checkpoint.
+        masks: stored tensor name -> keep mask.
+        folder: where to.
+        updates: new values of the kept weights of some tensors; those replace the base's.
+
     Raises:
-        InputError: the masks are for another base (a tensor is missing or has another shape).
+        InputError: the masks are for another base (a tensor is missing or has another shape), or not for the updates.
     """
+    check_masks_fit(base, masks)
+
+    def pruned(name: str, weight: Tensor) -> Tensor | None:
+        if name not in masks:
+            return None
+        keep = masks[name]
+        return updates.weight(name, keep) if updates and name in updates else weight.masked_fill_(~keep, 0.0)
+
+    for path in sorted(base.folder.iterdir()):
+        if path.is_file() and path.suffix not in _PICKLES and path.name not in base.files:
+            shutil.copyfile(path, folder / path.name)
+    base.copy(folder, pruned)
+
+
+def check_masks_fit(base: Checkpoint, masks: Mapping[str, Tensor]) -> None:
+    """Raise InputError when the masks name a tensor that the base does not hold in that shape."""
     for name, mask in masks.items():
         if name not in base.stored:
             raise InputError(f"The masks name {name}, which {base.folder} does not hold: they belong to another base.")
         if base.shape(name) != tuple(mask.shape):
             raise InputError(f"{name}: the mask is {tuple(mask.shape)}, the weight {base.shape(name)}: another base.")
-
-    def masked(name: str, weight: Tensor) -> Tensor | None:
-        return weight.masked_fill(masks[name].logical_not(), 0.0) if name in masks else None
-
-    base.copy(folder, masked)

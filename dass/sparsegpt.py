@@ -5,6 +5,7 @@ Columns are frozen from left to right. Removing a weight costs w² / U_jj², whe
 inverse of H = XᵀX + λI (algorithm 1 of the paper); its error is then spread over the columns to the right of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,7 @@ def sparsegpt(
     pattern: Pattern,
     damping: float = DEFAULT_DAMPING,
     block_size: int = DEFAULT_BLOCK_SIZE,
+    choose: Callable[[Tensor], Tensor] | None = None,
 ) -> SparseGptResult:
     """Prune one matrix and update the weights that stay.
 
@@ -59,6 +61,8 @@ def sparsegpt(
         pattern: unstructured, or N:M along C.
         damping: λ as a share of the mean diagonal of XᵀX. Multiplied by 10 until H can be factored.
         block_size: columns whose mask is chosen at once; rounded down to a multiple of M for N:M.
+        choose: gives the whole keep mask (O, C) from the costs of the dense weights, for masks that are not chosen
+            column by column (`dass.transposable`); the update is the same. `pattern` is then not looked at.
 
     Raises:
         InputError: shapes, dtype, damping or block size cannot be used, or M does not divide C.
@@ -68,13 +72,15 @@ def sparsegpt(
     if block_size < 1:
         raise InputError(f"block_size is {block_size}: expected at least 1, for example {DEFAULT_BLOCK_SIZE}.")
     rows, columns = weight_OC.shape
-    check_divisible(columns, pattern, "in_features")
+    if choose is None:
+        check_divisible(columns, pattern, "in_features")
     if pattern.group is not None:
         block_size = max(1, block_size // pattern.group) * pattern.group
 
     factor_CC, damping_used = _inverse_factor(gram_CC, damping)
     dead_C = gram_CC.diagonal() <= 0
     work_OC = weight_OC.to(gram_CC.dtype, copy=True)
+    chosen_OC = None if choose is None else choose(_cost(work_OC, factor_CC.diagonal(), dead_C))
     keep_OC = torch.ones_like(weight_OC, dtype=torch.bool)
     for start in range(0, columns, block_size):
         end = min(start + block_size, columns)
@@ -85,6 +91,7 @@ def sparsegpt(
             pattern,
             # The running total is rounded, not the block's share, so that the matrix as a whole is exact.
             pattern.removed_from(rows * end) - pattern.removed_from(rows * start),
+            None if chosen_OC is None else chosen_OC[:, start:end],
         )
         work_OC[:, start:end] = block_OB
         keep_OC[:, start:end] = keep_OB
@@ -123,7 +130,7 @@ def check_gram(weight_OC: Tensor, gram_CC: Tensor, damping: float) -> None:
 
 
 def _prune_block(
-    weight_OB: Tensor, factor_BB: Tensor, dead_B: Tensor, pattern: Pattern, removed: int
+    weight_OB: Tensor, factor_BB: Tensor, dead_B: Tensor, pattern: Pattern, removed: int, chosen_OB: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prune the columns of one block; `removed` counts the weights that go when unstructured.
 
@@ -133,12 +140,14 @@ def _prune_block(
     weight_OB = weight_OB.clone()
     pivot_B = factor_BB.diagonal()
     error_OB = torch.empty_like(weight_OB)
-    if pattern.group is None:
+    if chosen_OB is not None:
+        keep_OB = chosen_OB
+    elif pattern.group is None:
         keep_OB = _without_lowest(_cost(weight_OB, pivot_B, dead_B), removed)
     else:
         keep_OB = torch.empty_like(weight_OB, dtype=torch.bool)
     for j in range(weight_OB.shape[1]):
-        if pattern.group is not None and j % pattern.group == 0:
+        if chosen_OB is None and pattern.group is not None and j % pattern.group == 0:
             group = slice(j, j + pattern.group)  # scored late: its weights have absorbed the errors to the left
             keep_OB[:, group] = keep_mask(_cost(weight_OB[:, group], pivot_B[group], dead_B[group]), pattern, axis=1)
         lost_O = weight_OB[:, j].masked_fill(keep_OB[:, j], 0.0)

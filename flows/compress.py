@@ -13,7 +13,7 @@ from prefect.utilities.annotations import quote
 from flows.stages import STAGES
 from flows.summary import Summary
 from tasks import registry
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.settings import Settings
 from tasks.versioning import Started, clear_leftovers, provenance, run_if_changed, start_run, workspace_lock
 from tasks.workspace import Workspace

@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from dass.errors import InputError
-from tasks.files import complete_file
+from dass.files import complete_file
 from tasks.settings import read_params, validate_settings
 from tasks.workspace import Workspace
 

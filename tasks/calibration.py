@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dass.errors import InputError
 from dass.windows import random_windows
-from tasks.files import complete_folder, read_json, write_json
+from dass.files import complete_folder, read_json, write_json
 from tasks.pins import pinned
 from tasks.settings import Settings
 from tasks.sources import read_documents

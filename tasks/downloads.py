@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from dass.errors import InputError
-from tasks.files import complete_file, digest_of, sha256_file
+from dass.files import complete_file, digest_of, sha256_file
 
 SCHEME = "pypi://"
 _URI = re.compile(

@@ -19,7 +19,7 @@ from dass.perplexity import mean_loss, perplexity
 from dass.sparsity import ZeroCount, count_zeros
 from dass.windows import consecutive_windows
 from tasks.devices import choose_device, choose_dtype
-from tasks.files import complete_folder, read_json, write_json
+from dass.files import complete_folder, read_json, write_json
 from tasks.pins import pinned
 from tasks.progress import progress_bar
 from tasks.settings import Engine, Settings

@@ -10,7 +10,7 @@ from typing import Any
 
 from dass.errors import InputError
 from tasks.code import code_digest
-from tasks.files import read_json, write_json
+from dass.files import read_json, write_json
 from tasks.settings import Settings, Source
 from tasks.workspace import Workspace
 

@@ -22,7 +22,7 @@ from dass.errors import InputError
 from dass.masks import MaskFile, apply_to_checkpoint, removed_shares, save_masks
 from dass.streaming import StreamedDecoder
 from tasks.devices import choose_device, choose_dtype
-from tasks.files import canonical_json, complete_file, complete_folder, digest_of, read_json, write_json
+from dass.files import canonical_json, complete_file, complete_folder, digest_of, read_json, write_json
 from tasks.progress import progress
 from tasks.settings import Settings
 from tasks.workspace import Workspace

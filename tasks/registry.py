@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from tasks.files import digest_of, read_json
+from dass.files import digest_of, read_json
 from tasks.settings import Settings
 from tasks.tracking import (
     TrackingError,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dass.errors import InputError
-from tasks.files import complete_file, read_json
+from dass.files import complete_file, read_json
 from tasks.settings import Settings
 from tasks.workspace import Workspace
 

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.settings import load_settings
 from tasks.tracking import tracking, tracking_uri, without_credentials
 from tasks.workspace import Workspace

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from dass.errors import InputError
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.settings import Bos
 
 # Between two documents of one stream, as the published WikiText perplexities join them.

@@ -73,7 +73,7 @@ def real_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path
     """Fetches the model of a params.yaml and gives its base checkpoint: once a session, converting takes a minute."""
     from filelock import FileLock
 
-    from tasks.files import sha256_file
+    from dass.files import sha256_file
     from tasks.pins import refresh_pins
     from tasks.settings import load_settings
     from tasks.sources import fetch_base

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.workspace import Workspace
 from tests.test_flows.conftest import Commands
 

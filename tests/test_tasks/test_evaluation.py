@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from dass.errors import InputError, NumericalError
 from tasks.evaluation import evaluate_dense, evaluate_pruned
-from tasks.files import read_json, sha256_file
+from dass.files import read_json, sha256_file
 from tasks.settings import Settings
 from tasks.sources import fetch_base
 from tasks.tokens import load_tokenizer

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dass.errors import InputError
-from tasks.files import read_json, sha256_file
+from dass.files import read_json, sha256_file
 from tasks.gguf import build_tokenizer, convert_gguf
 from tests.gguf_files import write_tiny_gguf
 from tests.models import tiny_model, tiny_text, tiny_tokenizer

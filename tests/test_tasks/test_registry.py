@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from dass.errors import InputError
 from tasks import registry
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
 from tasks.tracking import TrackingError

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dass.errors import InputError
-from tasks.files import read_json, sha256_file
+from dass.files import read_json, sha256_file
 from tasks.report import draw_plots, layers_figure, norms_figure
 from tasks.settings import Settings
 from tasks.workspace import Workspace

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dass.errors import InputError
-from tasks.files import read_json, write_json
+from dass.files import read_json, write_json
 from tasks.registry import register
 from tasks.settings import Settings
 from tasks.show import render, show

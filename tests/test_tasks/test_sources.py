@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dass.errors import InputError
-from tasks.files import digest_of, read_json, sha256_file
+from dass.files import digest_of, read_json, sha256_file
 from tasks.pins import refresh_pins
 from tasks.settings import Source, load_settings, validate_settings
 from tasks.sources import fetch_base, pin, read_documents

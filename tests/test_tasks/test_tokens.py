@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dass.errors import InputError
-from tasks.files import read_json
+from dass.files import read_json
 from tasks.tokens import bos_token, check_context, check_ids, check_tokenizer_fits, encode, load_tokenizer, tokenize
 from tests.models import save_tiny_checkpoint, tiny_text, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from dass.errors import InputError
-from tasks.files import complete_file, complete_folder
+from dass.files import complete_file, complete_folder
 from tasks.versioning import (
     InputsChangedError,
     Started,

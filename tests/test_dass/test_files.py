@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.files import canonical_json, complete_file, complete_folder, digest_of, read_json, sha256_file, write_json
+from dass.files import canonical_json, complete_file, complete_folder, digest_of, read_json, sha256_file, write_json
 
 
 def test_a_file_appears_only_when_the_block_succeeds(tmp_path: Path) -> None:

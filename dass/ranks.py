@@ -1,0 +1,83 @@
+"""Processes that calibrate together: each takes a share of the batches, sums are merged, all make the same masks.
+
+Started by torchrun (torch.distributed, gloo between CPUs, nccl between GPUs). Shares are runs of whole batches, so that
+every batch is computed in the same shape whatever the number of processes; sums are float64, so that the order of
+merging does not show in the float32 that masks are made from.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dass.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the job.
+
+    Attributes:
+        rank: its number, 0 to `size` − 1. Rank 0 writes.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, count: int, unit: int) -> slice:
+        """This rank's part of `count` windows, cut at multiples of `unit` windows (a batch).
+
+        Raises:
+            InputError: there are fewer batches than processes.
+        """
+        batches = -(-count // unit)
+        if batches < self.size:
+            raise InputError(
+                f"{self.size} processes share {batches} batches of {unit} windows ({count} in all): expected at least "
+                "one batch each. Lower engine.batch_tokens or engine.processes."
+            )
+        begin, end = (batches * each // self.size for each in (self.rank, self.rank + 1))
+        return slice(begin * unit, min(end * unit, count))
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Add up each tensor over all ranks, in place: afterwards every rank holds the total."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The ranks of the torchrun job this process was started by; alone when it was not.
+
+    On CUDA each rank takes the device of its local number.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
