@@ -140,7 +140,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What goes into one parameter: stored names by the source pattern they matched, and the rule (None: a renaming)."""
+    """What goes into one parameter: stored names by the source pattern they matched, and the rule (None: renamed)."""
 
     converter: WeightConverter | None
     sources: dict[str, list[str]]

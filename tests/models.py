@@ -34,7 +34,39 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 8,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "qwen2": {},
+    "qwen3": {},
 }
+FUSED_FAMILIES: dict[str, dict[str, Any]] = {"phi3": {}}
+"""Gate and up in one parameter, so that a test that names gate_proj does not fit."""
+
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+}
+"""What makes a tiny "llama" a LLaMA 3: scaled rotary frequencies."""
+
+MOE_FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen2_moe": {  # layer 0 is dense, the others have a shared expert
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+EVERY_FAMILY = FAMILIES | FUSED_FAMILIES | MOE_FAMILIES
 
 
 def tiny_model(
@@ -42,7 +74,7 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random causal LM of `family`: 3 layers, H 32, I 64, 300 tokens of vocabulary, context 128."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES.get(family, {}), **changes})
+    config = AutoConfig.for_model(family, **{**_SHAPE, **EVERY_FAMILY.get(family, {}), **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():  # wide enough that activations differ between neurons

@@ -12,7 +12,7 @@ from dass.engine import LayerwisePruner, plan
 from dass.errors import InputError
 from dass.masks import MaskFile, apply_to_checkpoint, save_masks
 from dass.streaming import StreamedDecoder
-from tests.models import FAMILIES, tiny_model, tiny_tokens
+from tests.models import FAMILIES, FUSED_FAMILIES, tiny_model, tiny_tokens
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def streamed_masks(folder: Path, dtype: torch.dtype | None = None) -> dict[str, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FUSED_FAMILIES])
 def test_masks_equal_those_of_the_model_in_memory(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tiny_model(family, dtype).save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(Checkpoint(tmp_path).files) > 1
@@ -54,7 +54,7 @@ def test_scores_do_not_depend_on_the_type_computed_in(tmp_path: Path) -> None:
     assert weights["mlp.gate_proj.weight"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FUSED_FAMILIES])
 def test_base_times_masks_is_the_model_pruned_in_memory(family: str, tmp_path: Path) -> None:
     base, pruned = tmp_path / "base", tmp_path / "pruned"
     model = tiny_model(family)
