@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import Chunk, Transpose, WeightConverter
 
+import tests.unlisted  # noqa: F401  registers itself
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.errors import InputError
@@ -69,7 +70,8 @@ def test_a_parameter_is_made_of_its_pieces(family: str, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_the_base_model_alone_has_no_prefix(tmp_path: Path) -> None:
     model = tiny_model("mixtral")
-    base: PreTrainedModel = model.base_model
+    base = model.base_model
+    assert isinstance(base, PreTrainedModel)
     base.save_pretrained(tmp_path)
     names = names_of(tmp_path, model)
     assert names.pieces("model.layers.0.self_attn.q_proj.weight") == [Piece("layers.0.self_attn.q_proj.weight", ())]
@@ -176,3 +178,10 @@ def test_a_rule_that_computes_is_refused_by_name(parameter: str, operation: str)
     names = StoredNames(shapes, tiny_model())
     with pytest.raises(InputError, match=rf"layers\.0\.mlp\.{parameter}\.weight is computed from .* with {operation}"):
         names.pieces(f"model.layers.0.mlp.{parameter}.weight")
+
+
+def test_a_model_nobody_listed_has_its_own_names(tmp_path: Path) -> None:
+    tiny_model("unlisted").save_pretrained(tmp_path)
+    decoder = StreamedDecoder(tmp_path, CPU)
+    masks = {"trunk.blocks.1.feed.drop.weight": torch.ones(HIDDEN, INTERMEDIATE, dtype=torch.bool)}
+    assert decoder.to_stored(masks).keys() == decoder.from_stored(1, masks).keys() == masks.keys()
