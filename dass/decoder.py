@@ -4,7 +4,7 @@ The model's own forward decides what each layer is called with (rotary embedding
 it runs once with every layer replaced by a recorder. So no family's forward is written again here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +70,15 @@ class Decoder:
         """A layer's parameters in the precision they are stored in, keyed by name inside the layer."""
         layer = self._layers[index]
         return {name: layer.get_parameter(name).detach() for name in names}
+
+    def to_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors keyed by full parameter name, such as masks, as a checkpoint of this model names and shapes them."""
+        return dict(tensors)
+
+    def from_stored(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `to_stored` for one layer: those of its parameters that `tensors` holds completely, by full name."""
+        names = (f"{self.layer_name(index)}.{name}" for name, _ in self.structure(index).named_parameters())
+        return {name: tensors[name] for name in names if name in tensors}
 
     def embed(self, input_ids_BT: Tensor) -> tuple[Tensor, list[LayerCall]]:
         """Hidden states entering layer 0, shape (B, T, H), and the call of every layer for windows of this shape."""

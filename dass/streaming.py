@@ -4,8 +4,10 @@ The model is built from its config with parameters on the meta device and buffer
 for real; a layer's parameters are read from the checkpoint when the layer is entered and dropped when it is left.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.errors import InputError
+from dass.names import StoredNames
 
 
 class StreamedDecoder(Decoder):
@@ -37,13 +40,17 @@ class StreamedDecoder(Decoder):
         self.device = device
         self.dtype = model.dtype
         model.eval()
+        shapes = {name: place.shape for name, place in self._checkpoint.stored.items()}
+        self._names = StoredNames(shapes, model)
         prefix = self.layers_name.rpartition(".")[0]
         wanted = [f"{prefix}.{name}" for name, _ in model.get_submodule(prefix).named_parameters()]
-        missing = [name for name in wanted if name not in self._checkpoint.stored]
+        missing = [name for name in wanted if name not in self._names]
         if missing:
             raise InputError(
                 f"{folder} does not hold {missing[0]} ({len(missing)} of {type(model).__name__}'s parameters)."
             )
+        for name in wanted:
+            self._names.pieces(name)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -59,10 +66,19 @@ class StreamedDecoder(Decoder):
     def stored_weights(self, index: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Read from the checkpoint again when computing in another type, so that scores do not depend on it."""
         prefix = self.layer_name(index)
-        if all(self._checkpoint.dtype(f"{prefix}.{name}") == self.dtype for name in names):
+        if all(self._stored_dtype(f"{prefix}.{name}") == self.dtype for name in names):
             return super().stored_weights(index, names)
-        stored = self._checkpoint.load(f"{prefix}.{name}" for name in names)
-        return {name: stored[f"{prefix}.{name}"].to(self.device) for name in names}
+        return {name: self._read(f"{prefix}.{name}").to(self.device) for name in names}
+
+    def to_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut tensors of parameters' shapes, such as masks, into what the checkpoint's tensors are."""
+        return self._names.to_stored(tensors)
+
+    def from_stored(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put a layer's tensors together from the checkpoint's."""
+        prefix = self.layer_name(index)
+        names = [f"{prefix}.{name}" for name, _ in self.structure(index).named_parameters()]
+        return self._names.from_stored(names, tensors)
 
     @contextmanager
     def embeddings(self) -> Iterator[None]:
@@ -88,12 +104,28 @@ class StreamedDecoder(Decoder):
         ]
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        """Give a module's parameters their stored values, on `device` in `dtype`."""
-        names = [name for name, _ in module.named_parameters()]
-        loaded = self._checkpoint.load(f"{prefix}.{name}" for name in names)
-        for name in names:
-            value = loaded.pop(f"{prefix}.{name}").to(device=self.device, dtype=self.dtype)
+        """Give a module's parameters and stored buffers their values, on `device`, in the model's types."""
+        for name, parameter in list(module.named_parameters()):
+            value = self._read(f"{prefix}.{name}").to(device=self.device, dtype=parameter.dtype)
             _set_parameter(module, name, value)
+        for name, buffer in module.named_buffers():
+            if f"{prefix}.{name}" in self._names:  # a router's correction bias, for one; rotary tables are not stored
+                buffer.copy_(self._read(f"{prefix}.{name}"))
+
+    def _read(self, name: str) -> Tensor:
+        """A parameter as it is stored, in host memory: assembled from its pieces one at a time."""
+        pieces = self._names.pieces(name)
+        if pieces[0].at == ():
+            return self._checkpoint.load([pieces[0].stored])[pieces[0].stored]
+        whole = torch.empty(self.model.get_parameter(name).shape, dtype=self._stored_dtype(name))
+        for piece in pieces:
+            whole[piece.at] = self._checkpoint.load([piece.stored])[piece.stored]
+        return whole
+
+    def _stored_dtype(self, name: str) -> torch.dtype:
+        """The type that holds every piece of a parameter exactly."""
+        dtypes = [self._checkpoint.dtype(piece.stored) for piece in self._names.pieces(name)]
+        return reduce(torch.promote_types, dtypes)
 
 
 def _drop(module: nn.Module) -> None:
@@ -114,7 +146,16 @@ def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     assert isinstance(model, PreTrainedModel)
+    _keep_some_in_float32(model, dtype)
     return model
+
+
+def _keep_some_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Widen what transformers loads in float32 whatever the model's type, such as a router's correction bias."""
+    patterns = model._get_dtype_plan(dtype)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if any(re.search(pattern, name) for pattern in patterns):
+            value.data = value.data.float()
 
 
 @contextmanager

@@ -26,6 +26,17 @@ _SHAPE: dict[str, Any] = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
+    "llama3": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
     "mistral": {"sliding_window": 8},
     "gemma": {},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
@@ -34,7 +45,42 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 8,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "qwen2": {},
+    "qwen3": {},
 }
+FUSED_FAMILIES: dict[str, dict[str, Any]] = {"phi3": {}}
+"""Gate and up in one parameter, so that a test that names gate_proj does not fit."""
+
+MOE_FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen2_moe": {  # layer 0 is dense, the others have a shared expert
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "deepseek_v3": {  # layer 0 is dense, the others have a shared expert; its router has a stored buffer
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+}
+EVERY_FAMILY = FAMILIES | FUSED_FAMILIES | MOE_FAMILIES
 
 
 def tiny_model(
@@ -42,7 +88,8 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random causal LM of `family`: 3 layers, H 32, I 64, 300 tokens of vocabulary, context 128."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES.get(family, {}), **changes})
+    settings = {"model_type": family, **_SHAPE, **EVERY_FAMILY.get(family, {}), **changes}
+    config = AutoConfig.for_model(**settings)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():  # wide enough that activations differ between neurons

@@ -7,12 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import dass
+import tests.unlisted  # noqa: F401  registers itself
 from dass.checkpoint import Checkpoint
+from dass.decoder import Decoder
 from dass.engine import LayerwisePruner, plan
 from dass.errors import InputError
 from dass.masks import MaskFile, apply_to_checkpoint, save_masks
 from dass.streaming import StreamedDecoder
-from tests.models import FAMILIES, tiny_model, tiny_tokens
+from tests.models import EVERY_FAMILY, FAMILIES, FUSED_FAMILIES, tiny_model, tiny_tokens
 
 CPU = torch.device("cpu")
 
@@ -27,7 +29,7 @@ def streamed_masks(folder: Path, dtype: torch.dtype | None = None) -> dict[str, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FUSED_FAMILIES])
 def test_masks_equal_those_of_the_model_in_memory(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tiny_model(family, dtype).save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(Checkpoint(tmp_path).files) > 1
@@ -54,7 +56,7 @@ def test_scores_do_not_depend_on_the_type_computed_in(tmp_path: Path) -> None:
     assert weights["mlp.gate_proj.weight"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FUSED_FAMILIES])
 def test_base_times_masks_is_the_model_pruned_in_memory(family: str, tmp_path: Path) -> None:
     base, pruned = tmp_path / "base", tmp_path / "pruned"
     model = tiny_model(family)
@@ -110,3 +112,39 @@ def test_masks_of_another_base_are_refused(tmp_path: Path) -> None:
         apply_to_checkpoint(base, {"model.layers.9.mlp.up_proj.weight": torch.ones(64, 32, dtype=torch.bool)}, tmp_path)
     with pytest.raises(InputError, match="another base"):
         apply_to_checkpoint(base, {"model.layers.0.mlp.up_proj.weight": torch.ones(64, 16, dtype=torch.bool)}, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, "unlisted"])
+def test_streamed_layers_compute_what_the_model_in_memory_does(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny_model(family, dtype).save_pretrained(tmp_path, max_shard_size="30KB")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    decoder, in_memory = StreamedDecoder(tmp_path, CPU), Decoder(model)
+    with torch.no_grad():
+        expected, calls = in_memory.embed(tiny_tokens())
+        with decoder.embeddings():
+            hidden, streamed_calls = decoder.embed(tiny_tokens())
+        assert torch.equal(hidden, expected)
+        for index in range(len(decoder)):
+            with decoder.layer(index) as layer, in_memory.layer(index) as whole:
+                hidden, expected = streamed_calls[index](layer, hidden), calls[index](whole, expected)
+            assert torch.equal(hidden, expected), index
+
+
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, "unlisted"])
+def test_the_skeleton_has_parameters_without_memory_and_real_buffers(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    model = StreamedDecoder(tmp_path, CPU).model
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+
+
+def test_a_router_keeps_its_correction_bias_in_float32(tmp_path: Path) -> None:
+    """A buffer that the checkpoint stores, and that transformers does not round to the model's type."""
+    model = tiny_model("deepseek_v3", torch.bfloat16)
+    bias = torch.tensor([1.0, 1 + 2**-12, 3.0, 4.0])
+    model.get_submodule("model.layers.1.mlp.gate").register_buffer("e_score_correction_bias", bias)
+    model.save_pretrained(tmp_path)
+    decoder = StreamedDecoder(tmp_path, CPU)
+    with decoder.layer(1) as layer:
+        assert torch.equal(layer.get_buffer("mlp.gate.e_score_correction_bias"), bias)
