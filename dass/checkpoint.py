@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from dass.errors import InputError
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
 
 
@@ -45,14 +48,19 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises InputError: no safetensors, a shard is missing or truncated, or the index names an absent tensor."""
+        """Read the index and the headers.
+
+        Raises:
+            InputError: no safetensors, a shard is missing or truncated, or the index is damaged, names an absent tensor
+                or a file outside the folder.
+        """
         self.folder = folder
         self._headers: dict[str, tuple[bytes, dict[str, StoredTensor]]] = {}
         index = folder / INDEX_FILE
         if (folder / SINGLE_FILE).is_file():
             self._read_header(SINGLE_FILE)
         elif index.is_file():
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = _read_weight_map(index)
             for shard in sorted(set(weight_map.values())):
                 self._read_header(shard)
             for name, shard in weight_map.items():
@@ -61,6 +69,8 @@ class Checkpoint:
         else:
             raise InputError(f"No {SINGLE_FILE} or {INDEX_FILE} in {folder}: expected a safetensors checkpoint.")
         self.file_of = {name: file for file, (_, tensors) in self._headers.items() for name in tensors}
+        if not self.file_of:
+            raise InputError(f"{folder} holds no tensor: expected a model's weights. Fetch the checkpoint again.")
 
     @property
     def files(self) -> list[str]:
@@ -84,24 +94,60 @@ class Checkpoint:
         """
         spelled = self.stored[name].dtype
         if spelled not in _DTYPES:
-            raise InputError(f"{name} is stored as {spelled}: expected float32, bfloat16 or float16.")
+            raise InputError(
+                f"{name} is stored as {spelled}: expected float32, bfloat16 or float16. "
+                "Take the checkpoint that is not quantized, or dequantize this one and save it again."
+            )
         return _DTYPES[spelled]
+
+    def check_prunable(self) -> None:
+        """Refuse quantized weights, before any work.
+
+        Raises:
+            InputError: a matrix, or a stack of them, of a type that is not pruned (float8, packed integers), or a
+                config that says the weights are quantized.
+        """
+        for name, place in self.stored.items():
+            if len(place.shape) in (2, 3) and place.dtype not in _BESIDE_WEIGHTS:
+                self.dtype(name)
+        quantization = self._config().get("quantization_config")
+        if quantization:
+            method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
+            raise InputError(
+                f"{self.folder / CONFIG_FILE} has a quantization_config ({method}): expected weights that are not "
+                "quantized. Take the checkpoint before quantization, or dequantize this one and save it again."
+            )
 
     @property
     def main_dtype(self) -> torch.dtype:
         """Type of the largest tensor."""
         return self.dtype(max(self.stored, key=lambda name: self.stored[name].end - self.stored[name].begin))
 
-    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Read tensors to host memory. They are copies: the file may go away."""
-        by_file: dict[str, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self.file_of[name], []).append(name)
-        loaded: dict[str, Tensor] = {}
-        for file, wanted in by_file.items():
-            with safe_open(self.folder / file, framework="pt") as handle:
-                loaded |= {name: handle.get_tensor(name).clone() for name in wanted}
+    def load(self, names: Iterable[str], *, pin_memory: bool = False) -> dict[str, Tensor]:
+        """Read tensors to host memory. They are copies: the file may go away.
+
+        Args:
+            names: tensors to read.
+            pin_memory: into page-locked memory, from where a copy to a CUDA device runs beside other work.
+
+        Raises:
+            InputError: a type that is not pruned, or a file that was cut short since it was opened.
+        """
+        loaded = {name: torch.empty(self.shape(name), dtype=self.dtype(name), pin_memory=pin_memory) for name in names}
+        for name, out in loaded.items():
+            self.read_into(name, out)
         return loaded
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Read one tensor into a tensor of its shape in host memory, without a copy where type and strides allow."""
+        assert out.shape == self.shape(name), name
+        if out.dtype != self.dtype(name) or not out.is_contiguous():
+            out.copy_(self.load([name])[name])
+            return
+        path, place = self.folder / self.file_of[name], self.stored[name]
+        with path.open("rb") as source:
+            source.seek(place.begin)
+            _read_exactly(source, out, path)
 
     def iterate(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in turn, one in memory at a time."""
@@ -121,11 +167,24 @@ class Checkpoint:
                 target.write(header)
                 for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
                     source.seek(place.begin)
-                    _copy_tensor(source, target, name, place, changed)
+                    if place.dtype in _DTYPES:
+                        before = torch.empty(place.shape, dtype=_DTYPES[place.dtype])
+                        _read_exactly(source, before, self.folder / file)
+                        target.write(_bytes_of(_changed(name, before, changed)))
+                    else:
+                        _copy_bytes(source, target, place.end - place.begin)
                 target.flush()
                 os.fsync(target.fileno())
         if (self.folder / INDEX_FILE).is_file() and SINGLE_FILE not in self._headers:
             (folder / INDEX_FILE).write_bytes((self.folder / INDEX_FILE).read_bytes())
+
+    def _config(self) -> dict[str, Any]:
+        """The config, or nothing where there is none to read: whoever builds a model from it says so."""
+        try:
+            config = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return config if isinstance(config, dict) else {}
 
     def _read_header(self, file: str) -> None:
         path = self.folder / file
@@ -154,20 +213,42 @@ class Checkpoint:
         self._headers[file] = (prefix + header, tensors)
 
 
-def _copy_tensor(
-    source: BinaryIO, target: BinaryIO, name: str, place: StoredTensor, changed: Callable[[str, Tensor], Tensor | None]
-) -> None:
-    size = place.end - place.begin
-    dtype = _DTYPES.get(place.dtype)
-    if dtype is not None and size:
-        buffer = bytearray(source.read(size))
-        before = torch.frombuffer(buffer, dtype=dtype).view(place.shape)
-        after = changed(name, before)
-        if after is None:
-            target.write(buffer)
-            return
-        assert (after.shape, after.dtype) == (before.shape, before.dtype), name
-        target.write(after.contiguous().view(-1).view(torch.uint8).numpy().data)
-        return
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, out of an index whose file names stay in its folder."""
+    again = "Fetch the checkpoint again."
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{index} is not JSON ({error}). {again}") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f'{index} has no "weight_map": expected tensor names with the file that holds each. {again}')
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file:
+            raise InputError(f"{index} says {name} is in {file!r}: expected the name of a file beside it. {again}")
+    return weight_map
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's own memory."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _read_exactly(source: BufferedReader, out: Tensor, path: Path) -> None:
+    """Fill a contiguous tensor from where the file stands. Not through a memory map, whose pages would count twice."""
+    wanted = _bytes_of(out)
+    if source.readinto(wanted) != len(wanted):
+        raise InputError(f"{path} was cut short while it was read. Fetch the checkpoint again.")
+
+
+def _changed(name: str, before: Tensor, changed: Callable[[str, Tensor], Tensor | None]) -> Tensor:
+    after = changed(name, before)
+    if after is None:
+        return before
+    assert (after.shape, after.dtype) == (before.shape, before.dtype), name
+    return after.contiguous()
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, size: int) -> None:
     for begin in range(0, size, _CHUNK_BYTES):
         target.write(source.read(min(_CHUNK_BYTES, size - begin)))

@@ -135,7 +135,7 @@ def _recorders(layers: nn.ModuleList, hidden: list[Tensor], calls: list[LayerCal
 def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and 0 < len(module) == count:
             return name, module
     raise InputError(
         f"{type(model).__name__} has no list of {count} decoder layers: expected a decoder-only causal LM."

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,11 @@ class StreamedDecoder(Decoder):
             dtype: type to compute in; None takes the checkpoint's.
 
         Raises:
-            InputError: no config, no safetensors, or a layer whose parameters the checkpoint does not hold.
+            InputError: no config of a causal LM, no safetensors, quantized weights, or a layer whose parameters the
+                checkpoint does not hold.
         """
         self._checkpoint = Checkpoint(folder)
+        self._checkpoint.check_prunable()
         model = _skeleton(folder, dtype or self._checkpoint.main_dtype)
         super().__init__(model)
         self.device = device
@@ -50,7 +53,7 @@ class StreamedDecoder(Decoder):
                 f"{folder} does not hold {missing[0]} ({len(missing)} of {type(model).__name__}'s parameters)."
             )
         for name in wanted:
-            self._names.pieces(name)
+            self._stored_dtype(name)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -119,7 +122,7 @@ class StreamedDecoder(Decoder):
             return self._checkpoint.load([pieces[0].stored])[pieces[0].stored]
         whole = torch.empty(self.model.get_parameter(name).shape, dtype=self._stored_dtype(name))
         for piece in pieces:
-            whole[piece.at] = self._checkpoint.load([piece.stored])[piece.stored]
+            self._checkpoint.read_into(piece.stored, whole[piece.at])
         return whole
 
     def _stored_dtype(self, name: str) -> torch.dtype:
@@ -141,10 +144,13 @@ def _set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no config that transformers can read: {str(error).splitlines()[0]}") from None
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # a wrong value shows as whatever fails on it: KeyError, TypeError, validation errors
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        raise InputError(
+            f"{folder} has no config that transformers can read, or make a causal LM from. {reason}"
+        ) from error
     assert isinstance(model, PreTrainedModel)
     _keep_some_in_float32(model, dtype)
     return model

@@ -72,30 +72,6 @@ def test_base_times_masks_is_the_model_pruned_in_memory(family: str, tmp_path: P
     assert sorted(path.name for path in pruned.glob("model*")) == sorted(path.name for path in base.glob("model*"))
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path, max_shard_size="30KB")
-    shard = Checkpoint(tmp_path).files[1]
-    (tmp_path / shard).unlink()
-    with pytest.raises(InputError, match=f"{shard} is missing"):
-        StreamedDecoder(tmp_path, CPU)
-
-
-def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="damaged or truncated"):
-        StreamedDecoder(tmp_path, CPU)
-
-
-def test_an_index_that_names_an_absent_tensor_is_refused(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path, max_shard_size="30KB")
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(index.read_text().replace("layers.1.mlp.up_proj", "layers.1.mlp.sideways_proj"))
-    with pytest.raises(InputError, match=r"sideways_proj\.weight, and it does not"):
-        Checkpoint(tmp_path)
-
-
 def test_a_folder_without_config_or_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"No model\.safetensors"):
         StreamedDecoder(tmp_path, CPU)
