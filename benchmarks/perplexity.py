@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import dass
 from benchmarks.masks import check_bits, check_shares, zeros
+from dass.files import read_json
 from dass.perplexity import mean_loss
 from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense
-from dass.files import read_json
 from tasks.pins import refresh_pins
 from tasks.settings import load_settings
 from tasks.sources import fetch_base

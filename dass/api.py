@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
-from dass.engine import ENGINE_VERSION, Buffering, LayerReport, LayerResult, LayerwisePruner, check_fits, wanted_by, write_parameters
+from dass.engine import (
+    ENGINE_VERSION,
+    Buffering,
+    LayerReport,
+    LayerResult,
+    LayerwisePruner,
+    check_fits,
+    wanted_by,
+    write_parameters,
+)
 from dass.files import complete_folder, digest_of, sha256_file
 from dass.hidden import Place
 from dass.masks import apply_to_checkpoint
@@ -31,7 +40,7 @@ class PlanOptions(TypedDict, total=False):
     """Further settings of `prune` and `prune_checkpoint`; `dass.plan.Plan` explains each.
 
     layout: "paper", "contraction" or "transposable". update: "none", "reconstruct" or "reconstruct-mlp". allocation:
-    "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and of the re-fit.
+    "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and the re-fit.
     min_expert_tokens: experts routed fewer tokens are judged on all of their layer's.
     """
 
@@ -92,8 +101,8 @@ def prune(
 ) -> PruneReport:
     """Prune the GLU MLPs of a causal LM in place, one shot (arXiv 2405.01943).
 
-    Only gate, up and down projections change: removed weights become +0.0. Kept ones keep their bits, unless the method is
-    "sparsegpt" or an update is asked for.
+    Only gate, up and down projections change: removed weights become +0.0. Kept ones keep their bits, unless the method
+    is "sparsegpt" or an update is asked for.
 
     Args:
         model: a transformers causal LM, float32, bfloat16 or float16, on any one device.
@@ -141,7 +150,9 @@ def _layers(decoder: Decoder, input_ids_ST: Tensor, what: Plan, buffering: Buffe
     patterns: list[Pattern] = [what.pattern] * len(decoder)
     statistics: list[LayerStatistics] = []
     if what.propagation == "dense" or what.allocation != "uniform":
-        wanted = wanted_by(what) if what.propagation == "dense" else replace(wanted_by(what), gram_x=False, gram_z=False)
+        wanted = (
+            wanted_by(what) if what.propagation == "dense" else replace(wanted_by(what), gram_x=False, gram_z=False)
+        )
         statistics = list(dense_statistics(decoder, input_ids_ST, wanted, buffering=buffering))
         outliers = [layer_outliers(decoder, index, seen) for index, seen in enumerate(statistics)]
         patterns = allocate(decoder, outliers, what)

@@ -1,7 +1,7 @@
 """Statistics once, many masks: one pass through the dense model serves every method, pattern, sparsity and alpha.
 
-With `propagation: dense` a layer's statistics come from dense predecessors, so they depend on model and tokens only. The
-same pass tells which layers hold outliers, which is what the `owl` allocation asks.
+With `propagation: dense` a layer's statistics come from dense predecessors, so they depend on model and tokens only.
+The same pass tells which layers hold outliers, which is what the `owl` allocation asks.
 """
 
 import json

@@ -61,7 +61,7 @@ def pattern_of(weight_OC: Tensor) -> WeightPattern:
 
 
 def runs_on_sparse_tensor_cores(weight_OC: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether torch's 2:4 kernels compute with exactly this weight (or, given `dtype`, with any weight under this mask).
+    """Whether torch's 2:4 kernels compute with exactly this weight (given `dtype`: with any weight under this mask).
 
     True when at most 2 of every 4 consecutive in_features are nonzero, the dtype has a kernel (float16, bfloat16, int8,
     float8_e4m3fn) and both sizes are multiples of what `torch.sparse.to_sparse_semi_structured` asks for. Says nothing

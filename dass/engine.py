@@ -71,8 +71,8 @@ class LayerReport:
         pattern: what was asked of this layer (`owl` asks less of some).
         sparsity: share of weights the mask removes, per projection, all MLPs of the layer together.
         norm: min, median and max of ‖z_i‖₂ over the layer's intermediate neurons.
-        relative_error: ‖y_pruned − y_dense‖ / ‖y_dense‖ of the MLP's output, on the first ERROR_TOKENS tokens; None when
-            no tokens were at hand (propagation "dense").
+        relative_error: ‖y_pruned − y_dense‖ / ‖y_dense‖ of the MLP's output, on the first ERROR_TOKENS tokens; None
+            when no tokens were at hand (propagation "dense").
         runs_2_4: per projection, whether sparse tensor cores can run the matrix: 2:4 along in_features.
         damping: λ that SparseGPT's Hessians took; None for the other methods.
         starved_experts: experts routed fewer than `min_expert_tokens` tokens, judged on all of the layer's tokens.
@@ -158,6 +158,12 @@ def check_fits(decoder: Decoder, what: Plan) -> None:
                 needed.add("hidden")
             for name in sorted(needed):
                 check_divisible(along[name], what.pattern, f"the {name} size {where}")
+            if what.update == "reconstruct-mlp" and any(bias is not None for bias in mlp.biases):
+                raise InputError(
+                    f'update is "reconstruct-mlp", and the MLP {where} has biases. Use update: reconstruct.'
+                )
+            if what.update != "none":
+                _ = mlp.activation  # refuses a module without one
 
 
 class LayerwisePass:
@@ -255,7 +261,8 @@ class LayerwisePass:
             if not seen.is_finite:
                 raise NumericalError(
                     f"{self.decoder.layer_name(self.layer)}.{mlp.name}: activations are NaN or infinite on the "
-                    "calibration windows. Check the base checkpoint, or compute in a wider type (engine.dtype: float32)."
+                    "calibration windows. Check the base checkpoint, or compute in a wider type "
+                    "(engine.dtype: float32)."
                 )
         if advance and not in_one_go:
             self.propagate(runner, [])

@@ -15,7 +15,7 @@ from dass.errors import InputError
 from dass.score import PROJECTIONS, Projection
 
 _FUSED = "gate_up_proj"
-_NAMED: tuple[tuple[str, str, str], ...] = (PROJECTIONS, ("w1", "w3", "w2"))
+_NAMED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,23 @@ class GluMlp:
 
     def intermediate(self, x: Tensor, weights: Mapping[Projection, Tensor]) -> Tensor:
         """z = act(gate x) ⊙ (up x) for other weights than the module's: (..., H) to (..., I), in the type of x."""
-        gate_bias, up_bias = self._biases()
+        gate_bias, up_bias = self.biases
         gate = functional.linear(x, weights["gate_proj"].to(x.dtype), gate_bias)
         up = functional.linear(x, weights["up_proj"].to(x.dtype), up_bias)
         return self.activation(gate) * up
+
+    @property
+    def biases(self) -> tuple[Tensor | None, Tensor | None]:
+        """Biases of gate and up, (I,) each, or None."""
+        if self.expert is not None:
+            return None, None
+        found: list[Tensor | None] = []
+        for projection in ("gate_proj", "up_proj"):
+            place = self.places[projection]
+            owner = place.parameter.removesuffix(".weight").removeprefix(f"{self.name}.")
+            bias = self.module.get_submodule(owner).bias
+            found.append(None if bias is None else bias[place.at])  # type: ignore[index]
+        return found[0], found[1]
 
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
@@ -95,17 +108,6 @@ class GluMlp:
             f"{type(self.module).__name__} has no activation module: its weights cannot be re-fitted. "
             "Use prune.update: none."
         )
-
-    def _biases(self) -> tuple[Tensor | None, Tensor | None]:
-        if self.expert is not None:
-            return None, None
-        found: list[Tensor | None] = []
-        for projection in ("gate_proj", "up_proj"):
-            place = self.places[projection]
-            owner = place.parameter.removesuffix(".weight").removeprefix(f"{self.name}.")
-            bias = self.module.get_submodule(owner).bias
-            found.append(None if bias is None else bias[place.at])  # type: ignore[index]
-        return found[0], found[1]
 
 
 def find_glus(layer: nn.Module) -> list[GluMlp]:
@@ -198,5 +200,3 @@ def _stacked_experts(module: nn.Module) -> tuple[int, int, int] | None:
 
 def _is_linear_like(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's transposed linear
-
-

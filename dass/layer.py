@@ -179,7 +179,8 @@ def _observe_experts(module: nn.Module, experts: list[tuple[int, GluMlp]], seen:
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         x_NH, chosen_NK = args[0], args[1]
         for index, mlp in experts:
-            x = x_NH[(chosen_NK == mlp.expert).any(dim=-1)]
+            assert mlp.expert is not None
+            x = x_NH[chosen_NK.eq(mlp.expert).any(dim=-1)]
             seen(index, x, mlp.intermediate(x, mlp.weights()))
 
     return module.register_forward_pre_hook(hook)

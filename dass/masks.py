@@ -6,7 +6,7 @@ The mask is the artifact: base × masks is the pruned model.
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,23 @@ class MaskFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+class MaskFiles(Mapping[str, Tensor]):
+    """Several mask files as one mapping."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Raises InputError: as MaskFile."""
+        self._file_of = {name: file for file in map(MaskFile, paths) for name in file}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file_of[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
 
 
 def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, float]:

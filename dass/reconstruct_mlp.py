@@ -45,6 +45,7 @@ class MlpRefit:
     error_after: float
 
 
+@torch.enable_grad()
 def refit_mlp(
     weights: Mapping[Projection, Tensor],
     keep: Mapping[Projection, Tensor],

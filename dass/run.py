@@ -1,12 +1,11 @@
 """A pruning run over a checkpoint on disk that can be killed at any moment and gone on with.
 
 A finished layer is a mask file in the run's folder, complete or absent, with its statistics and its updated weights
-beside it. A restart applies finished layers and only pushes the hidden states through them, or starts from hidden states
-saved on the way, and ends in the bytes of an undisturbed run.
+beside it. A restart applies finished layers and only pushes the hidden states through them, or starts from hidden
+states saved on the way, and ends in the bytes of an undisturbed run.
 """
 
 import json
-from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from dass.dense import (
 )
 from dass.engine import Buffering, LayerReport, LayerResult, LayerwisePruner, Wanted, check_fits, wanted_by
 from dass.files import canonical_json, complete_file, read_json, write_json
-from dass.masks import MaskFile, save_masks
+from dass.masks import MaskFile, MaskFiles, save_masks
 from dass.pattern import Pattern
 from dass.plan import Plan
 from dass.ranks import ALONE, Ranks
@@ -46,8 +45,8 @@ class LayerRecord:
 class CheckpointRun:
     """Prunes a streamed model layer by layer into a folder. `layer` must be called for 0, 1, 2 ... in order.
 
-    The caller guards the folder: it must belong to this model, these tokens, this plan and this way of computing, and to
-    no other (a fingerprint of them in its name will do).
+    The caller guards the folder: it must belong to this model, these tokens, this plan and this way of computing, and
+    to no other (a fingerprint of them in its name will do).
 
     Attributes:
         folder: finished layers.
@@ -137,9 +136,9 @@ class CheckpointRun:
             self._pruner.close()
 
     @property
-    def masks(self) -> "ChainMap[str, Tensor]":
+    def masks(self) -> MaskFiles:
         """Masks of the finished layers, by stored tensor name."""
-        return ChainMap(*(MaskFile(path) for path in self._finished(self.mask_file)))
+        return MaskFiles(self._finished(self.mask_file))
 
     @property
     def updates(self) -> Updates:
@@ -204,9 +203,7 @@ class CheckpointRun:
         return files
 
     def _pass_dense(self, wanted: Wanted) -> Iterator[dict[str, MlpStatistics]]:
-        return dense_statistics(
-            self._decoder, self._input_ids_ST, wanted, buffering=self._buffering, ranks=self._ranks
-        )
+        return dense_statistics(self._decoder, self._input_ids_ST, wanted, buffering=self._buffering, ranks=self._ranks)
 
     def _replay(self, index: int) -> None:
         masks = MaskFile(self.mask_file(index))

@@ -74,9 +74,7 @@ def importance(
     return magnitude_OC.mul_(_factor(norms.z_I, alpha, weight_OC)[:, None])
 
 
-def competition_axis(
-    projection: Projection, method: Method, pattern: Pattern, layout: Layout = "paper"
-) -> int | None:
+def competition_axis(projection: Projection, method: Method, pattern: Pattern, layout: Layout = "paper") -> int | None:
     """The axis along which weights compete: 0 within a column, 1 within a row, None across the whole matrix.
 
     DaSS always competes along the intermediate axis I: rows of gate and up, columns of down. Wanda competes inside

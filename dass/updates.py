@@ -29,7 +29,7 @@ def save_updates(values: Mapping[str, Tensor], keep: Mapping[str, Tensor], path:
 
 
 class Updates(Mapping[str, Tensor]):
-    """Files of updated weights as one mapping: tensor name -> its kept values in row-major order, read when asked for."""
+    """Files of updated weights as one mapping: tensor name -> its kept values, row-major, read when asked for."""
 
     def __init__(self, files: list[Path]) -> None:
         """Raises InputError: a file is damaged."""
@@ -64,7 +64,9 @@ class Updates(Mapping[str, Tensor]):
         """
         values = self[name]
         if int(keep.count_nonzero()) != values.numel():
-            raise InputError(f"{name}: {values.numel()} values are stored for {int(keep.count_nonzero())} kept weights.")
+            raise InputError(
+                f"{name}: {values.numel()} values are stored for {int(keep.count_nonzero())} kept weights."
+            )
         return values.new_zeros(keep.shape).masked_scatter_(keep, values)
 
     def __getitem__(self, name: str) -> Tensor:

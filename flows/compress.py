@@ -10,10 +10,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
+from dass.files import read_json
 from flows.stages import STAGES
 from flows.summary import Summary
 from tasks import registry
-from dass.files import read_json
 from tasks.settings import Settings
 from tasks.versioning import Started, clear_leftovers, provenance, run_if_changed, start_run, workspace_lock
 from tasks.workspace import Workspace

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dass.errors import InputError
-from dass.windows import random_windows
 from dass.files import complete_folder, read_json, write_json
+from dass.windows import random_windows
 from tasks.pins import pinned
 from tasks.settings import Settings
 from tasks.sources import read_documents

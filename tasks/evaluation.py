@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dass.checkpoint import Checkpoint
 from dass.errors import InputError, NumericalError
+from dass.files import complete_folder, read_json, write_json
 from dass.masks import MaskFile
 from dass.perplexity import mean_loss, perplexity
 from dass.sparsity import ZeroCount, count_zeros
 from dass.windows import consecutive_windows
 from tasks.devices import choose_device, choose_dtype
-from dass.files import complete_folder, read_json, write_json
 from tasks.pins import pinned
 from tasks.progress import progress_bar
 from tasks.settings import Engine, Settings

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from tasks.code import code_digest
 from dass.files import read_json, write_json
+from tasks.code import code_digest
 from tasks.settings import Settings, Source
 from tasks.workspace import Workspace
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from dass.checkpoint import Checkpoint
 from dass.engine import ENGINE_VERSION, LayerReport, LayerwisePruner, check_fits, plan
 from dass.errors import InputError
+from dass.files import canonical_json, complete_file, complete_folder, digest_of, read_json, write_json
 from dass.masks import MaskFile, apply_to_checkpoint, removed_shares, save_masks
 from dass.streaming import StreamedDecoder
 from tasks.devices import choose_device, choose_dtype
-from dass.files import canonical_json, complete_file, complete_folder, digest_of, read_json, write_json
 from tasks.progress import progress
 from tasks.settings import Settings
 from tasks.workspace import Workspace

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dass.errors import InputError
-from tasks.downloads import SCHEME, fetch_wheel_files, local_digest
 from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
+from tasks.downloads import SCHEME, fetch_wheel_files, local_digest
 from tasks.pins import pinned
 from tasks.settings import DType, Settings, Source
 from tasks.workspace import Workspace

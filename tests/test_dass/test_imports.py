@@ -72,5 +72,13 @@ def test_importing_dass_alone_does_not_import_torch() -> None:
 def test_the_public_names_are_these() -> None:
     import dass
 
-    assert set(dass.__all__) == {"InputError", "NumericalError", "PruneReport", "prune"}
+    assert set(dass.__all__) == {
+        "CheckpointReport",
+        "InputError",
+        "NumericalError",
+        "PruneReport",
+        "pattern_of",
+        "prune",
+        "prune_checkpoint",
+    }
     assert all(getattr(dass, name) for name in dass.__all__)

@@ -10,9 +10,10 @@ import dass
 import tests.unlisted  # noqa: F401  registers itself
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
-from dass.engine import LayerwisePruner, plan
+from dass.engine import LayerwisePruner
 from dass.errors import InputError
 from dass.masks import MaskFile, apply_to_checkpoint, save_masks
+from dass.plan import plan
 from dass.streaming import StreamedDecoder
 from tests.models import EVERY_FAMILY, FAMILIES, FUSED_FAMILIES, tiny_model, tiny_tokens
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dass.errors import InputError
-from tasks.calibration import cache_windows, digest_of_ids
 from dass.files import read_json, sha256_file
+from tasks.calibration import cache_windows, digest_of_ids
 from tasks.pins import refresh_pins
 from tasks.settings import Source
 from tasks.sources import fetch_base

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dass.errors import InputError, NumericalError
-from tasks.evaluation import evaluate_dense, evaluate_pruned
 from dass.files import read_json, sha256_file
+from tasks.evaluation import evaluate_dense, evaluate_pruned
 from tasks.settings import Settings
 from tasks.sources import fetch_base
 from tasks.tokens import load_tokenizer

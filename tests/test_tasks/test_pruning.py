@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import dass
 from dass.errors import InputError, NumericalError
-from dass.masks import MaskFile
 from dass.files import digest_of, read_json, sha256_file, write_json
+from dass.masks import MaskFile
 from tasks.pruning import LayerRecord, PruningRun, materialize, prune, seconds_per_layer
 from tasks.settings import Settings, validate_settings
 from tasks.workspace import Workspace

@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from dass.errors import InputError
-from tasks import registry
 from dass.files import read_json
+from tasks import registry
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
 from tasks.tracking import TrackingError
