@@ -67,10 +67,14 @@ class StreamedDecoder(Decoder):
             _drop(layer)
 
     def stored_weights(self, index: int, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Read from the checkpoint again when computing in another type, so that scores do not depend on it."""
+        """The loaded ones where they are as stored; else read from the checkpoint.
+
+        Computing in another type must not show in the scores, and a layer that is not loaded has no weights.
+        """
         prefix = self.layer_name(index)
-        if all(self._stored_dtype(f"{prefix}.{name}") == self.dtype for name in names):
-            return super().stored_weights(index, names)
+        loaded = super().stored_weights(index, names)
+        if all(not loaded[name].is_meta and self._stored_dtype(f"{prefix}.{name}") == self.dtype for name in names):
+            return loaded
         return {name: self._read(f"{prefix}.{name}").to(self.device) for name in names}
 
     def to_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
