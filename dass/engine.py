@@ -24,12 +24,12 @@ from dass.hidden import HiddenStates
 from dass.hidden import Place as BufferPlace
 from dass.layer import LayerRunner
 from dass.mask import check_divisible
+from dass.methods import PROJECTIONS, Projection
 from dass.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
 from dass.pattern import Pattern
 from dass.plan import Plan
 from dass.ranks import ALONE, Ranks
 from dass.reconstruct_mlp import refit_mlp
-from dass.score import PROJECTIONS, Projection
 from dass.statistics import MlpStatistics, StatisticsSum, gram
 
 ENGINE_VERSION = "2"
