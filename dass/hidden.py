@@ -67,7 +67,7 @@ class HiddenStates:
         """
         self.shape, self._dtype, self._device = shape, dtype, device
         self.place = choose_place(self._bytes, device, place)
-        self._on_side = device.type == "cuda" and self.place != "device"  # a batch has to be copied to be used
+        self._is_away = device.type == "cuda" and self.place != "device"  # to be copied before use
         if self.place == "disk":
             self._states_STH = _mapped_file(shape, dtype, folder)
         else:
@@ -79,8 +79,8 @@ class HiddenStates:
 
     def write(self, rows: slice, value_BTH: Tensor) -> None:
         """Replace windows `rows`."""
-        # Only page-locked memory may be written behind our back: whoever reads it next is in stream order.
-        self._states_STH[rows].copy_(value_BTH, non_blocking=self._states_STH.is_pinned() if self._on_side else False)
+        # Page-locked memory is written while we go on: every later read waits for it in stream order.
+        self._states_STH[rows].copy_(value_BTH, non_blocking=self._is_away and self.place == "host")
 
     def batches(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """All windows in order, `size` at a time: which they are, and their hidden states (B, T, H) on the device.
@@ -90,7 +90,7 @@ class HiddenStates:
         """
         windows = self.shape[0]
         rows = [slice(start, min(start + size, windows)) for start in range(0, windows, size)]
-        if self._on_side:
+        if self._is_away:
             yield from self._batches_copied_ahead(rows)
         else:
             for some in rows:
@@ -161,11 +161,11 @@ class HiddenStates:
     def _allocate(self) -> Tensor:
         where = self._device if self.place == "device" else torch.device("cpu")
         try:
-            return torch.empty(self.shape, dtype=self._dtype, device=where, pin_memory=self._on_side)
+            return torch.empty(self.shape, dtype=self._dtype, device=where, pin_memory=self._is_away)
         except RuntimeError as error:  # torch's own, on a device and on the host
             raise InputError(
-                f"The hidden states of {self.shape[0]} windows need {self._bytes / 2**30:.1f} GiB, more than {where} has "
-                "free. Set engine.hidden_states to host or disk, or calibrate with fewer or shorter windows."
+                f"The hidden states of {self.shape[0]} windows need {self._bytes / 2**30:.1f} GiB, more than is free "
+                f"on {where}. Set engine.hidden_states to host or disk, or calibrate with fewer or shorter windows."
             ) from error
 
     def _wait(self) -> None:
@@ -181,7 +181,7 @@ class HiddenStates:
         def start(number: int) -> tuple[Tensor, torch.cuda.Event]:
             host_BTH = on_host.get(number)
             # Made on the compute stream, whose memory it returns to; that stream waits for the copy before using it.
-            there_BTH = torch.empty_like(host_BTH, device=self._device, pin_memory=False)
+            there_BTH = torch.empty_like(host_BTH, device=self._device)
             copy.wait_stream(compute)  # earlier writes of these windows, and earlier use of that memory
             with torch.cuda.stream(copy):
                 there_BTH.copy_(host_BTH, non_blocking=True)
