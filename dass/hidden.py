@@ -65,7 +65,7 @@ class HiddenStates:
             InputError: an unknown place, or one with too little memory.
             OSError: the disk has no room.
         """
-        self.shape, self._dtype, self._device = shape, dtype, device
+        self.shape, self._dtype, self.device = shape, dtype, device
         self.place = choose_place(self._bytes, device, place)
         self._is_away = device.type == "cuda" and self.place != "device"  # to be copied before use
         if self.place == "disk":
@@ -75,7 +75,7 @@ class HiddenStates:
 
     def read(self, rows: slice) -> Tensor:
         """Windows `rows` on the device, (B, T, H): a view where nothing has to be copied, so change it by `write`."""
-        return self._states_STH[rows].to(self._device, non_blocking=True)
+        return self._states_STH[rows].to(self.device, non_blocking=True)
 
     def write(self, rows: slice, value_BTH: Tensor) -> None:
         """Replace windows `rows`."""
@@ -159,7 +159,7 @@ class HiddenStates:
         return windows * length * hidden * self._dtype.itemsize
 
     def _allocate(self) -> Tensor:
-        where = self._device if self.place == "device" else torch.device("cpu")
+        where = self.device if self.place == "device" else torch.device("cpu")
         try:
             return torch.empty(self.shape, dtype=self._dtype, device=where, pin_memory=self._is_away)
         except RuntimeError as error:  # torch's own, on a device and on the host
@@ -170,18 +170,18 @@ class HiddenStates:
 
     def _wait(self) -> None:
         """Until copies into host memory have arrived."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _batches_copied_ahead(self, rows: list[slice]) -> Iterator[tuple[slice, Tensor]]:
         """Batch i + 1 is on its way, on a stream of its own, when batch i is given out."""
-        compute, copy = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        compute, copy = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         on_host: Prefetcher[Tensor] = Prefetcher(lambda number: self._page_locked(rows[number]), len(rows))
 
         def start(number: int) -> tuple[Tensor, torch.cuda.Event]:
             host_BTH = on_host.get(number)
             # Made on the compute stream, whose memory it returns to; that stream waits for the copy before using it.
-            there_BTH = torch.empty_like(host_BTH, device=self._device)
+            there_BTH = torch.empty_like(host_BTH, device=self.device)
             copy.wait_stream(compute)  # earlier writes of these windows, and earlier use of that memory
             with torch.cuda.stream(copy):
                 there_BTH.copy_(host_BTH, non_blocking=True)

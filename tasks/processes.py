@@ -15,6 +15,10 @@ from dass.run import CheckpointRun, LayerRecord, read_report
 from tasks.settings import Settings, validate_settings
 from tasks.workspace import Workspace
 
+_TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+    "--nproc-per-node",
+)
 _POLL_SECONDS = 0.05
 _STARTER = "DASS_STARTER"
 
@@ -49,9 +53,10 @@ class JoinedProcesses:
             assert self._job is not None
             status = self._job.poll()
             if status is not None and not path.exists():
+                processes = self._settings.engine.processes
                 raise ProcessesError(
-                    f"Pruning with {self._settings.engine.processes} processes stopped in layer {index} (status {status}): "
-                    f"{self._reason()}. Finished layers are kept; run again to go on. Log: {self._log}"
+                    f"Pruning with {processes} processes stopped in layer {index} (status {status}): {self._reason()}. "
+                    f"Finished layers are kept; run again to go on. Log: {self._log}"
                 )
             time.sleep(_POLL_SECONDS)
         return LayerRecord(read_report(path), resumed=index < self._run.finished)
@@ -71,15 +76,7 @@ class JoinedProcesses:
         threads = max(1, (os.cpu_count() or 1) // processes)
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-                + [
-                    "--nproc-per-node",
-                    str(processes),
-                    "-m",
-                    "tasks.processes",
-                    str(self._workspace.root),
-                    str(settings),
-                ],
+                [*_TORCHRUN, str(processes), "-m", "tasks.processes", str(self._workspace.root), str(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -101,15 +98,14 @@ def _main(root: str, settings_file: str) -> None:
     settings = validate_settings(json.loads(Path(settings_file).read_text(encoding="utf-8")), settings_file)
     try:
         with joined_ranks() as ranks:
-            run = PruningRun(Workspace.at(root), settings, ranks)
+            run = PruningRun(Workspace(Path(root)), settings, ranks)
             for index in range(run.layer_count):
                 run.layer(index)
                 if not _is_alive(int(os.environ[_STARTER])):
                     sys.exit(1)
             run.close()
     except (InputError, NumericalError) as error:
-        print(f"dass: {error}", flush=True)
-        sys.exit(1)
+        sys.exit(f"dass: {error}")
 
 
 def _is_alive(process: int) -> bool:
