@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.timing import synchronise
 from dass.checkpoint import Checkpoint
 from dass.engine import LayerwisePruner, plan
 from dass.masks import apply_to_checkpoint
@@ -33,17 +34,12 @@ def time_layers(folder: Path, input_ids_ST: Tensor, device: torch.device) -> tup
     began = time.perf_counter()
     decoder = StreamedDecoder(folder, device)
     pruner = LayerwisePruner(decoder, input_ids_ST, plan("dass", sparsity=0.5))
-    _synchronise(device)
+    synchronise(device)
     embedded = time.perf_counter() - began
     seconds: list[float] = []
     for index in range(len(decoder)):
         began = time.perf_counter()
         pruner.prune_layer(index)
-        _synchronise(device)
+        synchronise(device)
         seconds.append(time.perf_counter() - began)
     return embedded, seconds
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -75,7 +75,8 @@ def _measure(results: Results, scratch: Path, layers: int, windows: int, length:
     write_tokens(tokens, windows, length, VOCABULARY)
     for turn in range(repeats):
         for side, dtype in RUNS:
-            what: dict[str, Any] = {"side": side, "method": "dass", "dtype": dtype, "windows": windows, "length": length}
+            size = {"windows": windows, "length": length}
+            what: dict[str, Any] = {"side": side, "method": "dass", "dtype": dtype, **size}
             key = {"layers": layers, **what, "turn": turn}
             if results.find(key) is None:
                 taken = job.run(job.Job(**what, checkpoint=checkpoint, tokens=tokens), scratch)

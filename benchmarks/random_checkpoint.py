@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dass.checkpoint import INDEX_FILE
+from dass.errors import InputError
 
 SHARD_BYTES = 10**9
 _STANDARD_DEVIATION = 0.02  # LLaMA's initialisation
@@ -66,10 +68,38 @@ def write_checkpoint(folder: Path, config: LlamaConfig, seed: int = 0, shard_byt
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
+def ensure_checkpoint(folder: Path, config: LlamaConfig, spare_bytes: int = 0) -> None:
+    """Write the checkpoint unless it is there.
+
+    Args:
+        folder: its name says the shape: what lies there is taken as it is.
+        config: the model's shape.
+        spare_bytes: what must stay free on the disk besides.
+
+    Raises:
+        InputError: the disk has less free than that takes.
+    """
+    is_written = (folder / INDEX_FILE).exists()  # the index is written last
+    needed = spare_bytes + (0 if is_written else stored_bytes(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f} GB. "
+            "Make space, or give another --scratch or fewer --layers."
+        )
+    if not is_written:
+        write_checkpoint(folder, config)
+
+
+def random_tokens(windows: int, length: int, vocabulary: int) -> Tensor:
+    """Uniformly random token ids, LongTensor (windows, length), seed 0."""
+    return torch.randint(vocabulary, (windows, length), generator=torch.Generator().manual_seed(0))
+
+
 def write_tokens(file: Path, windows: int, length: int, vocabulary: int) -> None:
-    """Write uniformly random windows, input_ids LongTensor (windows, length), seed 0."""
-    generator = torch.Generator().manual_seed(0)
-    save_file({"input_ids": torch.randint(vocabulary, (windows, length), generator=generator)}, file)
+    """Write random tokens as `input_ids`."""
+    save_file({"input_ids": random_tokens(windows, length, vocabulary)}, file)
 
 
 def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

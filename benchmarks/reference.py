@@ -92,7 +92,7 @@ def _hooked(linears: dict[str, nn.Linear], method: str) -> Iterator[dict[str, In
 
 
 def _score(weight_OC: Tensor, name: str, method: str, squares: dict[str, Tensor]) -> Tensor:
-    """Importance, larger = keep. `squares` holds ‖x_j‖² of every linear's input, so ‖z_i‖² under the down projection."""
+    """Importance, larger = keep. `squares` holds ‖x_j‖² of every linear's input: ‖z_i‖² under down."""
     magnitude_OC = weight_OC.abs()
     if method == "magnitude":
         return magnitude_OC

@@ -43,16 +43,21 @@ class Results:
         if path.exists() and not fresh:
             self._content = read_json(path)
             before = self._content["environment"]
-            if changed := [name for name, value in here.items() if before.get(name) != value]:
-                raise InputError(
-                    f"{path} was measured with another {changed[0]} ({before.get(changed[0])}, here {here[changed[0]]}). "
-                    "Add --fresh to begin anew."
-                )
+            for name, value in here.items():
+                if before.get(name) != value:
+                    raise InputError(
+                        f"{path} was measured with {name} {before.get(name)}, here it is {value}: figures of two "
+                        "machines do not mix. Add --fresh to begin anew."
+                    )
+
+    @property
+    def records(self) -> list[Record]:
+        """Everything measured so far."""
+        return list(self._content["records"])
 
     def find(self, key: Record) -> Record | None:
         """The record with these fields, or None."""
-        records: list[Record] = self._content["records"]
-        return next((each for each in records if key.items() <= each.items()), None)
+        return next((each for each in self.records if key.items() <= each.items()), None)
 
     def add(self, key: Record, figures: Record) -> Record:
         """Keep a measurement on disk."""
@@ -99,5 +104,6 @@ def called_as() -> str:
 
 def _cpu_model() -> str:
     information = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE) if information.exists() else None
+    text = information.read_text() if information.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()

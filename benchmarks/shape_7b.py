@@ -12,11 +12,10 @@ from pathlib import Path
 
 from benchmarks import command, job, markdown
 from benchmarks.paths import FOLDER
-from benchmarks.random_checkpoint import llama_2_7b, stored_bytes, write_checkpoint, write_tokens
+from benchmarks.random_checkpoint import ensure_checkpoint, llama_2_7b, stored_bytes, write_tokens
 from benchmarks.results import Record, Results
-from dass.errors import InputError
 
-_SLACK_BYTES = 2 * 10**9  # tokens, masks of finished layers, and a disk that is not filled to the brim
+_SLACK_BYTES = 2 * 10**9  # masks of finished layers, and a disk that is not filled to the brim
 
 
 def table(records: list[Record]) -> str:
@@ -40,20 +39,6 @@ def table(records: list[Record]) -> str:
     return markdown.table(header, rows)
 
 
-def check_disk(scratch: Path, weights: int) -> None:
-    """Refuse a disk that cannot hold the checkpoint and its pruned copy.
-
-    Raises:
-        InputError: says what is free and what is needed.
-    """
-    needed, free = 2 * weights + _SLACK_BYTES, shutil.disk_usage(scratch).free
-    if free < needed:
-        raise InputError(
-            f"{scratch} has {markdown.gigabytes(free)} free: the checkpoint and its pruned copy need "
-            f"{markdown.gigabytes(needed)}. Make space, or give another --scratch or fewer --layers."
-        )
-
-
 def main() -> None:
     parser = command.parser(__doc__, "shape_7b.json")
     parser.add_argument("--layers", type=int, nargs="+", default=(16, 32))
@@ -73,14 +58,8 @@ def main() -> None:
 def _measure(results: Results, key: Record, scratch: Path, keep: bool) -> None:
     config = llama_2_7b(key["layers"])
     folder, tokens = scratch / f"{key['layers']}-layers", scratch / "tokens.safetensors"
-    scratch.mkdir(parents=True, exist_ok=True)
     try:
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            check_disk(scratch, stored_bytes(config))
-            print(f"writing {markdown.gigabytes(stored_bytes(config))} of random weights to {folder}", flush=True)
-            write_checkpoint(folder, config)
-            (folder / "complete").touch()
+        ensure_checkpoint(folder, config, spare_bytes=stored_bytes(config) + _SLACK_BYTES)
         write_tokens(tokens, key["windows"], key["length"], config.vocab_size)
         asked = {name: value for name, value in key.items() if name != "layers"}
         taken = job.run(job.Job(**asked, checkpoint=folder, tokens=tokens), scratch)

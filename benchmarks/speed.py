@@ -40,11 +40,16 @@ ROWS = {
 def tables(records: list[Record]) -> str:
     """A table a model: medians of seconds and peak memory, and medians of the turns' ratios."""
     parts: list[str] = []
-    for model, windows, length in dict.fromkeys((each["model"], each["windows"], each["length"]) for each in records):
-        here = [each for each in records if (each["model"], each["windows"], each["length"]) == (model, windows, length)]
-        header = ["method", "run", "time", "ratio", "peak memory", "ratio", "turns"]
-        parts.append(f"**{model}, {windows} windows of {length} tokens**\n\n" + markdown.table(header, _rows(here)))
+    header = ["method", "run", "time", "ratio", "peak memory", "ratio", "turns"]
+    for size in dict.fromkeys(_size(each) for each in records):
+        model, windows, length = size
+        rows = _rows([each for each in records if _size(each) == size])
+        parts.append(f"**{model}, {windows} windows of {length} tokens**\n\n{markdown.table(header, rows)}")
     return "\n\n".join(parts)
+
+
+def _size(record: Record) -> tuple[str, int, int]:
+    return record["model"], record["windows"], record["length"]
 
 
 def _rows(records: list[Record]) -> list[list[str]]:
