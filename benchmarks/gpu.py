@@ -54,15 +54,7 @@ DRY_RUN = Size(_SMALL, windows=2, length=32, matmul=256, kernel_tokens=64)
 def tables(records: list[Record]) -> str:
     """Pruning, then kernels."""
     pruning = [_pruning_row(each) for each in records if each["what"] == "pruning"]
-    header = [
-        "layers × tokens",
-        "a layer",
-        "all of them",
-        "32 layers",
-        "rate",
-        "of the matmul rate",
-        "peak device memory",
-    ]
+    header = ["layers", "tokens", "a layer", "total", "rate", "of the matmul rate", "peak device memory"]
     kernels = [_kernel_row(each) for each in records if each["what"] == "kernel"]
     kernel_header = ["layout", "matrix", "O × C", "dense", "2:4 kernel", "speed-up"]
     return f"{markdown.table(header, pruning)}\n\n{markdown.table(kernel_header, kernels)}"
@@ -71,14 +63,16 @@ def tables(records: list[Record]) -> str:
 def _pruning_row(record: Record) -> list[str]:
     seconds: list[float] = record["layer_seconds"]
     rate = record["flops"] / sum(seconds)
-    total = record["embedding_seconds"] + sum(seconds)
-    whole = record["embedding_seconds"] + FULL_LAYERS * median(seconds)
+    total = markdown.seconds(record["embedding_seconds"] + sum(seconds))
+    if record["layers"] != FULL_LAYERS:
+        whole = record["embedding_seconds"] + FULL_LAYERS * median(seconds)
+        total += f" ({markdown.seconds(whole)} extrapolated to {FULL_LAYERS} layers)"
     device_bytes = record["peak_device_bytes"]
     return [
-        f"{record['layers']} × {record['windows']} × {record['length']}",
+        str(record["layers"]),
+        f"{record['windows']} × {record['length']}",
         markdown.seconds(median(seconds)),
-        markdown.seconds(total),
-        markdown.seconds(total) if record["layers"] == FULL_LAYERS else f"{markdown.seconds(whole)} (extrapolated)",
+        total,
         f"{rate / 1e12:.3g} TFLOP/s",
         f"{rate / record['matmul_flops_per_second']:.0%} of {record['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s",
         "—" if device_bytes is None else markdown.gigabytes(device_bytes),

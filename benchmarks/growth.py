@@ -38,7 +38,7 @@ def tables(records: list[Record]) -> str:
 
 
 def _table(records: list[Record], axis: str) -> str:
-    header = [axis, *(f"{side} {dtype}" for side, dtype in RUNS for _ in range(2))]
+    header = [axis, *(f"{side} {dtype}, {what}" for side, dtype in RUNS for what in ("time", "memory"))]
     rows = []
     for size in sorted({each[axis] for each in records}):
         row = [str(size)]

@@ -1,6 +1,7 @@
 """Writes docs/benchmarks.md from what was measured: `python -m benchmarks.render`. Holds no figure of its own."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ SECTIONS = (
         "speed.json",
         "python -m benchmarks.speed",
         speed.tables,
-        "Reference and engine run in turn. Times and memory are medians over the turns, ratios (engine / reference) are "
-        "taken inside each turn, then their median. Magnitude needs no calibration data; both sides run their passes all "
-        "the same, the engine for its report of norms and errors.",
+        "Reference and engine run in turn. Times and memory are medians over the turns; a ratio (engine / reference) "
+        "is taken inside each turn, and the median of the ratios is shown. Magnitude needs no calibration data; both "
+        "sides run their passes all the same, the engine for its report of norms and errors.",
     ),
     Section(
         "Growth with layers and tokens",
@@ -74,8 +75,8 @@ SECTIONS = (
         gpu.tables,
         "A layer: weights read from disk, masks found, pruned layer run; median. Rate: operations that the algorithm "
         "needs (`benchmarks/flops.py`, norms and masks not counted) over the time of all layers, beside the rate of "
-        "large bfloat16 products on the same card. Kernels: `torch.sparse.to_sparse_semi_structured` on 2:4 DaSS masks, "
-        "bfloat16.",
+        "large bfloat16 products on the same card. Kernels: `torch.sparse.to_sparse_semi_structured`, bfloat16, on 2:4 "
+        "DaSS masks.",
     ),
 )
 _NO_GPU = "Not measured: no GPU was at hand. `make bench-gpu` on a machine with one fills this section."
@@ -96,10 +97,12 @@ def _section(section: Section, folder: Path) -> str:
     heading, file = f"## {section.title}", folder / section.results
     if file.exists():
         content: dict[str, Any] = read_json(file)
-        return "\n\n".join([heading, section.note, section.tables(content["records"]), _provenance(content)])
+        note = textwrap.fill(section.note, width=120)
+        return "\n\n".join([heading, note, section.tables(content["records"]), _provenance(content)])
     if section.tables is not gpu.tables:
         return f"{heading}\n\nNot measured yet: `{section.command}`."
-    return f"{heading}\n\n{_NO_GPU}{_dry_run(file.with_stem(f'{file.stem}-dry-run'))}"
+    dry_run = _dry_run(file.with_stem(f"{file.stem}-dry-run"))
+    return f"{heading}\n\n{textwrap.fill(_NO_GPU + dry_run, width=120)}"
 
 
 def _dry_run(file: Path) -> str:

@@ -67,6 +67,7 @@ def _measure(results: Results, key: Record, scratch: Path, keep: bool) -> None:
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+            tokens.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
