@@ -107,8 +107,8 @@ def main() -> None:
         size = Size(llama_2_7b(arguments.layers), arguments.windows, arguments.length, 8192, arguments.kernel_tokens)
         results = Results(arguments.results, arguments.fresh)
     device = torch.device("cpu" if is_dry else "cuda")
-    measure_kernels(results, size, device)
     measure_pruning(results, size, device, arguments.scratch.resolve() / ("dry-run" if is_dry else ""), arguments.keep)
+    measure_kernels(results, size, device)
     print(tables(results.records))
 
 
