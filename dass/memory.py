@@ -1,6 +1,8 @@
 """How much memory is free, on the host and on a CUDA device."""
 
+import ctypes
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,6 +30,24 @@ def free_host_memory() -> int:
         return available
     reclaimable = _fields(_CGROUP / "memory.stat").get("inactive_file", 0)
     return max(0, min(available, limit - used + reclaimable))
+
+
+def release_freed_memory() -> None:
+    """Hand memory that was freed back to the system.
+
+    glibc keeps freed pieces of its heap for later. What a layer leaves behind is cut differently from what the next one
+    asks for, so that without this the process grows by tens of megabytes a layer.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> "ctypes._NamedFuncPointer | None":
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):  # not Linux, or another C library
+        return None
 
 
 def _number(path: Path) -> int | None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.errors import InputError
+from dass.memory import release_freed_memory
 from dass.names import StoredNames
 from dass.prefetch import Prefetcher
 
@@ -79,6 +80,7 @@ class StreamedDecoder(Decoder):
             yield layer
         finally:
             _drop(layer)
+            release_freed_memory()
 
     def stored_weights(self, index: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """The loaded ones where they are as stored; else read from the checkpoint.
