@@ -154,6 +154,7 @@ def _layers(decoder: Decoder, input_ids_ST: Tensor, what: Plan, buffering: Buffe
             wanted_by(what) if what.propagation == "dense" else replace(wanted_by(what), gram_x=False, gram_z=False)
         )
         statistics = list(dense_statistics(decoder, input_ids_ST, wanted, buffering=buffering))
+    if what.allocation != "uniform":
         outliers = [layer_outliers(decoder, index, seen) for index, seen in enumerate(statistics)]
         patterns = allocate(decoder, outliers, what)
     if what.propagation == "dense":

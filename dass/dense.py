@@ -82,13 +82,13 @@ def prune_from_statistics(
     for mlp, each in zip(mlps, seen, strict=True):
         weights = mlp.views(stored)
         made = prune_mlp(weights, each, plan, pattern)
-        if plan.update != "none":
+        if plan.update != "none" and not each.starved:
             assert each.gram_z_II is not None
             made = refit_down(refit_inputs(made, weights, each, plan), weights, each.gram_z_II, None, plan)
         pruned.append(made)
     keep, values = joined(mlps, pruned, stored)
     return LayerResult(
-        layer_report(index, pattern, pruned, seen, next(iter(stored.values())).dtype),
+        layer_report(index, pattern, mlps, pruned, seen, next(iter(stored.values())).dtype),
         dict(statistics),
         {f"{prefix}.{name}": mask for name, mask in keep.items()},
         {f"{prefix}.{name}": value for name, value in values.items()},
@@ -125,7 +125,7 @@ def save_statistics(statistics: LayerStatistics, path: Path) -> None:
         values = (seen.norms.x_H, seen.norms.z_I, seen.gram_x_HH, seen.gram_z_II)
         named = zip(_PARTS, values, strict=True)
         tensors |= {f"{name}.{part}": value.cpu() for part, value in named if value is not None}
-    header = json.dumps({name: seen.tokens for name, seen in statistics.items()}, sort_keys=True)
+    header = json.dumps({name: [seen.tokens, seen.starved] for name, seen in statistics.items()}, sort_keys=True)
     with complete_file(path) as temporary:
         save_file(tensors, temporary, {_HEADER: header})
 
@@ -138,7 +138,7 @@ def load_statistics(path: Path, device: torch.device) -> dict[str, MlpStatistics
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as handle:
-            tokens: dict[str, int] = json.loads(handle.metadata()[_HEADER])
+            counts: dict[str, tuple[int, bool]] = json.loads(handle.metadata()[_HEADER])
             stored = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, it is no dict
     except FileNotFoundError:
         raise InputError(f"No statistics {path}. Collect them first.") from None
@@ -146,12 +146,13 @@ def load_statistics(path: Path, device: torch.device) -> dict[str, MlpStatistics
         raise InputError(f"{path} is damaged ({error}). Remove it and collect the statistics again.") from None
     return {
         name: MlpStatistics(
-            count,
+            tokens,
             ActivationNorms(stored[f"{name}.norm_x"], stored[f"{name}.norm_z"]),
             stored.get(f"{name}.gram_x"),
             stored.get(f"{name}.gram_z"),
+            starved,
         )
-        for name, count in tokens.items()
+        for name, (tokens, starved) in counts.items()
     }
 
 

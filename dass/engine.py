@@ -133,12 +133,10 @@ class Collected:
 
     Attributes:
         statistics: of each MLP.
-        starved: the experts shown all tokens because the router gave them too few.
         dense_outputs: y of the windows the output error is measured on, batch by batch.
     """
 
     statistics: list[MlpStatistics]
-    starved: list[int]
     dense_outputs: list[Tensor]
 
 
@@ -249,14 +247,11 @@ class LayerwisePass:
                 dense_outputs.append(done[1][:measured].clone())
         for each in sums:
             each.merge(self.ranks)
-        starved = [
-            which
-            for which, mlp in enumerate(runner.mlps)
-            if mlp.is_expert and sums[which].tokens < wanted.min_expert_tokens
-        ]
+        least = max(1, wanted.min_expert_tokens)  # an expert that saw nothing cannot be judged by it
+        starved = [which for which, mlp in enumerate(runner.mlps) if mlp.is_expert and sums[which].tokens < least]
         if starved:
             self._collect_from_all_tokens(runner, starved, sums, wanted)
-        statistics = [each.result() for each in sums]
+        statistics = [replace(each.result(), starved=which in starved) for which, each in enumerate(sums)]
         for mlp, seen in zip(runner.mlps, statistics, strict=True):
             if not seen.is_finite:
                 raise NumericalError(
@@ -266,7 +261,7 @@ class LayerwisePass:
                 )
         if advance and not in_one_go:
             self.propagate(runner, [])
-        return Collected(statistics, starved, dense_outputs)
+        return Collected(statistics, dense_outputs)
 
     def propagate(self, runner: LayerRunner, dense_outputs: list[Tensor]) -> float:
         """Push the buffer through the due layer as it is now; returns the relative output error over `dense_outputs`.
@@ -379,7 +374,7 @@ class LayerwisePruner:
         with _memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
             runner = self._pass.runner(layer)
             collected = self._pass.collect(runner, wanted_by(self._plan))
-            statistics, starved = collected.statistics, collected.starved
+            statistics = collected.statistics
             stored = self._decoder.stored_weights(index, parameters_of(runner.mlps))
             dense = [mlp.views(stored) for mlp in runner.mlps]
             pattern = self._patterns[index]
@@ -387,16 +382,15 @@ class LayerwisePruner:
                 prune_mlp(weights, seen, self._plan, pattern) for weights, seen in zip(dense, statistics, strict=True)
             ]
             if self._plan.update != "none":
-                pruned = self._refit(runner, dense, pruned, statistics, starved)
+                pruned = self._refit(runner, dense, pruned, statistics)
             keep, values = joined(runner.mlps, pruned, stored)
             write_parameters(layer, keep, values)
             error = self._pass.propagate(runner, collected.dense_outputs)
         self._pass.layer += 1
         prefix = self._decoder.layer_name(index)
         report = replace(
-            layer_report(index, pattern, pruned, statistics, next(iter(stored.values())).dtype),
+            layer_report(index, pattern, runner.mlps, pruned, statistics, next(iter(stored.values())).dtype),
             relative_error=error,
-            starved_experts=[runner.mlps[which].name for which in starved],
             seconds=time.perf_counter() - began,
         )
         return LayerResult(
@@ -425,13 +419,12 @@ class LayerwisePruner:
         dense: list[dict[Projection, Tensor]],
         pruned: list[PrunedMlp],
         statistics: list[MlpStatistics],
-        starved: list[int],
     ) -> list[PrunedMlp]:
         """New values for the weights that stay: gate and up first, then down behind them, then all three together.
 
         An expert that saw too few tokens to be judged by saw too few to be fitted to: it keeps its values.
         """
-        fitted = [which for which in range(len(pruned)) if which not in starved]
+        fitted = [which for which, seen in enumerate(statistics) if not seen.starved]
         train = self._plan.update == "reconstruct-mlp"
         pruned = list(pruned)
         for which in fitted:
@@ -508,6 +501,7 @@ def write_parameters(
 def layer_report(
     index: int,
     pattern: Pattern,
+    mlps: Sequence[GluMlp],
     pruned: Sequence[PrunedMlp],
     statistics: Sequence[MlpStatistics],
     dtype: torch.dtype,
@@ -530,6 +524,7 @@ def layer_report(
         relative_error=None,
         runs_2_4=runs,
         damping=max(dampings, default=None),
+        starved_experts=[mlp.name for mlp, seen in zip(mlps, statistics, strict=True) if seen.starved],
     )
 
 

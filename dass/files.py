@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def fsync_path(path: Path) -> None:
@@ -21,12 +24,17 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync and rename it there, on failure remove it."""
+    """Yield a temporary path beside `path`; on success fsync and rename it there, on failure remove it.
+
+    Raises:
+        OSError: the disk is full or fails; names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        fsync_path(temporary)
+        with _naming(path):
+            yield temporary
+            fsync_path(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
     finally:
@@ -38,15 +46,19 @@ def complete_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it becomes `path`, replacing what was there.
 
     The old folder is never written into: its files may be hard links into DVC's cache.
+
+    Raises:
+        OSError: the disk is full or fails; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        for item in [*temporary.rglob("*"), temporary]:
-            fsync_path(item)
+        with _naming(path):
+            yield temporary
+            for item in [*temporary.rglob("*"), temporary]:
+                fsync_path(item)
         if path.exists():
             retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
             os.replace(path, retired)
@@ -57,6 +69,22 @@ def complete_folder(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts `path` into system errors that name no file, and takes those apart that safetensors tells as text."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def canonical_json(value: Any) -> str:

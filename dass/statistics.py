@@ -21,12 +21,14 @@ class MlpStatistics:
         norms: L2 norms of its input channels and of its intermediate neurons.
         gram_x_HH: XᵀX of its inputs, float32, or None when not collected.
         gram_z_II: ZᵀZ of its dense intermediate activations, float32, or None when not collected.
+        starved: it is an expert that the router gave too few tokens; these are of all of its layer's tokens instead.
     """
 
     tokens: int
     norms: ActivationNorms
     gram_x_HH: Tensor | None = None
     gram_z_II: Tensor | None = None
+    starved: bool = False
 
     @property
     def is_finite(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from tests.models import HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY
@@ -96,7 +96,7 @@ class UnlistedModel(UnlistedPreTrained):
         return BaseModelOutput(last_hidden_state=self.last(hidden_BTH))
 
 
-class UnlistedForCausalLM(UnlistedPreTrained):
+class UnlistedForCausalLM(UnlistedPreTrained, GenerationMixin):
     """The model with its head."""
 
     def __init__(self, config: UnlistedConfig) -> None:

@@ -1,10 +1,14 @@
 """Files and folders that are complete or absent."""
 
+import errno
 import math
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from dass.files import canonical_json, complete_file, complete_folder, digest_of, read_json, sha256_file, write_json
 
@@ -78,3 +82,22 @@ def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_file_s_digest_is_its_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_full_disk_is_told_with_the_file_s_name(tmp_path: Path) -> None:
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as file.write does: it names nothing
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file\.bin'"), complete_file(tmp_path / "file.bin"):
+        no_room()
+    with pytest.raises(OSError, match=r"No space left on device: '.*/out'"), complete_folder(tmp_path / "out"):
+        no_room()
+    assert os.listdir(tmp_path) == []
+
+
+def test_safetensors_hides_a_system_error_in_text_and_it_is_one_again(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a/file\.safetensors") as caught, complete_file(tmp_path / "a/file.safetensors"):
+        save_file({"x": torch.zeros(1)}, tmp_path / "nowhere" / "file.safetensors")
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(SafetensorError, match="serializ"), complete_file(tmp_path / "b"):
+        raise SafetensorError("Error while serializing: odd")
