@@ -33,6 +33,12 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "2:4 transposable": {"pattern": "2:4", "layout": "transposable"},
 }
 _BATCH_TOKENS = 4096
+_NOTES = """`reconstruct` re-fits each matrix in closed form, down_proj to what the dense MLP put out; `reconstruct-mlp`
+then trains the three matrices of an MLP together. Both see the calibration windows only, and can over-fit them: what they gain on
+held-out text is what the table shows.
+
+In `2:4 paper` only down_proj has the groups that 2:4 kernels of sparse tensor cores want; in `2:4 transposable` all
+three have."""
 _PAGE = ROOT / "docs" / "results.md"
 
 
@@ -78,26 +84,21 @@ def page(name: str, dense: Record, records: list[Record]) -> str:
         for pattern, each in best.items()
         if each is not None
     ]
-    return (
-        "\n\n".join(
-            [
-                "# Results",
-                f"Perplexity of {name} with half of all MLP weights removed, by method, update of the weights that stay, "
-                f"and pattern. Dense: {dense['perplexity']:.2f}. {dense['windows']} held-out windows of "
-                f"{dense['context_length']} tokens, bfloat16, one-shot calibration as in `params.yaml`. Made by:",
-                "```sh\npython -m benchmarks.quality\n```",
-                markdown.table(["method, update", *PATTERNS], rows),
-                "Best of each pattern:",
-                "\n".join(told),
-                "`reconstruct` re-fits each matrix in closed form, down to what the dense MLP put out; `reconstruct-mlp` "
-                "then trains the three matrices of an MLP together. Both see the calibration windows only, and can "
-                "over-fit them: what they gain on held-out text is what the table shows.",
-                "In `2:4 paper` only `down_proj` has the groups that 2:4 kernels of sparse tensor cores want; in "
-                "`2:4 transposable` all three have.",
-            ]
-        )
-        + "\n"
+    introduction = (
+        f"Perplexity of {name} with half of all MLP weights removed, by method, update of the weights that stay and "
+        f"pattern. Dense: {dense['perplexity']:.2f}. {dense['windows']} held-out windows of "
+        f"{dense['context_length']} tokens, bfloat16, calibration as in `params.yaml`. Made by:"
     )
+    parts = [
+        "# Results",
+        introduction,
+        "```sh\npython -m benchmarks.quality\n```",
+        markdown.table(["method, update", *PATTERNS], rows),
+        "Best of each pattern:",
+        "\n".join(told),
+        _NOTES,
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _best(records: list[Record], pattern: str) -> Record | None:
