@@ -34,8 +34,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 _BATCH_TOKENS = 4096
 _NOTES = """`reconstruct` re-fits each matrix in closed form, down_proj to what the dense MLP put out; `reconstruct-mlp`
-then trains the three matrices of an MLP together. Both see the calibration windows only, and can over-fit them: what they gain on
-held-out text is what the table shows.
+then trains the three matrices of an MLP together. Both see the calibration windows only and can over-fit them.
 
 In `2:4 paper` only down_proj has the groups that 2:4 kernels of sparse tensor cores want; in `2:4 transposable` all
 three have."""
