@@ -18,7 +18,7 @@ from dass.ranks import Ranks
 from tests.models import LAYERS, MOE_FAMILIES, tiny_model, tiny_tokens
 from tests.test_dass.matrices import check_exact, matrices
 
-SIZE_34 = {"hidden_size": 34, "num_attention_heads": 2}
+SIZE_34: dict[str, Any] = {"hidden_size": 34, "num_attention_heads": 2}
 METHODS = ["dass", "wanda", "magnitude", "sparsegpt"]
 
 
@@ -233,7 +233,7 @@ def test_the_report_says_which_matrices_sparse_tensor_cores_run(
     weights = {name: model.get_parameter(name).detach() for name in report.keep}
     for _, projection, weight in matrices(weights):
         found = dass.pattern_of(weight)
-        assert ("2:4" in map(str, found.along_in)) == runs[PROJECTIONS.index(projection)]  # type: ignore[arg-type]
+        assert ("2:4" in map(str, found.along_in)) == runs[PROJECTIONS.index(projection)]
         assert ("2:4" in map(str, found.along_out)) == (layout != "contraction" and projection != "down_proj")
 
 
@@ -253,7 +253,7 @@ def test_float32_has_no_such_kernel() -> None:
     ],
 )
 def test_sizes_that_groups_do_not_tile_are_refused(
-    options: dict[str, Any], sizes: dict[str, int], message: str
+    options: dict[str, Any], sizes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         check_fits(Decoder(tiny_model(**sizes)), plan(**options))
@@ -330,7 +330,8 @@ def test_the_relative_error_looks_at_the_first_windows_only(
 
 def test_layers_replayed_leave_the_bits_that_pruning_left() -> None:
     """Of the hidden states, hence of everything behind them."""
-    for options in ({}, {"method": "sparsegpt", "pattern": "2:4", "update": "reconstruct"}):
+    asked: tuple[dict[str, Any], ...] = ({}, {"method": "sparsegpt", "pattern": "2:4", "update": "reconstruct"})
+    for options in asked:
         whole = pruner_of(tiny_model("gemma2"), **options)
         done: list[LayerResult] = [whole.prune_layer(index) for index in range(LAYERS)]
         resumed = pruner_of(tiny_model("gemma2"), **options)
