@@ -52,6 +52,7 @@ format: $(READY)
 bench: $(READY)
 	@.venv/bin/python -m benchmarks.speed
 	@.venv/bin/python -m benchmarks.growth
+	@.venv/bin/python -m benchmarks.many_masks
 	@.venv/bin/python -m benchmarks.shape_7b
 	@.venv/bin/python -m benchmarks.render
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command, gpu, growth, shape_7b, speed
+from benchmarks import command, gpu, growth, many_masks, shape_7b, speed
 from benchmarks.paths import FOLDER, ROOT
 from benchmarks.results import Record
 from dass.errors import InputError
@@ -60,6 +60,14 @@ SECTIONS = (
         "python -m benchmarks.growth",
         growth.tables,
         "Random LLaMA checkpoints of one width, DaSS: time and peak memory, medians.",
+    ),
+    Section(
+        "Many masks from one pass",
+        "many_masks.json",
+        "python -m benchmarks.many_masks",
+        many_masks.table,
+        "Propagation dense: norms are collected in one pass through the dense model; methods, patterns and alphas then "
+        "make their masks from them without a token.",
     ),
     Section(
         "LLaMA-2-7B's shape on the CPU",
