@@ -26,7 +26,7 @@ unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 PACKAGES := .venv/.packages
 READY := .venv/.ready
 
-.PHONY: help run test check format clean
+.PHONY: help run test check format bench bench-gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -47,6 +47,18 @@ check: $(READY)
 format: $(READY)
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
+
+# make bench  measure the engine against the published procedure and write docs/benchmarks.md (hours; goes on if stopped)
+bench: $(READY)
+	@.venv/bin/python -m benchmarks.speed
+	@.venv/bin/python -m benchmarks.growth
+	@.venv/bin/python -m benchmarks.shape_7b
+	@.venv/bin/python -m benchmarks.render
+
+# make bench-gpu  the same on a GPU, at the shape of a 7B model (without one: a dry run on the CPU)
+bench-gpu: $(READY)
+	@.venv/bin/python -m benchmarks.gpu
+	@.venv/bin/python -m benchmarks.render
 
 # make clean  remove the environment
 clean:

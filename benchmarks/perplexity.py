@@ -18,13 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import dass
 from benchmarks.masks import check_bits, check_shares, zeros
+from benchmarks.prepare import prepare_base
 from dass.files import read_json
 from dass.perplexity import mean_loss
-from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense
-from tasks.pins import refresh_pins
 from tasks.settings import load_settings
-from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 
 METHODS = ("dass", "wanda", "magnitude")
@@ -34,13 +32,8 @@ _BATCH_TOKENS = 4096
 
 def prepare(params: Path, folder: Path) -> Workspace:
     """Fetch (unless that is done), calibrate and measure the dense model in `folder`."""
-    workspace, settings = Workspace(folder), load_settings(params)
-    folder.mkdir(parents=True, exist_ok=True)
-    refresh_pins(workspace, settings)
-    if not (workspace.base / "source.json").exists():
-        fetch_base(workspace, settings)
-    cache_windows(workspace, settings)
-    evaluate_dense(workspace, settings)
+    workspace = prepare_base(params, folder)
+    evaluate_dense(workspace, load_settings(params))
     return workspace
 
 

@@ -7,11 +7,13 @@ from the mean touches the edge of the band.
 
 import math
 from collections.abc import Iterable, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dass.errors import InputError
 from dass.pattern import Pattern
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_MULTIPLE = 5.0
 """A score above this many times the mean is an outlier, the paper's M."""
@@ -19,7 +21,7 @@ DEFAULT_BOUND = 0.08
 """Largest distance of a layer's sparsity from the target, the paper's λ."""
 
 
-def outlier_ratio(scores: Iterable[Tensor], multiple: float = DEFAULT_MULTIPLE) -> float:
+def outlier_ratio(scores: "Iterable[Tensor]", multiple: float = DEFAULT_MULTIPLE) -> float:
     """Share of a layer's scores that exceed `multiple` times their mean (equation 1 of the paper, as a share).
 
     Args:

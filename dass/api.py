@@ -29,10 +29,10 @@ from dass.engine import (
 from dass.files import complete_folder, digest_of, sha256_file
 from dass.hidden import Place
 from dass.masks import apply_to_checkpoint
+from dass.methods import DEFAULT_ALPHA
 from dass.pattern import Pattern
 from dass.plan import Plan, plan
 from dass.run import CheckpointRun
-from dass.score import DEFAULT_ALPHA
 from dass.streaming import StreamedDecoder
 
 
@@ -220,9 +220,8 @@ def prune_checkpoint(
     buffering = Buffering(batch_tokens, hidden_states, folder)
     layers: list[LayerReport] = []
     try:
-        with CheckpointRun(
-            decoder, input_ids, what, folder, buffering=buffering, checkpoint_every=checkpoint_every
-        ) as run:
+        run = CheckpointRun(decoder, input_ids, what, folder, buffering=buffering, checkpoint_every=checkpoint_every)
+        with closing(run):
             for index in range(run.layer_count):
                 record = run.layer(index)
                 layers.append(record.report)

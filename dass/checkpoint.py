@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.tensor_bytes import DTYPES, bytes_of
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
 
@@ -93,12 +93,12 @@ class Checkpoint:
             InputError: a type that is not pruned (float8, integers).
         """
         spelled = self.stored[name].dtype
-        if spelled not in _DTYPES:
+        if spelled not in DTYPES:
             raise InputError(
                 f"{name} is stored as {spelled}: expected float32, bfloat16 or float16. "
                 "Take the checkpoint that is not quantized, or dequantize this one and save it again."
             )
-        return _DTYPES[spelled]
+        return DTYPES[spelled]
 
     def check_prunable(self) -> None:
         """Refuse quantized weights, before any work.
@@ -123,17 +123,13 @@ class Checkpoint:
         """Type of the largest tensor."""
         return self.dtype(max(self.stored, key=lambda name: self.stored[name].end - self.stored[name].begin))
 
-    def load(self, names: Iterable[str], *, pin_memory: bool = False) -> dict[str, Tensor]:
+    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors to host memory. They are copies: the file may go away.
-
-        Args:
-            names: tensors to read.
-            pin_memory: into page-locked memory, from where a copy to a CUDA device runs beside other work.
 
         Raises:
             InputError: a type that is not pruned, or a file that was cut short since it was opened.
         """
-        loaded = {name: torch.empty(self.shape(name), dtype=self.dtype(name), pin_memory=pin_memory) for name in names}
+        loaded = {name: torch.empty(self.shape(name), dtype=self.dtype(name)) for name in names}
         for name, out in loaded.items():
             self.read_into(name, out)
         return loaded
@@ -167,10 +163,10 @@ class Checkpoint:
                 target.write(header)
                 for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
                     source.seek(place.begin)
-                    if place.dtype in _DTYPES:
-                        before = torch.empty(place.shape, dtype=_DTYPES[place.dtype])
+                    if place.dtype in DTYPES:
+                        before = torch.empty(place.shape, dtype=DTYPES[place.dtype])
                         _read_exactly(source, before, self.folder / file)
-                        target.write(_bytes_of(_changed(name, before, changed)))
+                        target.write(bytes_of(_changed(name, before, changed)))
                     else:
                         _copy_bytes(source, target, place.end - place.begin)
                 target.flush()
@@ -229,14 +225,9 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """A contiguous tensor's own memory."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
 def _read_exactly(source: BufferedReader, out: Tensor, path: Path) -> None:
     """Fill a contiguous tensor from where the file stands. Not through a memory map, whose pages would count twice."""
-    wanted = _bytes_of(out)
+    wanted = bytes_of(out)
     if source.readinto(wanted) != len(wanted):
         raise InputError(f"{path} was cut short while it was read. Fetch the checkpoint again.")
 

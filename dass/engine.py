@@ -24,15 +24,15 @@ from dass.hidden import HiddenStates
 from dass.hidden import Place as BufferPlace
 from dass.layer import LayerRunner
 from dass.mask import check_divisible
+from dass.methods import PROJECTIONS, Projection
 from dass.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
 from dass.pattern import Pattern
 from dass.plan import Plan
 from dass.ranks import ALONE, Ranks
 from dass.reconstruct_mlp import refit_mlp
-from dass.score import PROJECTIONS, Projection
 from dass.statistics import MlpStatistics, StatisticsSum, gram
 
-ENGINE_VERSION = "2"
+ENGINE_VERSION = "3"
 """Changes whenever the same inputs may give other masks. Part of every fingerprint."""
 
 ERROR_TOKENS = 4096
@@ -41,7 +41,7 @@ ERROR_TOKENS = 4096
 REFIT_TOKENS = 65536
 """`reconstruct-mlp` trains on the first tokens an MLP is given, up to this many."""
 
-_CPU_BATCH_TOKENS = 4096  # beyond this, activations leave the cache and nothing gets faster
+_CPU_BATCH_TOKENS = 1024  # beyond this, activations leave the cache and every product gets slower
 _CUDA_BATCH_TOKENS = 32768
 _CUDA_SHARE = 0.2  # of the card's memory that a batch's activations may take
 

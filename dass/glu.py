@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dass.errors import InputError
-from dass.score import PROJECTIONS, Projection
+from dass.methods import PROJECTIONS, Projection
 
 _FUSED = "gate_up_proj"
 _NAMED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))

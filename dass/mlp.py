@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dass.mask import keep_mask
+from dass.methods import PROJECTIONS, Projection
 from dass.pattern import Pattern
 from dass.plan import Plan
 from dass.reconstruct import DEFAULT_DAMPING as REFIT_DAMPING
 from dass.reconstruct import refit
-from dass.score import PROJECTIONS, Projection, importance
+from dass.score import importance
 from dass.sparsegpt import DEFAULT_DAMPING as SPARSEGPT_DAMPING
 from dass.sparsegpt import sparsegpt
 from dass.statistics import MlpStatistics

@@ -78,6 +78,10 @@ class StoredNames:
             )
         return [Piece(piece.stored, _shortened(piece.at, block.shape)) for piece in block.pieces]
 
+    def shape(self, parameter: str) -> tuple[int, ...]:
+        """Shape of a parameter of the model."""
+        return self._expected[parameter]
+
     def __contains__(self, parameter: str) -> bool:
         """Whether the checkpoint says anything about a parameter."""
         return parameter in self._recipes or self._tied.get(parameter) in self._recipes

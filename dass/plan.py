@@ -6,8 +6,8 @@ from typing import Literal, TypeVar, get_args
 
 from dass.allocation import DEFAULT_BOUND
 from dass.errors import InputError
+from dass.methods import DEFAULT_ALPHA, Layout, Method, Projection, competition_axis
 from dass.pattern import Pattern, parse_pattern
-from dass.score import DEFAULT_ALPHA, Layout, Method, Projection, competition_axis
 
 Update = Literal["none", "reconstruct", "reconstruct-mlp"]
 Allocation = Literal["uniform", "owl"]

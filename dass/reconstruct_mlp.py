@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dass.errors import InputError, NumericalError
-from dass.score import PROJECTIONS, Projection
+from dass.methods import PROJECTIONS, Projection
 
 DEFAULT_STEPS = 200
 DEFAULT_BATCH_TOKENS = 1024

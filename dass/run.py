@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dass.dense import (
@@ -116,7 +115,7 @@ class CheckpointRun:
         if index < self.finished:
             if self.finished < self.layer_count and not dense and index >= self._start:
                 self._replay(index)
-            return LayerRecord(_report(self.mask_file(index)), resumed=True)
+            return LayerRecord(read_report(self.mask_file(index)), resumed=True)
         if dense:
             statistics = load_statistics(self._dense[index], self._decoder.device)
             result = prune_from_statistics(self._decoder, index, statistics, self._plan, self._patterns[index])
@@ -127,13 +126,6 @@ class CheckpointRun:
         if not dense:
             self._save_hidden(index + 1)
         return LayerRecord(result.report, resumed=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if "_pruner" in self.__dict__:  # it was opened
-            self._pruner.close()
 
     @property
     def masks(self) -> MaskFiles:
@@ -148,9 +140,18 @@ class CheckpointRun:
     def _finished(self, file: Callable[[int], Path]) -> Iterator[Path]:
         return (path for index in range(self.layer_count) if (path := file(index)).exists())
 
+    def norms(self) -> dict[str, Tensor]:
+        """Norms of the finished layers' MLPs: "<mlp's full name>.norm_x" (H,) and ".norm_z" (I,), float64."""
+        return {name: norm for path in self._finished(self.norms_file) for name, norm in load_file(path).items()}
+
     def reports(self) -> Iterator[LayerReport]:
         """Reports of the finished layers, in order."""
-        return (_report(path) for path in self._finished(self.mask_file))
+        return finished_reports(self.folder)
+
+    def close(self) -> None:
+        """Give back memory and temporary files; finished layers stay."""
+        if "_pruner" in self.__dict__:  # it was opened
+            self._pruner.close()
 
     @cached_property
     def _pruner(self) -> LayerwisePruner:
@@ -232,9 +233,10 @@ class CheckpointRun:
 
     def _save_hidden(self, layer: int) -> None:
         """Every so many layers: the inputs of `layer`, after which the earlier ones are of no more use."""
-        if not self._checkpoint_every or layer % self._checkpoint_every or layer == self.layer_count:
+        if not self._checkpoint_every or (layer % self._checkpoint_every and layer != self.layer_count):
             return
-        self._pruner.save_hidden(self._hidden_file(layer, self._ranks.rank))
+        if layer < self.layer_count:
+            self._pruner.save_hidden(self._hidden_file(layer, self._ranks.rank))
         self._ranks.wait()
         for path in self.folder.glob(f"hidden_*_of_{self._ranks.size}_{self._ranks.rank}.safetensors"):
             if path != self._hidden_file(layer, self._ranks.rank):
@@ -252,5 +254,11 @@ class CheckpointRun:
         return self.folder / f"hidden_{layer:03d}_of_{self._ranks.size}_{rank}.safetensors"
 
 
-def _report(path: Path) -> LayerReport:
+def finished_reports(folder: Path) -> Iterator[LayerReport]:
+    """Reports of the layers that are finished in a run's folder, in order."""
+    return (read_report(path) for path in sorted(folder.glob("layer_*.safetensors")))
+
+
+def read_report(path: Path) -> LayerReport:
+    """The report in a finished layer's mask file."""
     return LayerReport(**json.loads(MaskFile(path).metadata["report"]))

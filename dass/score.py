@@ -1,4 +1,4 @@
-"""Importance scores of the three GLU matrices, and which weights compete (arXiv 2405.01943, section 3).
+"""Importance scores of the three GLU matrices (arXiv 2405.01943, section 3).
 
 Axes: I intermediate, H hidden, O out_features, C in_features (the contraction axis).
 `w_gate_IH`, `w_up_IH`, `w_down_HI`; `norm_z_I` = ‖z_i‖₂ of each intermediate neuron and `norm_x_H` = ‖x_j‖₂ of
@@ -13,20 +13,11 @@ SparseGPT has no score that stands still: it chooses while it updates (`dass.spa
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dass.pattern import Pattern
-
-Method = Literal["dass", "wanda", "magnitude", "sparsegpt"]
-Layout = Literal["paper", "contraction", "transposable"]
-Projection = Literal["gate_proj", "up_proj", "down_proj"]
-
-PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
-DEFAULT_ALPHA = 0.5
-"""Exponent of the neuron norm in the gate and up scores, the paper's published value."""
+from dass.methods import DEFAULT_ALPHA, Layout, Method, Projection
 
 
 @dataclass(frozen=True)
@@ -72,21 +63,6 @@ def importance(
     if layout == "contraction":
         magnitude_OC.mul_(_factor(norms.x_H, 1.0, weight_OC)[None, :])
     return magnitude_OC.mul_(_factor(norms.z_I, alpha, weight_OC)[:, None])
-
-
-def competition_axis(projection: Projection, method: Method, pattern: Pattern, layout: Layout = "paper") -> int | None:
-    """The axis along which weights compete: 0 within a column, 1 within a row, None across the whole matrix.
-
-    DaSS always competes along the intermediate axis I: rows of gate and up, columns of down. Wanda competes inside
-    an output row. Magnitude ranks a whole matrix when unstructured and rows when N:M; SparseGPT ranks blocks of columns
-    when unstructured and rows when N:M. With the layout "contraction" every method's groups lie inside an output row;
-    with "transposable" gate and up are chosen in 4×4 blocks instead.
-    """
-    if method == "dass" and layout != "contraction":
-        return 1 if projection == "down_proj" else 0
-    if method in ("magnitude", "sparsegpt") and pattern.is_unstructured:
-        return None
-    return 1
 
 
 def _factor(norm: Tensor, exponent: float, weight: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ for real; a layer's parameters are read from the checkpoint when the layer is en
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -18,19 +18,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.errors import InputError
+from dass.memory import release_freed_memory
 from dass.names import StoredNames
+from dass.prefetch import Prefetcher
 
 
 class StreamedDecoder(Decoder):
     """A `Decoder` that reads each layer from a checkpoint folder."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype | None = None, prefetch: bool | None = None
+    ) -> None:
         """Read the config and the tensors' places; no weight yet.
 
         Args:
             folder: a transformers checkpoint folder with safetensors.
             device: where layers compute.
             dtype: type to compute in; None takes the checkpoint's.
+            prefetch: whether the next layer is read while one is in use, which takes a second layer's host memory.
+                None does so where layers compute on another device than the host.
 
         Raises:
             InputError: no config of a causal LM, no safetensors, quantized weights, or a layer whose parameters the
@@ -54,17 +60,27 @@ class StreamedDecoder(Decoder):
             )
         for name in wanted:
             self._stored_dtype(name)
+        layers = list(self._layers)  # `embed` puts others in their place for a while
+
+        def read_layer(index: int) -> list[tuple[str, Tensor]]:
+            return list(self._stored_values(layers[index], self.layer_name(index)))
+
+        on_host = device.type == "cpu"
+        self._ahead = Prefetcher(read_layer, len(layers)) if (prefetch or (prefetch is None and not on_host)) else None
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         """The layer with its weights on `device`; they are dropped at the end."""
         layer = self._layers[index]
-        self._fill(layer, self.layer_name(index))
-        layer.to(self.device)  # its buffers, if it has any
+        if self._ahead is None:
+            self._fill(layer, self._stored_values(layer, self.layer_name(index)))
+        else:
+            self._fill(layer, self._ahead.get(index))
         try:
             yield layer
         finally:
             _drop(layer)
+            release_freed_memory()
 
     def stored_weights(self, index: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """The loaded ones where they are as stored; else read from the checkpoint.
@@ -92,13 +108,12 @@ class StreamedDecoder(Decoder):
         """What is outside the layers is in memory only while this is open."""
         outside = self._outside_layers()
         for prefix, module in outside:
-            self._fill(module, prefix)
-            module.to(self.device)
+            self._fill(module, self._stored_values(module, prefix, recurse=False), recurse=False)
         try:
             yield
         finally:
             for _, module in outside:
-                _drop(module)
+                _drop(module, recurse=False)
 
     def _outside_layers(self) -> list[tuple[str, nn.Module]]:
         """Modules of the decoder that hold parameters or buffers of their own, layers aside."""
@@ -110,22 +125,28 @@ class StreamedDecoder(Decoder):
             if id(module) not in inside and (module._parameters or module._buffers)
         ]
 
-    def _fill(self, module: nn.Module, prefix: str) -> None:
-        """Give a module's parameters and stored buffers their values, on `device`, in the model's types."""
-        for name, parameter in list(module.named_parameters()):
-            value = self._read(f"{prefix}.{name}").to(device=self.device, dtype=parameter.dtype)
-            _set_parameter(module, name, value)
-        for name, buffer in module.named_buffers():
+    def _stored_values(self, module: nn.Module, prefix: str, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """A module's parameters and stored buffers in host memory, by name inside the module, one at a time."""
+        for name in [name for name, _ in module.named_parameters(recurse=recurse)]:
+            yield name, self._read(f"{prefix}.{name}")
+        for name in [name for name, _ in module.named_buffers(recurse=recurse)]:
             if f"{prefix}.{name}" in self._names:  # a router's correction bias, for one; rotary tables are not stored
-                buffer.copy_(self._read(f"{prefix}.{name}"))
+                yield name, self._read(f"{prefix}.{name}")
+
+    def _fill(self, module: nn.Module, values: Iterable[tuple[str, Tensor]], recurse: bool = True) -> None:
+        """Put a module on `device`, with these values in the types that the model has them in."""
+        for name, value in values:
+            dtype = _get(module, name).dtype
+            # First the copy, which is quick out of page-locked memory, then the type: there it is the device's work.
+            _set(module, name, value.to(self.device, non_blocking=True).to(dtype))
+        for name, buffer in list(module.named_buffers(recurse=recurse)):
+            _set(module, name, buffer.to(self.device))
 
     def _read(self, name: str) -> Tensor:
-        """A parameter as it is stored, in host memory: assembled from its pieces one at a time."""
-        pieces = self._names.pieces(name)
-        if pieces[0].at == ():
-            return self._checkpoint.load([pieces[0].stored])[pieces[0].stored]
-        whole = torch.empty(self.model.get_parameter(name).shape, dtype=self._stored_dtype(name))
-        for piece in pieces:
+        """A parameter or buffer as it is stored, in host memory: assembled from its pieces one at a time."""
+        pin_memory = self.device.type == "cuda"
+        whole = torch.empty(self._names.shape(name), dtype=self._stored_dtype(name), pin_memory=pin_memory)
+        for piece in self._names.pieces(name):
             self._checkpoint.read_into(piece.stored, whole[piece.at])
         return whole
 
@@ -135,14 +156,23 @@ class StreamedDecoder(Decoder):
         return reduce(torch.promote_types, dtypes)
 
 
-def _drop(module: nn.Module) -> None:
-    for name, parameter in list(module.named_parameters()):
-        _set_parameter(module, name, parameter.to("meta"))
+def _drop(module: nn.Module, recurse: bool = True) -> None:
+    for name, parameter in list(module.named_parameters(recurse=recurse)):
+        _set(module, name, parameter.to("meta"))
 
 
-def _set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+def _get(module: nn.Module, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    value = getattr(module.get_submodule(owner), leaf)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter or buffer."""
+    owner, _, leaf = name.rpartition(".")
+    is_parameter = isinstance(_get(module, name), nn.Parameter)
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
 
 
 def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

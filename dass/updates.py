@@ -29,16 +29,20 @@ def save_updates(values: Mapping[str, Tensor], keep: Mapping[str, Tensor], path:
 
 
 class Updates(Mapping[str, Tensor]):
-    """Files of updated weights as one mapping: tensor name -> its kept values, row-major, read when asked for."""
+    """Files of updated weights as one mapping: tensor name -> its kept values, row-major, read when asked for.
+
+    Attributes:
+        files: the files.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         """Raises InputError: a file is damaged."""
-        self._files = files
+        self.files = files
 
     @cached_property
     def _file_of(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
-        for path in self._files:
+        for path in self.files:
             try:
                 with safe_open(path, framework="pt") as handle:
                     found |= dict.fromkeys(sorted(handle.keys()), path)

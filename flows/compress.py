@@ -19,7 +19,8 @@ from tasks.versioning import Started, clear_leftovers, provenance, run_if_change
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
-    from tasks.pruning import LayerRecord, PruningRun
+    from dass.run import LayerRecord
+    from tasks.pruning import PruningRun
 
 logger = logging.getLogger("dass")
 
@@ -120,8 +121,14 @@ def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arriv
     report = record.report
     shares = ", ".join(f"{projection} {share:.4f}" for projection, share in report.sparsity.items())
     how = "finished by an earlier run" if record.resumed else f"{report.seconds:.1f} s"
-    error = f"relative output error {report.relative_error:.4g}"
-    get_run_logger().info("layer %d: sparsity %s; %s; %s", index, shares, error, how)
+    told = [f"sparsity {shares}"]
+    if report.relative_error is not None:
+        told.append(f"relative output error {report.relative_error:.4g}")
+    if report.damping is not None:
+        told.append(f"damping {report.damping:g}")
+    if report.starved_experts:
+        told.append(f"judged on all tokens, for want of routed ones: {', '.join(report.starved_experts)}")
+    get_run_logger().info("layer %d: %s; %s", index, "; ".join(told), how)
     return record
 
 

@@ -15,6 +15,8 @@ from dass.files import complete_file
 from tasks.settings import read_params, validate_settings
 from tasks.workspace import Workspace
 
+_NULL = "tag:yaml.org,2002:null"
+
 
 def change_settings(ws: Workspace, changes: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     """Write `section.key=value` pairs into params.yaml, after checking the settings they give as a whole.
@@ -45,6 +47,8 @@ def rewrite(text: str, wanted: Iterable[tuple[str, Any]], origin: str) -> tuple[
         InputError: a key leads nowhere, or the new settings cannot be used.
     """
     yaml = YAML()
+    # A null stays the word it is in the file, with its comment where it was.
+    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(_NULL, "null"))
     yaml.preserve_quotes = True
     yaml.width = 4096
     document = yaml.load(text)

@@ -1,11 +1,12 @@
 """The stages: one name in dvc.yaml, on the command line and here, and the function that does the work."""
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.code import STAGE_MODULES
-from tasks.settings import Settings
+from tasks.settings import Settings, load_settings
 from tasks.workspace import Workspace
 
 
@@ -42,10 +43,15 @@ STAGES = {
 def run_stage(ws: Workspace, name: str) -> None:
     """What `dvc repro` calls: one stage's work, which fails when its inputs change meanwhile.
 
+    Under torchrun rank 0 holds the workspace for all.
+
     Raises:
         InputError: bad settings, or another run holds the workspace.
         InputsChangedError: an input changed while the stage worked.
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+        STAGES[name].work(ws, load_settings(ws.params))
+        return
     from tasks.versioning import watched_inputs, workspace_lock
 
     with workspace_lock(ws), watched_inputs(ws, name) as settings:

@@ -19,10 +19,9 @@ STAGE_MODULES = {
 }
 
 # Changing these cannot change a result: how settings are read, where files lie, how progress is shown.
-PLUMBING = frozenset(
-    f"tasks.{name}" for name in ("code", "files", "pins", "progress", "settings", "versioning", "workspace")
-)
-_WORDS_ONLY = frozenset({"dass", "dass.errors", "dass.pattern"})  # of dass: messages and vocabulary, no arithmetic
+PLUMBING = frozenset(f"tasks.{name}" for name in ("code", "pins", "progress", "settings", "versioning", "workspace"))
+# Of dass: messages, vocabulary, how files are written; no arithmetic.
+_WORDS_ONLY = frozenset({"dass", "dass.errors", "dass.files", "dass.pattern"})
 
 INSTALLED = Path(__file__).resolve().parent.parent
 

@@ -259,7 +259,8 @@ def _log_metrics(
     metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
     for layer in result.manifest["layers"]:
         step = layer["layer"]
-        values = _flat({"layer": {key: layer[key] for key in ("sparsity", "relative_error", "norm")}})
+        measured = ("sparsity", "relative_error", "norm")
+        values = _flat({"layer": {key: layer[key] for key in measured if layer[key] is not None}})
         if layer_seconds is not None:
             values["layer.seconds"] = layer_seconds[step]
         metrics += [Metric(name, value, now, step) for name, value in values.items()]

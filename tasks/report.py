@@ -1,9 +1,11 @@
 """Stage `report`: two plots of what pruning did to each layer. Equal masks give equal bytes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -39,10 +41,23 @@ def draw_plots(ws: Workspace, settings: Settings) -> None:
         statistics = load_file(ws.masks / "statistics.safetensors")
     except FileNotFoundError as error:
         raise InputError(f"No {error.filename or ws.masks}. Run: dass run, or dvc repro prune") from None
-    norms = [statistics[f"layers.{layer['layer']}.norm_z"] for layer in manifest["layers"]]
+    norms = norms_by_layer(statistics)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         _save(layers_figure(manifest), ws.plots / LAYERS)
         _save(norms_figure(manifest, norms), ws.plots / NORMS)
+
+
+def norms_by_layer(statistics: dict[str, Tensor]) -> list[Tensor]:
+    """‖z_i‖₂ of each layer's intermediate neurons, the experts of a mixture one after the other.
+
+    Args:
+        statistics: "model.layers.3.mlp.norm_z" -> norms (I,).
+    """
+    found: dict[int, list[Tensor]] = {}
+    for name, norm_I in statistics.items():
+        if name.endswith(".norm_z") and (number := re.search(r"\.(\d+)\.", name)):
+            found.setdefault(int(number[1]), []).append(norm_I)
+    return [torch.cat(found[layer]) for layer in sorted(found)]
 
 
 def layers_figure(manifest: dict[str, Any]) -> Figure:
@@ -59,7 +74,11 @@ def layers_figure(manifest: dict[str, Any]) -> Figure:
     above.set(ylabel="weights removed", ylim=(0, 1))
     above.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     above.legend(ncols=len(_COLOURS), loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    below.plot(indices, [layer["relative_error"] for layer in layers], "o-", color=_ERROR, markersize=4)
+    errors = [layer["relative_error"] for layer in layers]
+    if None in errors:
+        below.text(0.5, 0.5, "not measured: propagation is dense", transform=below.transAxes, ha="center")
+    else:
+        below.plot(indices, errors, "o-", color=_ERROR, markersize=4)
     below.set(ylabel="relative output error of the MLP", ylim=(0, None))
     _number_layers(below, len(layers))
     return figure

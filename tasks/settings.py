@@ -9,8 +9,10 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from dass.allocation import DEFAULT_BOUND
 from dass.errors import InputError
-from dass.pattern import parse_pattern
+from dass.methods import Layout, Method
+from dass.plan import DEFAULT_MIN_EXPERT_TOKENS, Allocation, Plan, Propagation, Update, plan
 
 Bos = Literal["auto", "always", "never"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -72,35 +74,57 @@ class Calibration(_Section):
 
 
 class Prune(_Section):
-    """What is removed, and by which score. `sparsity` None takes what the pattern implies."""
+    """What is removed, by which score, and what becomes of the weights that stay. `dass.plan.Plan` explains each.
 
-    method: Literal["dass", "wanda", "magnitude"]
+    `sparsity` None takes what the pattern implies, `damping` None what each method takes.
+    """
+
+    method: Method
     pattern: str
     sparsity: float | None
     alpha: float = Field(ge=0.0, le=4.0, allow_inf_nan=False)
+    layout: Layout = "paper"
+    update: Update = "none"
+    allocation: Allocation = "uniform"
+    owl_bound: float = DEFAULT_BOUND
+    propagation: Propagation = "pruned"
+    damping: float | None = None
+    min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
 
-    @field_validator("sparsity", mode="before")
+    @field_validator("sparsity", "alpha", "owl_bound", "damping", mode="before")
     @classmethod
-    def _is_a_share(cls, value: Any) -> Any:
-        return float(value) if type(value) is int else value
-
-    @field_validator("alpha", mode="before")
-    @classmethod
-    def _alpha_may_be_whole(cls, value: Any) -> Any:
+    def _may_be_whole(cls, value: Any) -> Any:
         return float(value) if type(value) is int else value
 
     @model_validator(mode="after")
-    def _pattern_and_sparsity_agree(self) -> "Prune":
-        parse_pattern(self.pattern, self.sparsity)
+    def _go_together(self) -> "Prune":
+        _ = self.plan
         return self
+
+    @property
+    def plan(self) -> Plan:
+        """What the engine is asked for."""
+        return plan(**self.model_dump())
 
 
 class Engine(_Section):
-    """How it is computed. None of this changes what is asked for."""
+    """How it is computed. None of this changes what is asked for.
+
+    Attributes:
+        device: "auto" takes CUDA where there is any.
+        dtype: type to compute in; "auto" is the checkpoint's.
+        batch_tokens: tokens computed at once; "auto" chooses by device.
+        hidden_states: where the calibration hidden states lie.
+        checkpoint_every: also keep hidden states behind every so many layers, so that a resumed run replays less.
+        processes: how many share the calibration windows.
+    """
 
     device: str = "auto"
     dtype: DType = "auto"
     batch_tokens: Literal["auto"] | int = "auto"
+    hidden_states: Literal["auto", "device", "host", "disk"] = "auto"
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    processes: int = Field(default=1, gt=0, le=1024)
 
     @field_validator("device")
     @classmethod

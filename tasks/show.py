@@ -10,6 +10,8 @@ from tasks.settings import load_settings
 from tasks.tracking import tracking, tracking_uri, without_credentials
 from tasks.workspace import Workspace
 
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from rich.console import Group
@@ -104,9 +106,8 @@ def _result_table(record: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     prune, evaluation, calibration = record["settings"]["prune"], record["evaluation"], record["calibration"]
-    alpha = f", α {prune['alpha']:g}" if prune["method"] == "dass" else ""
     table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
-    table.add_row("pruned by", f"{prune['method']}, {prune['pattern']}, sparsity {prune['sparsity']:g}{alpha}")
+    table.add_row("pruned by", described(prune))
     table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
     table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
     table.add_row("ratio", f"{evaluation['ratio']:.3f}")
@@ -129,13 +130,30 @@ def _layers_table(layers: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table(title="Layers", title_justify="left", min_width=60)
-    for heading in ("layer", "gate", "up", "down", "output error", "median ‖z‖"):
+    for heading in ("layer", "gate", "up", "down", "output error", "median ‖z‖", "2:4 kernel runs"):
         table.add_column(heading, justify="right")
     for layer in layers:
-        shares = [f"{layer['sparsity'][name]:.2%}" for name in ("gate_proj", "up_proj", "down_proj")]
-        error, median = f"{layer['relative_error']:.4f}", f"{layer['norm']['median']:.3g}"
-        table.add_row(str(layer["layer"]), *shares, error, median)
+        shares = [f"{layer['sparsity'][name]:.2%}" for name in _PROJECTIONS]
+        error = "" if layer["relative_error"] is None else f"{layer['relative_error']:.4f}"
+        runs = [name.removesuffix("_proj") for name in _PROJECTIONS if layer["runs_2_4"][name]]
+        table.add_row(str(layer["layer"]), *shares, error, f"{layer['norm']['median']:.3g}", ", ".join(runs) or "none")
     return table
+
+
+def described(prune: dict[str, Any]) -> str:
+    """The settings that made the masks, in words; defaults that change nothing are left out."""
+    told = [prune["method"], prune["pattern"], f"sparsity {prune['sparsity']:g}"]
+    if prune["method"] == "dass":
+        told.append(f"α {prune['alpha']:g}")
+    if prune["layout"] != "paper":
+        told.append(f"layout {prune['layout']}")
+    if prune["update"] != "none":
+        told.append(f"update {prune['update']}")
+    if prune["allocation"] != "uniform":
+        told.append(f"allocation {prune['allocation']} within {prune['owl_bound']:g}")
+    if prune["propagation"] != "pruned":
+        told.append(f"propagation {prune['propagation']}")
+    return ", ".join(told)
 
 
 def _digest(digest: str) -> str:

@@ -79,3 +79,8 @@ class Workspace:
     def work(self) -> Path:
         """One folder per fingerprint, holding the finished layers of that run."""
         return self.private / "work"
+
+    @property
+    def statistics(self) -> Path:
+        """One folder per fingerprint, holding statistics of the dense model that many masks are made from."""
+        return self.private / "statistics"

@@ -15,7 +15,7 @@ import dass
 import tests.unlisted  # noqa: F401  registers itself
 from benchmarks.masks import check_bits
 from dass.checkpoint import Checkpoint
-from dass.score import PROJECTIONS
+from dass.methods import PROJECTIONS
 from tests.models import EVERY_FAMILY, tiny_model, tiny_tokens
 from tests.test_dass.matrices import check_exact, matrices
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from dass.detect import pattern_of, runs_on_sparse_tensor_cores
 from dass.mask import keep_mask
+from dass.methods import PROJECTIONS, Projection
 from dass.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
 from dass.pattern import parse_pattern
 from dass.plan import Plan, plan
-from dass.score import PROJECTIONS, ActivationNorms, Projection
+from dass.score import ActivationNorms
 from dass.statistics import MlpStatistics, gram
 
 INTERMEDIATE, HIDDEN, TOKENS = 32, 16, 600

@@ -12,8 +12,10 @@ import dass
 from dass.errors import InputError, NumericalError
 from dass.files import digest_of, read_json, sha256_file, write_json
 from dass.masks import MaskFile
-from tasks.pruning import LayerRecord, PruningRun, materialize, prune, seconds_per_layer
-from tasks.settings import Settings, validate_settings
+from dass.run import LayerRecord
+from tasks.processes import ProcessesError
+from tasks.pruning import PruningRun, materialize, prune, seconds_per_layer
+from tasks.settings import Engine, Settings, validate_settings
 from tasks.workspace import Workspace
 from tests.models import LAYERS, save_tiny_checkpoint, tiny_tokens
 
@@ -31,6 +33,10 @@ def settings(**prune: object) -> Settings:
         },
         "test",
     )
+
+
+def with_engine(engine: dict[str, object]) -> Settings:
+    return settings().model_copy(update={"engine": Engine.model_validate(engine)})
 
 
 def make_workspace(root: Path, family: str = "llama") -> Workspace:
@@ -64,7 +70,9 @@ def test_the_manifest_names_what_the_result_depends_on(tmp_path: Path) -> None:
     manifest = read_json(workspace.masks / "manifest.json")
     assert manifest["base"] == read_json(workspace.base / "source.json")
     assert manifest["calibration"] == {"digest": "c"}
-    assert manifest["settings"]["prune"] == {"method": "dass", "pattern": "unstructured", "sparsity": 0.5, "alpha": 0.5}
+    made_with = {"method": "dass", "pattern": "unstructured", "sparsity": 0.5, "alpha": 0.5, "update": "none"}
+    assert manifest["settings"]["prune"].items() >= made_with.items()
+    assert manifest["updates"] is None
     assert manifest["masks"]["digest"] == MaskFile(workspace.masks / "masks.safetensors").digest
     assert manifest["sparsity"]["mlp"] == 0.5
     assert 0 < manifest["sparsity"]["model"] < 0.5
@@ -177,3 +185,48 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     missing = changed.model_copy(update={"engine": changed.engine.model_copy(update={"device": "cuda:77"})})
     with pytest.raises(InputError, match="torch sees"):
         prune(workspace, missing)
+
+
+def test_new_values_of_kept_weights_are_part_of_the_result(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    asked = settings(method="sparsegpt", pattern="2:4", update="reconstruct")
+    prune(workspace, asked)
+    materialize(workspace, asked)
+    manifest = read_json(workspace.masks / "manifest.json")
+    assert len(manifest["updates"]["tensors"]) == 3 * LAYERS
+    model = AutoModelForCausalLM.from_pretrained(workspace.base)
+    dass.prune(model, tiny_tokens(), "sparsegpt", pattern="2:4", update="reconstruct")
+    pruned = AutoModelForCausalLM.from_pretrained(workspace.pruned).state_dict()
+    assert all(torch.equal(value, pruned[name]) for name, value in model.state_dict().items())
+
+
+def test_one_pass_through_the_dense_model_serves_every_method(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    prune(workspace, settings(propagation="dense"))
+    collected = {path: path.stat().st_mtime_ns for path in workspace.statistics.rglob("*.safetensors")}
+    assert len(collected) == LAYERS
+    (workspace.calibration / "tokens.safetensors").write_bytes(b"")
+    save_file({"input_ids": torch.zeros(1, 1, dtype=torch.long)}, workspace.calibration / "tokens.safetensors")
+    digests = set()
+    for method in ("dass", "wanda", "magnitude"):
+        for pattern in ("unstructured", "2:4"):
+            prune(workspace, settings(propagation="dense", method=method, pattern=pattern))
+            digests.add(read_json(workspace.masks / "manifest.json")["masks"]["digest"])
+    assert len(digests) == 6
+    assert collected == {path: path.stat().st_mtime_ns for path in workspace.statistics.rglob("*.safetensors")}
+
+
+def test_several_processes_make_the_masks_that_one_makes(tmp_path: Path) -> None:
+    one, two = (make_workspace(tmp_path / name) for name in ("one", "two"))
+    engine = {"device": "cpu", "batch_tokens": 16}
+    prune(one, with_engine(engine))
+    prune(two, with_engine({**engine, "processes": 2}))
+    assert bytes_of(one.masks) == bytes_of(two.masks)
+
+
+def test_a_process_that_dies_is_told_and_finished_layers_stay(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    asked = with_engine({"device": "cpu", "batch_tokens": 64, "processes": 2})  # one batch for two processes
+    with pytest.raises(ProcessesError, match=r"stopped in layer 0 .*2 processes share 1 batches"):
+        prune(workspace, asked)
+    assert not workspace.masks.exists()

@@ -30,7 +30,7 @@ def heights(axes: Axes) -> list[float]:
 
 def norms_of(workspace: Workspace) -> list[Tensor]:
     statistics = load_file(workspace.masks / "statistics.safetensors")
-    return [statistics[f"layers.{index}.norm_z"] for index in range(LAYERS)]
+    return [statistics[f"model.layers.{index}.mlp.norm_z"] for index in range(LAYERS)]
 
 
 def test_equal_masks_give_equal_files(finished: Workspace, settings: Settings) -> None:

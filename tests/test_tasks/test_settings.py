@@ -57,7 +57,7 @@ def test_settings_are_frozen() -> None:
     ("key", "value", "told"),
     [
         ("prune.methd", "dass", "prune.methd: unknown key. Expected one of method, pattern, sparsity, alpha"),
-        ("prune.method", "obs", "prune.method is 'obs': expected 'dass', 'wanda' or 'magnitude'"),
+        ("prune.method", "obs", "prune.method is 'obs': expected 'dass', 'wanda', 'magnitude' or 'sparsegpt'"),
         ("prune.pattern", "4:2", "pattern is '4:2'"),
         ("prune.pattern", "a:b", "pattern is 'a:b'"),
         ("prune.sparsity", 0, "sparsity is 0.0: expected a share between 0 and 1"),

@@ -1,0 +1,75 @@
+"""One measured pruning run in a process of its own, so that its peak memory is its own.
+
+The clock starts when everything is imported and stops when the pruned checkpoint is written: loading or streaming the
+weights counts, imports do not.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.paths import ROOT
+
+Side = Literal["engine", "reference"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run: one checkpoint pruned at 50 %, unstructured.
+
+    Attributes:
+        side: the engine, or the published procedure.
+        method: "dass", "wanda", "magnitude" or "sparsegpt".
+        dtype: what is computed in, "float32" or "bfloat16".
+        checkpoint: folder of the dense checkpoint.
+        tokens: safetensors file with input_ids, LongTensor.
+        windows: how many windows of it are used, the first ones.
+        length: tokens a window, the first ones.
+    """
+
+    side: Side
+    method: str
+    dtype: str
+    checkpoint: Path
+    tokens: Path
+    windows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a job took.
+
+    Attributes:
+        seconds: wall time from the first weight read to the pruned checkpoint written.
+        peak_bytes: most resident memory the process ever had, pages of mapped files included.
+        baseline_bytes: resident memory once everything was imported.
+    """
+
+    seconds: float
+    peak_bytes: int
+    baseline_bytes: int
+
+
+class JobFailed(Exception):
+    """A measured process ended with an error; its own words went to stderr."""
+
+
+def run(job: Job, scratch: Path) -> Measurement:
+    """Measure a job in a fresh process. The pruned checkpoint is written into `scratch` and removed.
+
+    Raises:
+        JobFailed: the process did not end well.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    request = json.dumps(asdict(job), default=str)
+    with tempfile.TemporaryDirectory(prefix="pruned-", dir=scratch) as output:
+        command = [sys.executable, "-m", "benchmarks.measured", request, output]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise JobFailed(f"{request} ended with status {done.returncode}.")
+    return Measurement(**json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,145 @@
+"""Writes docs/benchmarks.md from what was measured: `python -m benchmarks.render`. Holds no figure of its own."""
+
+import argparse
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import command, gpu, growth, shape_7b, speed
+from benchmarks.paths import FOLDER, ROOT
+from benchmarks.results import Record
+from dass.errors import InputError
+from dass.files import read_json
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+_INTRODUCTION = """# Benchmarks
+
+Made by `python -m benchmarks.render` from what `make bench` (and, on a machine with a GPU, `make bench-gpu`) measured.
+
+The reference is the published layer-wise procedure written the plain way (`benchmarks/reference.py`): model in memory
+in float32, one window at a time, a hook on every linear, two full passes a layer, a full sort for every mask. The
+engine streams the same checkpoint. Half of the MLP weights go, unstructured. Every run is a process of its own; its
+clock starts after imports and stops when the pruned checkpoint is on disk, and its memory is the most that was ever
+resident, Python and libraries included."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        results: name of the JSON file.
+        command: what measures it.
+        tables: makes its tables of the file's records.
+        note: what a reader must know to read the tables.
+    """
+
+    title: str
+    results: str
+    command: str
+    tables: Callable[[list[Record]], str]
+    note: str
+
+
+SECTIONS = (
+    Section(
+        "Engine against the published procedure",
+        "speed.json",
+        "python -m benchmarks.speed",
+        speed.tables,
+        "Reference and engine run in turn. Times and memory are medians over the turns; a ratio (engine / reference) "
+        "is taken inside each turn, and the median of the ratios is shown. Magnitude needs no calibration data; both "
+        "sides run their passes all the same, the engine for its report of norms and errors.",
+    ),
+    Section(
+        "Growth with layers and tokens",
+        "growth.json",
+        "python -m benchmarks.growth",
+        growth.tables,
+        "Random LLaMA checkpoints of one width, DaSS: time and peak memory, medians.",
+    ),
+    Section(
+        "LLaMA-2-7B's shape on the CPU",
+        "shape_7b.json",
+        "python -m benchmarks.shape_7b",
+        shape_7b.table,
+        "Random bfloat16 weights in shards of 1 GB, streamed; DaSS. Growth is that of peak memory over the row above.",
+    ),
+    Section(
+        "LLaMA-2-7B's shape on a GPU",
+        "gpu.json",
+        "python -m benchmarks.gpu",
+        gpu.tables,
+        "A layer: weights read from disk, masks found, pruned layer run; median. Rate: operations that the algorithm "
+        "needs (`benchmarks/flops.py`, norms and masks not counted) over the time of all layers, beside the rate of "
+        "large bfloat16 products on the same card. Kernels: `torch.sparse.to_sparse_semi_structured`, bfloat16, on 2:4 "
+        "DaSS masks.",
+    ),
+)
+_NO_GPU = "Not measured: no GPU was at hand. `make bench-gpu` on a machine with one fills this section."
+
+
+def page(folder: Path) -> str:
+    """The whole page as markdown, from the results in `folder`.
+
+    Raises:
+        InputError: nothing was measured yet.
+    """
+    if not any((folder / section.results).exists() for section in SECTIONS):
+        raise InputError(f"No results in {folder}. Run: make bench")
+    return "\n\n".join([_INTRODUCTION, *(_section(section, folder) for section in SECTIONS)]) + "\n"
+
+
+def _section(section: Section, folder: Path) -> str:
+    heading, file = f"## {section.title}", folder / section.results
+    if file.exists():
+        content: dict[str, Any] = read_json(file)
+        note = textwrap.fill(section.note, width=120)
+        return "\n\n".join([heading, note, section.tables(content["records"]), _provenance(content)])
+    if section.tables is not gpu.tables:
+        return f"{heading}\n\nNot measured yet: `{section.command}`."
+    dry_run = _dry_run(file.with_stem(f"{file.stem}-dry-run"))
+    return f"{heading}\n\n{textwrap.fill(_NO_GPU + dry_run, width=120)}"
+
+
+def _dry_run(file: Path) -> str:
+    if not file.exists():
+        return ""
+    content = read_json(file)
+    return (
+        f" On {_days(content['records'])} the same code passed on the CPU at a small size "
+        f"(`{content['commands'][-1]}`, commit {content['records'][-1]['commit']})."
+    )
+
+
+def _provenance(content: dict[str, Any]) -> str:
+    machine, records = content["environment"], content["records"]
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
+    gpu_name = f", {machine['gpu']}" if machine["gpu"] else ""
+    return (
+        f"{_days(records)}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{gpu_name}, "
+        f"torch {machine['torch']}, transformers {machine['transformers']}, Python {machine['python']}, "
+        f"commit {commits}:\n\n```sh\n" + "\n".join(content["commands"]) + "\n```"
+    )
+
+
+def _days(records: list[Record]) -> str:
+    days = sorted({record["when"][:10] for record in records})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the results are")
+    parser.add_argument("--page", type=Path, default=PAGE, help="what is written")
+    arguments = parser.parse_args()
+    content = page(arguments.folder)
+    arguments.page.parent.mkdir(parents=True, exist_ok=True)
+    arguments.page.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,34 @@
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
+
+from benchmarks.flops import attention_flops, layer_flops, mlp_flops
+from tests.models import HIDDEN, INTERMEDIATE, tiny_model, tiny_tokens
+
+TINY = LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=2, num_key_value_heads=2)
+
+
+def test_one_window_of_three_tokens_counted_by_hand() -> None:
+    projections = 4 * 2 * 3 * 4 * 4  # q, k, v, o: 3 tokens, 4 × 4
+    scores = 2 * 2 * 6 * 4  # QKᵀ and PV: 1 + 2 + 3 pairs, 2 heads of width 2
+    matrix = 2 * 3 * 4 * 6  # gate, up or down
+    assert attention_flops(TINY, 1, 3) == projections + scores == 480
+    assert layer_flops(TINY, 1, 3) == 480 + 5 * matrix == 1200
+    assert layer_flops(TINY, 1, 3, is_last=True) == 480 + 2 * matrix == 768
+
+
+def test_shared_keys_and_values_cost_less() -> None:
+    shared = LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=2, num_key_value_heads=1)
+    assert attention_flops(TINY, 1, 3) - attention_flops(shared, 1, 3) == 2 * 2 * 3 * 4 * 2
+
+
+def test_matrix_products_of_a_layer_are_what_torch_counts() -> None:
+    model, ids_ST = tiny_model(), tiny_tokens(2, 16)
+    config = model.config
+    assert isinstance(config, LlamaConfig)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.model(input_ids=ids_ST, use_cache=False)
+    layer = counter.get_flop_counts()["LlamaModel.layers.0"][torch.ops.aten.mm]
+    pairs = 2 * 16 * 17 // 2
+    assert layer == attention_flops(config, 2, 16) - 4 * pairs * HIDDEN + mlp_flops(config, 2, 16, 3)
+    assert mlp_flops(config, 2, 16, 1) == 2 * 32 * HIDDEN * INTERMEDIATE

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.job import Job, JobFailed, Measurement, Side, run
+from benchmarks.measured import measure
+from benchmarks.random_checkpoint import write_tokens
+from tests.models import VOCABULARY
+
+
+def _job(checkpoint: Path, side: Side = "engine", windows: int = 4) -> Job:
+    tokens = checkpoint.parent / "tokens.safetensors"
+    write_tokens(tokens, 4, 16, VOCABULARY)
+    return Job(side, "dass", "float32", checkpoint, tokens, windows, 16)
+
+
+def test_both_sides_write_the_same_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    written = {}
+    for side in ("engine", "reference"):
+        taken = measure(_job(tiny_checkpoint, side), tmp_path / side)
+        assert 0 < taken.seconds < 60
+        assert taken.peak_bytes >= taken.baseline_bytes > 50e6
+        written[side] = load_file(tmp_path / side / "model.safetensors")
+    assert written["engine"].keys() == written["reference"].keys()
+    for name, value in written["engine"].items():
+        assert (value != written["reference"][name]).float().mean() < 0.002, name
+    assert (written["engine"]["model.layers.0.mlp.up_proj.weight"] == 0).float().mean() == 0.5
+
+
+def test_a_process_of_its_own_reports_its_own_memory_and_leaves_no_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ballast = torch.ones(10**9, dtype=torch.uint8)  # of this process, and not of the measured one
+    taken = run(_job(tiny_checkpoint), tmp_path / "scratch")
+    assert isinstance(taken, Measurement)
+    assert taken.peak_bytes < ballast.nbytes
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_run_that_fails_says_which(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match='"side": "engine".*ended with status 1'):
+        run(_job(tiny_checkpoint, windows=5), tmp_path / "scratch")
