@@ -164,7 +164,7 @@ def test_what_a_killed_write_left_is_never_taken_for_a_layer(base: Path, tmp_pat
     whole = (folder / "layer_002.safetensors").read_bytes()
     for name in (".layer_003.safetensors.123.partial", ".layer_004.safetensors.123.partial"):
         (folder / name).write_bytes(whole[: len(whole) // 2])
-    (folder / "hidden_003_of_1_0.safetensors.part").write_bytes(b"half")
+    (folder / ".hidden_003_of_1_0.safetensors.123.partial").write_bytes(b"half")
     (folder / "updates_003.safetensors").write_bytes(b"complete or not: its layer is not finished")
     report = dass.prune_checkpoint(base, tmp_path / "out", tiny_tokens(), work=tmp_path / "work", **GPT)
     assert report.resumed == 3
