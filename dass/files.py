@@ -32,7 +32,7 @@ def complete_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with _naming(path):
+        with naming(path):
             yield temporary
             fsync_path(temporary)
         os.replace(temporary, path)
@@ -55,7 +55,7 @@ def complete_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        with _naming(path):
+        with naming(path):
             yield temporary
             for item in [*temporary.rglob("*"), temporary]:
                 fsync_path(item)
@@ -72,7 +72,7 @@ def complete_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Puts `path` into system errors that name no file, and takes those apart that safetensors tells as text."""
     try:
         yield

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.files import complete_file, naming
 from dass.memory import free_device_memory, free_host_memory
 from dass.prefetch import Prefetcher
 from dass.tensor_bytes import DTYPES, bytes_of
@@ -107,17 +108,10 @@ class HiddenStates:
         header = json.dumps({_NAME: entry}).encode()
         header += b" " * (-len(header) % 8)  # the format's alignment
         self._wait()
-        part = path.with_name(f"{path.name}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(struct.pack("<Q", len(header)) + header)
-                for window_TH in self._states_STH:
-                    file.write(bytes_of(window_TH.cpu()))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with complete_file(path) as temporary, temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            for window_TH in self._states_STH:
+                file.write(bytes_of(window_TH.cpu()))
 
     def load(self, path: Path) -> None:
         """Replace the buffer with what `save` wrote.
@@ -228,7 +222,8 @@ def _mapped_file(shape: tuple[int, int, int], dtype: torch.dtype, folder: Path |
     descriptor, name = tempfile.mkstemp(prefix="dass-hidden-states-", dir=folder)
     try:
         # Without its blocks, a full disk would be a SIGBUS in the middle of a run instead of an OSError here.
-        os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
+        with naming(Path(name)):
+            os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
         return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
     finally:
         os.close(descriptor)
