@@ -1,169 +1,112 @@
-"""Processes that calibrate together make the masks that one makes."""
+"""Processes that share the calibration windows make the masks that one process makes."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
 
 from dass.errors import InputError
 from dass.masks import MaskFile
-from dass.ranks import ALONE, Ranks, joined_ranks
-from dass.run import read_report
-from dass.updates import Updates
-from tests.joined import prune
-from tests.models import tiny_model
+from dass.ranks import ALONE, Ranks
+from tests.models import save_tiny_checkpoint, tiny_tokens
 
 ROOT = Path(__file__).parents[2]
-LAYERS = 3
+_RANK = """
+import os, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file
+from dass.engine import Buffering
+from dass.plan import plan
+from dass.ranks import joined_ranks
+from dass.run import CheckpointRun
+from dass.streaming import StreamedDecoder
 
-SMALL = {"tokens": [7, 16], "batch_tokens": 16}  # seven batches: shares are not equal
-JOBS: dict[str, dict[str, Any]] = {
-    "dass": SMALL,
-    "sparsegpt": SMALL | {"options": {"method": "sparsegpt", "pattern": "2:4", "update": "reconstruct"}},
-    "dense owl": SMALL | {"options": {"propagation": "dense", "allocation": "owl", "update": "reconstruct"}},
-    "owl": SMALL | {"options": {"allocation": "owl", "pattern": "4:8", "owl_bound": 0.2}, "checkpoint_every": 1},
-    "large batches": {"tokens": [9, 16], "batch_tokens": 32},  # the last one is smaller
-}
+base, tokens, work, layers, dies_in = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+with joined_ranks() as ranks:
+    decoder = StreamedDecoder(base, torch.device("cpu"))
+    buffering = Buffering(batch_tokens=64)
+    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], plan(), work, buffering=buffering, ranks=ranks)
+    for index in range(layers):
+        if dies_in == str(index) and ranks.rank == 1:
+            os._exit(7)
+        run.layer(index)
+    ranks.wait()
+"""
 
 
-def torchrun(
-    ranks: int, base: Path, folder: Path, jobs: dict[str, Any], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `tests.joined` under torchrun on the loopback interface."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def start(base: Path, tokens: Path, work: Path, processes: int, layers: int, dies_in: str = "never") -> int:
+    script = work.with_suffix(".py")
+    script.write_text(_RANK, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    arguments = [str(script), str(base), str(tokens), str(work), str(layers), dies_in]
     return subprocess.run(
-        [*command, "-m", "tests.joined", str(base), str(folder), json.dumps(jobs)],
+        [*torchrun, "--nproc-per-node", str(processes), *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         check=False,
-    )
+        capture_output=True,
+    ).returncode
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Of the masks and new values of a run."""
-    found = {path.name: MaskFile(path).digest for path in sorted(folder.glob("layer_*"))}
-    return found | {path.name: Updates([path]).digest for path in sorted(folder.glob("updates_*"))}
+def digests(work: Path) -> dict[str, str]:
+    return {path.name: MaskFile(path).digest for path in sorted(work.glob("layer_*.safetensors"))}
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny checkpoints of a dense family and of a mixture."""
-    made = {name: tmp_path_factory.mktemp(name) for name in ("llama", "mixtral")}
-    for name, folder in made.items():
-        tiny_model(name).save_pretrained(folder)
-    return made
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Path, Path]:
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": tiny_tokens(10, 32)}, tokens)
+    return save_tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16), tokens
 
 
-@pytest.fixture(scope="module")
-def expected(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What one process makes of every job."""
-    folder = tmp_path_factory.mktemp("alone")
-    for name, job in JOBS.items():
-        prune(bases["llama"], folder / name, job, ALONE)
-    return {name: digests(folder / name) for name in JOBS}
+def test_two_and_four_ranks_make_the_masks_of_one(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2, 4):
+        work = tmp_path / f"work{processes}"
+        assert start(*tiny, work, processes, layers=3) == 0
+        found.append(digests(work))
+    assert len(found[0]) == 3
+    assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_every_number_of_ranks_makes_the_same_masks(
-    ranks: int, bases: dict[str, Path], expected: dict[str, dict[str, str]], tmp_path: Path
+def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(
+    tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    finished = torchrun(ranks, bases["llama"], tmp_path, JOBS, OMP_NUM_THREADS="1")
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    for name in JOBS:
-        assert digests(tmp_path / name) == expected[name], name
-
-
-def test_experts_see_the_tokens_of_all_ranks_and_a_dead_rank_ends_the_job(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
-    mixture = SMALL | {"options": {"min_expert_tokens": 56, "update": "reconstruct"}}
-    jobs = {"mixture": mixture, "dies": mixture | {"dies": [1, 1]}}
-    ended = torchrun(2, bases["mixtral"], tmp_path, jobs, OMP_NUM_THREADS="1")
-    assert ended.returncode != 0
-    assert "SIGKILL" in ended.stderr or "Signal 9" in ended.stderr
-    prune(bases["mixtral"], tmp_path / "alone", mixture, ALONE)
-    one = digests(tmp_path / "alone")
-    assert digests(tmp_path / "mixture") == one
-    for index in range(LAYERS):
-        reports = [read_report(tmp_path / name / f"layer_{index:03d}.safetensors") for name in ("alone", "mixture")]
-        assert reports[0].starved_experts == reports[1].starved_experts
-        assert reports[0].relative_error == pytest.approx(reports[1].relative_error, rel=1e-9)
-    assert 0 < len(reports[0].starved_experts) < 4, "the limit lies between the experts"
-    left = digests(tmp_path / "dies")
-    assert left == {name: digest for name, digest in one.items() if "000" in name}, "layer 0 is whole, layer 1 is not"
-    prune(bases["mixtral"], tmp_path / "dies", mixture, ALONE)
-    assert digests(tmp_path / "dies") == one
-
-
-def test_shares_are_whole_batches_and_cover_every_window_once() -> None:
-    for count, unit, size in [(7, 1, 4), (9, 2, 4), (128, 4, 3), (5, 8, 1), (4, 1, 4)]:
-        shares = [Ranks(rank, size).share(count, unit) for rank in range(size)]
-        windows = [window for share in shares for window in range(count)[share]]
-        assert windows == list(range(count))
-        assert all(share.start % unit == 0 and share.start < share.stop for share in shares)
-        sizes = [-(-(share.stop - share.start) // unit) for share in shares]
-        assert max(sizes) - min(sizes) <= 1
-
-
-def test_fewer_batches_than_ranks_are_refused() -> None:
-    with pytest.raises(InputError, match=r"4 processes share 3 batches of 2 windows \(5 in all\): .*batch_tokens"):
-        Ranks(0, 4).share(5, 2)
-
-
-def test_without_torchrun_one_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined_ranks() as ranks:
-        assert ranks == ALONE
-        assert ranks.is_first
-        total = torch.ones(2)
-        ranks.sum_(total)
-        ranks.wait()
-        assert total.tolist() == [1.0, 1.0]
-    assert not torch.distributed.is_initialized()
+    work = tmp_path / "work"
+    assert start(*tiny, work, 2, layers=3, dies_in="2") != 0
+    assert set(digests(work)) == {"layer_000.safetensors", "layer_001.safetensors"}
+    assert start(*tiny, work, 2, layers=3) == 0
+    assert start(*tiny, tmp_path / "undisturbed", 1, layers=3) == 0
+    assert digests(work) == digests(tmp_path / "undisturbed")
 
 
 @pytest.mark.real
-def test_smollm2_s_first_four_layers_get_the_same_masks_from_1_2_and_4_ranks(
+def test_ranks_agree_on_the_first_four_layers_of_a_real_model(
     real_base: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    source = real_base(ROOT / "params.yaml")
-    for path in source.iterdir():
-        (base / path.name).symlink_to(path)
-    config = json.loads((source / "config.json").read_text())
-    (base / "config.json").unlink()
-    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    windows: dict[str, Any] = {"tokens": [8, 64], "batch_tokens": 128}
-    jobs = {
-        "dass": windows,
-        "sparsegpt": windows | {"options": {"method": "sparsegpt", "pattern": "2:4"}},
-    }
-    found: dict[str, list[dict[str, str]]] = {name: [] for name in jobs}
-    for ranks, threads in ((1, 1), (1, 2), (2, 1), (4, 1)):
-        folder = tmp_path / f"{ranks} ranks {threads} threads"
-        finished = torchrun(ranks, base, folder, jobs, OMP_NUM_THREADS=str(threads))
-        assert finished.returncode == 0, finished.stderr[-2000:]
-        for name in jobs:
-            found[name].append({key: value for key, value in digests(folder / name).items() if "layer" in key})
-    for name, several in found.items():
-        assert len(several[0]) == 4
-        assert all(other == several[0] for other in several), name
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": torch.randint(100, 40000, (8, 64), generator=torch.Generator().manual_seed(0))}, tokens)
+    found = []
+    for processes in (1, 2, 4):
+        work = tmp_path / f"work{processes}"
+        assert start(real_base(ROOT / "params.yaml"), tokens, work, processes, layers=4) == 0
+        found.append(digests(work))
+    assert len(found[0]) == 4
+    assert found[0] == found[1] == found[2]
 
 
-def test_the_digests_above_can_differ(tmp_path: Path, bases: dict[str, Path]) -> None:
-    made: list[Tensor | dict[str, str]] = []
-    for samples in (7, 6):
-        prune(bases["llama"], tmp_path / str(samples), {"tokens": [samples, 16], "batch_tokens": 16}, ALONE)
-        made.append(digests(tmp_path / str(samples)))
-    assert made[0] != made[1]
+def test_shares_are_whole_batches_that_cover_every_window_once() -> None:
+    shares = [Ranks(rank, 3).share(20, 4) for rank in range(3)]
+    assert [window for share in shares for window in range(20)[share]] == list(range(20))
+    assert all(share.start % 4 == 0 for share in shares)
+    assert ALONE.share(20, 4) == slice(0, 20)
+
+
+def test_fewer_batches_than_processes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"4 processes share 2 batches of 8 windows \(16 in all\)"):
+        Ranks(0, 4).share(16, 8)
