@@ -89,6 +89,9 @@ def gram(x: Tensor, other: Tensor | None = None) -> Tensor:
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    """Sum over windows and tokens: float32 inside a window, float64 across windows, so batches of any size agree."""
+    """Sum over windows and tokens: float32 inside a window, float64 across windows, so batches of any size agree.
+
+    One window at a time: a temporary as large as the batch costs more in page faults than the squares do.
+    """
     x_BTC = x.reshape(-1, *x.shape[-2:])
-    return x_BTC.float().square().sum(dim=1).double().sum(dim=0)
+    return torch.stack([window.float().square().sum(dim=0) for window in x_BTC]).double().sum(dim=0)
