@@ -1,18 +1,26 @@
 """A run over a checkpoint on disk: killed anywhere, it goes on and ends in the same bytes."""
 
+import errno
 import os
 import random
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import dass
+from dass.engine import Buffering, LayerReport, LayerwisePruner
+from dass.errors import InputError
 from dass.files import sha256_file
 from dass.masks import MaskFile
+from dass.plan import plan
+from dass.run import CheckpointRun
+from dass.streaming import StreamedDecoder
 from tests.models import save_tiny_checkpoint, tiny_tokens
 
 LAYERS, MOMENTS = 8, 10
@@ -108,3 +116,148 @@ def test_a_half_written_layer_does_not_count(base: Path, tmp_path: Path) -> None
 def test_without_a_work_folder_nothing_but_the_result_is_left(base: Path, tmp_path: Path) -> None:
     dass.prune_checkpoint(base, tmp_path / "pruned", tiny_tokens(4, 16))
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
+class _Stop(Exception):
+    """Raised behind a layer: the run dies there."""
+
+
+def stop_behind(layers: int, base: Path, root: Path, **options: Any) -> None:
+    """Start a run that dies behind some layers."""
+
+    def on_layer(report: LayerReport) -> None:
+        if report.layer == layers - 1:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        dass.prune_checkpoint(
+            base, root / "pruned", tiny_tokens(4, 16), work=root / "work", on_layer=on_layer, **options
+        )
+
+
+def go_on(base: Path, root: Path, **options: Any) -> dass.CheckpointReport:
+    return dass.prune_checkpoint(base, root / "pruned", tiny_tokens(4, 16), work=root / "work", **options)
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize(("stopped", "replayed"), [(5, [4]), (6, [])])
+def test_saved_hidden_states_spare_the_layers_before_them(
+    stopped: int, replayed: list[int], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_behind(stopped, base, tmp_path, checkpoint_every=2)
+    seen: list[int] = []
+    original = LayerwisePruner.replay_layer
+
+    def replay_layer(self: Any, index: int, *rest: Any) -> None:
+        seen.append(index)
+        original(self, index, *rest)
+
+    monkeypatch.setattr(LayerwisePruner, "replay_layer", replay_layer)
+    assert go_on(base, tmp_path, checkpoint_every=2).resumed == stopped
+    assert seen == replayed
+    assert not list((tmp_path / "work").glob("*/hidden_*")), "of no use behind the last layer"
+
+
+def test_a_finished_run_is_written_again_without_a_token(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = go_on(base, tmp_path).layers
+    before = digests(tmp_path / "pruned")
+    monkeypatch.setattr(StreamedDecoder, "embed", never)
+    assert go_on(base, tmp_path).layers == reports
+    assert digests(tmp_path / "pruned") == before
+
+
+def test_a_finished_layer_that_was_damaged_later_is_named(base: Path, tmp_path: Path) -> None:
+    stop_behind(3, base, tmp_path)
+    [path] = (tmp_path / "work").glob("*/layer_001.safetensors")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"layer_001\.safetensors is damaged"):
+        go_on(base, tmp_path)
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 32 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def enlarge(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
+    base: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"checkpoint_every": 2, "method": "sparsegpt", "pattern": "2:4"}
+    go_on(base, tmp_path / "whole", **options)
+    arguments: dict[str, Any] = {"input_ids": tiny_tokens(4, 16), "work": small_disk / "work", **options}
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/work/.*safetensors'") as caught:
+        dass.prune_checkpoint(base, tmp_path / "pruned", **arguments)
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "pruned").exists()
+    finished = masks(small_disk)
+    assert 0 < len(finished) < LAYERS
+    assert finished.items() <= masks(tmp_path / "whole").items()
+    enlarge(small_disk)
+    assert dass.prune_checkpoint(base, tmp_path / "pruned", **arguments).resumed == len(finished)
+    assert digests(tmp_path / "pruned") == digests(tmp_path / "whole" / "pruned")
+
+
+def test_a_disk_too_small_for_the_checkpoint_keeps_every_layer(base: Path, small_disk: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"input_ids": tiny_tokens(4, 16), "work": tmp_path / "work"}
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/pruned'"):
+        dass.prune_checkpoint(base, small_disk / "pruned", **arguments)
+    assert os.listdir(small_disk) == []
+    enlarge(small_disk)
+    assert dass.prune_checkpoint(base, small_disk / "pruned", **arguments).resumed == LAYERS
+
+
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"pattern": "2:4", "alpha": 1.0},
+    {"pattern": "4:8", "method": "wanda"},
+    {"method": "magnitude", "sparsity": 0.7},
+    {"method": "sparsegpt", "pattern": "2:4"},
+    {"pattern": "2:4", "layout": "transposable", "update": "reconstruct"},
+    {"allocation": "owl", "method": "wanda", "sparsity": 0.6},
+]
+
+
+def all_masks(base: Path, folder: Path, statistics: Path, **options: Any) -> dict[str, str]:
+    """Masks from statistics in a folder, which are collected when they are not there."""
+    decoder = StreamedDecoder(base, torch.device("cpu"))
+    what = plan(propagation="dense", **options)
+    run = CheckpointRun(decoder, tiny_tokens(4, 16), what, folder, statistics=statistics, buffering=Buffering())
+    for index in range(run.layer_count):
+        run.layer(index)
+    run.close()
+    return {path.name: MaskFile(path).digest for path in sorted(folder.glob("layer_*"))}
+
+
+def test_one_folder_of_statistics_makes_masks_of_every_kind_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    expected = [
+        all_masks(base, tmp_path / f"own{number}", tmp_path / f"statistics{number}", **options)
+        for number, options in enumerate(PLANS)
+    ]
+    statistics = tmp_path / "statistics"
+    all_masks(base, tmp_path / "first", statistics, method="sparsegpt")
+    times = {path: path.stat().st_mtime_ns for path in statistics.iterdir()}
+    monkeypatch.setattr(StreamedDecoder, "embed", never)
+    for number, options in enumerate(PLANS):
+        assert all_masks(base, tmp_path / f"shared{number}", statistics, **options) == expected[number]
+    assert len({str(found) for found in expected}) == len(PLANS)
+    assert times == {path: path.stat().st_mtime_ns for path in statistics.iterdir()}

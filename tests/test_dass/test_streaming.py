@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import dass
 import tests.unlisted  # noqa: F401  registers itself
+from benchmarks import job, random_checkpoint
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.engine import LayerwisePruner
@@ -125,3 +126,16 @@ def test_a_router_keeps_its_correction_bias_in_float32(tmp_path: Path) -> None:
     decoder = StreamedDecoder(tmp_path, CPU)
     with decoder.layer(1) as layer:
         assert torch.equal(layer.get_buffer("mlp.gate.e_score_correction_bias"), bias)
+
+
+def test_twice_the_layers_take_the_same_memory(tmp_path: Path) -> None:
+    """8 MB a layer: were they kept, 16 layers would take a tenth more than 8."""
+    tokens = tmp_path / "tokens.safetensors"
+    random_checkpoint.write_tokens(tokens, windows=2, length=32, vocabulary=300)
+    peaks = {}
+    for layers in (8, 16):
+        config = random_checkpoint.llama_config(layers, 512, 2048, heads=8, vocabulary=300, context=64)
+        random_checkpoint.write_checkpoint(tmp_path / str(layers), config)
+        asked = job.Job("engine", "dass", "bfloat16", tmp_path / str(layers), tokens, windows=2, length=32)
+        peaks[layers] = job.run(asked, tmp_path).peak_bytes
+    assert peaks[16] < 1.05 * peaks[8]
