@@ -1,7 +1,7 @@
 """The registry: one MLflow run and one registered model version for each result.
 
-A version is complete or absent. Everything is logged first; the version is made with all its tags at once; the alias
-comes last. The same result registered again is the version that is already there.
+A version is complete or absent. Everything is logged first; the version is made with all its tags at once; the ledger's
+entry and the alias come last. The same result registered again is the version that is already there.
 """
 
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from dass.files import digest_of, read_json
+from dass.files import digest_of, read_json, sha256_file
+from tasks.ledger import Ledger
 from tasks.settings import Settings
 from tasks.tracking import (
     TrackingError,
@@ -67,6 +68,7 @@ class Result:
 
     Attributes:
         manifest: artifacts/masks/manifest.json.
+        manifest_digest: sha256 of that file's bytes.
         evaluation: metrics/evaluation.json.
         calibration_set: artifacts/calibration/calibration.json.
         evaluation_set: artifacts/evaluation/dense.json.
@@ -74,6 +76,7 @@ class Result:
     """
 
     manifest: dict[str, Any]
+    manifest_digest: str
     evaluation: dict[str, Any]
     calibration_set: dict[str, Any]
     evaluation_set: dict[str, Any]
@@ -94,6 +97,7 @@ class Result:
                 raise InputError(f"No {path}: there is no complete result to register. Run: dass run")
         return cls(
             **{name: read_json(path) for name, path in needed.items()},
+            manifest_digest=sha256_file(needed["manifest"]),
             settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_"}),
         )
 
@@ -157,6 +161,7 @@ def _complete(client: "MlflowClient", made: "ModelVersion") -> None:
     """Do what is left when a process was killed right after it had made the version."""
     if client.get_run(made.run_id).info.status == "RUNNING":
         client.set_terminated(made.run_id, "FINISHED")
+    _record(Ledger.open(client, made.name), made)
     _point_alias(client, made)
 
 
@@ -296,34 +301,31 @@ def _log_datasets(workspace: Workspace, settings: Settings, result: Result) -> N
 
 
 def _publish(client: "MlflowClient", model: str, run_id: str, model_id: str, tags: dict[str, str]) -> "ModelVersion":
-    """Make the version with all its tags, then the alias; on failure neither is left."""
-    is_new = _ensure_model(client, model)
+    """Make the version with all its tags, then the ledger's entry, then the alias; on failure no version is left."""
+    ledger, is_new = Ledger.start(client, model)
     made = None
     try:
         made = client.create_model_version(model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
         if made.status != "READY":
             raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
+        _record(ledger, made)
         _point_alias(client, made)
     except BaseException:
         if made is not None:
             client.delete_model_version(model, made.version)
         if is_new:
             client.delete_registered_model(model)
+            client.delete_run(ledger.run_id)
         raise
     return made
 
 
-def _ensure_model(client: "MlflowClient", model: str) -> bool:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-
-    try:
-        client.create_registered_model(model)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-            raise
-        return False
-    return True
+def _record(ledger: Ledger, made: "ModelVersion") -> None:
+    """Tell the ledger of the version, unless it knows it."""
+    tags = made.tags
+    if "manifest" in tags:  # else it was registered before there were ledgers
+        details = {"key": tags.get("key"), "masks": tags["masks"], "base": tags["base"]}
+        ledger.record("registered", str(made.version), tags["manifest"], details, once=True)
 
 
 def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
@@ -340,6 +342,7 @@ def _tags(result: Result, provenance: dict[str, Any]) -> dict[str, str]:
         "fingerprint": result.manifest["fingerprint"],
         "base": result.manifest["base"]["digest"],
         "masks": result.manifest["masks"]["digest"],
+        "manifest": result.manifest_digest,
         "calibration": result.calibration_set["digest"],
         "evaluation": result.evaluation_set["digest"],
         "git_commit": provenance["git_commit"] or "none",
