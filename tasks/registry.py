@@ -72,7 +72,7 @@ class Result:
         evaluation: metrics/evaluation.json.
         calibration_set: artifacts/calibration/calibration.json.
         evaluation_set: artifacts/evaluation/dense.json.
-        settings: all settings but `register`, which says where, not what.
+        settings: all settings but `register` and `promote`, which change nothing in the result.
     """
 
     manifest: dict[str, Any]
@@ -98,7 +98,7 @@ class Result:
         return cls(
             **{name: read_json(path) for name, path in needed.items()},
             manifest_digest=sha256_file(needed["manifest"]),
-            settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_"}),
+            settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}),
         )
 
     @property

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -156,6 +156,45 @@ class Register(_Section):
     experiment: str = Field(min_length=1)
 
 
+class Promote(_Section):
+    """What a version must hold to become champion. A rule that is null (or false, or empty) is not asked.
+
+    Attributes:
+        max_ratio: highest perplexity ratio, pruned / dense.
+        min_sparsity: lowest share of zeros in the MLPs, counted in the checkpoint.
+        max_task_drop: zero-shot task -> largest loss of accuracy, dense - pruned. A task that was not evaluated fails.
+        optional_tasks: those of them that pass when they were not evaluated.
+        max_layer_error: largest relative output error of a layer's MLP.
+        kernel: a kernel that must be able to run every pruned matrix: "2:4".
+        margin: by which share the perplexity ratio may be worse than the present champion's.
+        clean_git: made from committed files only.
+        proof: every step of `dass verify` holds.
+    """
+
+    max_ratio: float | None = Field(default=None, gt=0.0)
+    min_sparsity: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_task_drop: dict[str, float] = Field(default_factory=dict)
+    optional_tasks: list[str] = Field(default_factory=list)
+    max_layer_error: float | None = Field(default=None, gt=0.0)
+    kernel: Literal["2:4"] | None = None
+    margin: float | None = Field(default=None, ge=0.0)
+    clean_git: bool = False
+    proof: bool = True
+
+    @field_validator("max_ratio", "min_sparsity", "max_layer_error", "margin", mode="before")
+    @classmethod
+    def _may_be_whole(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    @field_validator("optional_tasks")
+    @classmethod
+    def _are_rules(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        unknown = [task for task in value if task not in info.data.get("max_task_drop", {})]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} has no rule in max_task_drop: expected one of its tasks")
+        return value
+
+
 class Settings(_Section):
     """Everything params.yaml says, one section a stage."""
 
@@ -165,6 +204,7 @@ class Settings(_Section):
     engine: Engine
     evaluate: Evaluate
     register_: Register = Field(alias="register")
+    promote: Promote = Promote()
 
 
 def _yaml() -> YAML:
