@@ -5,6 +5,7 @@ and the order of tensors byte for byte; only the data of changed tensors differs
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,27 @@ class Checkpoint:
         with path.open("rb") as source:
             source.seek(place.begin)
             _read_exactly(source, out, path)
+
+    def bits(self, name: str) -> Tensor:
+        """A tensor's bits as integers of its width, in its shape. Types that torch does not know come as bytes.
+
+        For comparing: there NaN equals itself, and −0.0 is not +0.0.
+
+        Raises:
+            InputError: the file was cut short since it was opened.
+        """
+        path, place = self.folder / self.file_of[name], self.stored[name]
+        raw = torch.empty(place.end - place.begin, dtype=torch.uint8)
+        with path.open("rb") as source:
+            source.seek(place.begin)
+            _read_exactly(source, raw, path)
+        entries = math.prod(place.shape)
+        width = _INTEGERS.get(len(raw) // entries) if entries and len(raw) % entries == 0 else None
+        return raw if width is None else raw.view(width).view(place.shape)
+
+    def header(self, file: str) -> bytes:
+        """A file's bytes up to the first tensor's."""
+        return self._headers[file][0]
 
     def iterate(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in turn, one in memory at a time."""

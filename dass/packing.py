@@ -6,17 +6,15 @@ Bits are row-major, the lowest bit of a byte first, 1 = kept; the last byte is p
 import hashlib
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
-
-_SHIFTS = torch.arange(8, dtype=torch.uint8)
 
 
 def pack_mask(keep: Tensor) -> Tensor:
     """Pack a bool mask of any shape into uint8, shape (⌈numel / 8⌉,)."""
-    bits = keep.detach().cpu().reshape(-1).to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
-    return (bits.view(-1, 8) << _SHIFTS).sum(dim=1, dtype=torch.uint8)
+    bits = keep.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return torch.from_numpy(np.packbits(bits, bitorder="little"))
 
 
 def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
@@ -28,8 +26,8 @@ def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
     size = torch.Size(shape)
     if packed.numel() != -(-size.numel() // 8):
         raise ValueError(f"a mask of {packed.numel()} bytes cannot hold {size.numel()} weights")
-    bits = (packed[:, None] >> _SHIFTS) & 1
-    return bits.view(-1)[: size.numel()].view(size).to(torch.bool)
+    bits = np.unpackbits(packed.numpy(), count=size.numel(), bitorder="little")
+    return torch.from_numpy(bits).view(torch.bool).view(size)
 
 
 def mask_digest(packed: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> str:
