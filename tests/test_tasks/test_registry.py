@@ -2,11 +2,7 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +14,13 @@ from mlflow import MlflowClient
 
 from dass.errors import InputError
 from dass.files import read_json
-from tasks import registry
+from tasks import ledger, registry
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
 from tasks.tracking import TrackingError
 from tasks.workspace import Workspace
 from tests.models import LAYERS
+from tests.servers import free_port, mlflow_server
 from tests.workspaces import change_settings, copy_workspace
 
 PROVENANCE: dict[str, Any] = {
@@ -39,7 +36,9 @@ def client_of(workspace: Workspace) -> MlflowClient:
 
 
 def all_runs(client: MlflowClient) -> list[Any]:
-    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+    """But the ledgers'."""
+    experiments = [made.experiment_id for made in client.search_experiments() if made.name != ledger.EXPERIMENT]
+    return list(client.search_runs(experiments))
 
 
 def all_models(client: MlflowClient) -> list[Any]:
@@ -258,9 +257,7 @@ def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, sett
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password(
@@ -294,35 +291,10 @@ def test_the_embedded_default_needs_no_check(finished: Workspace) -> None:
 
 
 @pytest.fixture
-def server(migrated_db: Path, tmp_path: Path, closed_port: int) -> Iterator[str]:
+def server(migrated_db: Path, tmp_path: Path) -> Iterator[str]:
     """A real MLflow server that keeps its files itself."""
-    uri = f"http://127.0.0.1:{closed_port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(closed_port)]
-    command += ["--backend-store-uri", f"sqlite:///{migrated_db}", "--workers", "1"]
-    command += ["--artifacts-destination", (tmp_path / "server").as_uri(), "--serve-artifacts"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        _wait_for(f"{uri}/health", process, tmp_path / "server.log")
+    with mlflow_server(f"sqlite:///{migrated_db}", tmp_path) as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"the MLflow server did not start:\n{log.read_text()}")
 
 
 def test_a_server_registers_serves_and_recognises_the_result(
