@@ -19,6 +19,7 @@ from tests.bare_versions import manifest_of
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
+        "pytest",  # the main module, which every process imports
         "mlflow",
         "mlflow.store.tracking.sqlalchemy_store",
         "mlflow.store.model_registry.sqlalchemy_store",

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dass.errors import InputError
-from dass.files import read_json
+from dass.files import read_json, sha256_file
 from tasks import ledger, registry
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
@@ -206,6 +208,55 @@ def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, s
     assert not register(finished, settings, PROVENANCE).created
     assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "1"
     assert client.get_run(made.run_id).info.status == "FINISHED"
+
+
+def test_a_version_is_in_the_ledger_before_it_has_the_alias(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    tags = client.get_model_version("tiny", "1").tags
+    [entry] = ledger.Ledger.open(client, "tiny").entries()
+    assert (entry.event, entry.version) == ("registered", "1")
+    assert entry.manifest == tags["manifest"] == sha256_file(finished.masks / "manifest.json")
+    assert entry.details == {"key": None, "masks": tags["masks"], "base": tags["base"]}
+    assert tags["ledger.head"] == entry.head
+
+
+def test_a_process_killed_before_the_ledgers_entry_is_completed(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_record", lambda *_: None)
+        register(finished, settings, PROVENANCE)
+    book = ledger.Ledger.open(client_of(finished), "tiny")
+    assert book.entries() == []
+    assert not register(finished, settings, PROVENANCE).created
+    assert [entry.event for entry in book.entries()] == ["registered"]
+
+
+def test_a_failure_with_a_new_model_leaves_no_ledger(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "_point_alias", fail)
+    with pytest.raises(KeyboardInterrupt):
+        register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    experiment = client.get_experiment_by_name(ledger.EXPERIMENT)
+    assert list(client.search_runs([experiment.experiment_id])) == []
+
+
+def test_nothing_is_registered_behind_a_broken_ledger(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    with closing(sqlite3.connect(finished.root / "mlflow.db")) as database, database:
+        database.execute("UPDATE params SET value = '{}' WHERE key = 'entry.000000'")
+    with pytest.raises(ledger.BrokenLedger, match="entry 0 was edited"):
+        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+    client = client_of(finished)
+    assert [str(made.version) for made in client.search_model_versions()] == ["1"]
+    assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
 
 
 def test_a_process_killed_before_the_version_does_not_stay_running(finished: Workspace, settings: Settings) -> None:
