@@ -32,6 +32,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.models import save_tiny_checkpoint  # noqa: E402
+from tests.stores import Store, postgres_store, sqlite_store  # noqa: E402
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
@@ -58,6 +59,26 @@ def _tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(_tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint folder of a test's own: a random Llama of 3 layers with its tokenizer."""
     return shutil.copytree(_tiny_checkpoint, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def _sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with sqlite_store(tmp_path_factory.mktemp("sqlite")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def _postgres_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with postgres_store(tmp_path_factory.mktemp("postgres")) as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """SQLite, and MLflow's server on Postgres: one of each for all tests, so name models after the test."""
+    made: Store = request.getfixturevalue(f"_{request.param}_store")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.uri)
+    return made
 
 
 @pytest.fixture

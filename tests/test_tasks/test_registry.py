@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
+import sqlite3
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,14 @@ import pytest
 from mlflow import MlflowClient
 
 from dass.errors import InputError
-from dass.files import read_json
-from tasks import registry
+from dass.files import read_json, sha256_file
+from tasks import ledger, registry
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
 from tasks.tracking import TrackingError
 from tasks.workspace import Workspace
 from tests.models import LAYERS
+from tests.servers import free_port, mlflow_server
 from tests.workspaces import change_settings, copy_workspace
 
 PROVENANCE: dict[str, Any] = {
@@ -39,7 +38,9 @@ def client_of(workspace: Workspace) -> MlflowClient:
 
 
 def all_runs(client: MlflowClient) -> list[Any]:
-    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+    """But the ledgers'."""
+    experiments = [made.experiment_id for made in client.search_experiments() if made.name != ledger.EXPERIMENT]
+    return list(client.search_runs(experiments))
 
 
 def all_models(client: MlflowClient) -> list[Any]:
@@ -209,6 +210,55 @@ def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, s
     assert client.get_run(made.run_id).info.status == "FINISHED"
 
 
+def test_a_version_is_in_the_ledger_before_it_has_the_alias(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    tags = client.get_model_version("tiny", "1").tags
+    [entry] = ledger.Ledger.open(client, "tiny").entries()
+    assert (entry.event, entry.version) == ("registered", "1")
+    assert entry.manifest == tags["manifest"] == sha256_file(finished.masks / "manifest.json")
+    assert entry.details == {"key": None, "masks": tags["masks"], "base": tags["base"]}
+    assert tags["ledger.head"] == entry.head
+
+
+def test_a_process_killed_before_the_ledgers_entry_is_completed(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_record", lambda *_: None)
+        register(finished, settings, PROVENANCE)
+    book = ledger.Ledger.open(client_of(finished), "tiny")
+    assert book.entries() == []
+    assert not register(finished, settings, PROVENANCE).created
+    assert [entry.event for entry in book.entries()] == ["registered"]
+
+
+def test_a_failure_with_a_new_model_leaves_no_ledger(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "_point_alias", fail)
+    with pytest.raises(KeyboardInterrupt):
+        register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    experiment = client.get_experiment_by_name(ledger.EXPERIMENT)
+    assert list(client.search_runs([experiment.experiment_id])) == []
+
+
+def test_nothing_is_registered_behind_a_broken_ledger(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    with closing(sqlite3.connect(finished.root / "mlflow.db")) as database, database:
+        database.execute("UPDATE params SET value = '{}' WHERE key = 'entry.000000'")
+    with pytest.raises(ledger.BrokenLedger, match="entry 0 was edited"):
+        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+    client = client_of(finished)
+    assert [str(made.version) for made in client.search_model_versions()] == ["1"]
+    assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
+
+
 def test_a_process_killed_before_the_version_does_not_stay_running(finished: Workspace, settings: Settings) -> None:
     made = register(finished, settings, PROVENANCE)
     client = client_of(finished)
@@ -258,9 +308,7 @@ def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, sett
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password(
@@ -294,35 +342,10 @@ def test_the_embedded_default_needs_no_check(finished: Workspace) -> None:
 
 
 @pytest.fixture
-def server(migrated_db: Path, tmp_path: Path, closed_port: int) -> Iterator[str]:
+def server(migrated_db: Path, tmp_path: Path) -> Iterator[str]:
     """A real MLflow server that keeps its files itself."""
-    uri = f"http://127.0.0.1:{closed_port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(closed_port)]
-    command += ["--backend-store-uri", f"sqlite:///{migrated_db}", "--workers", "1"]
-    command += ["--artifacts-destination", (tmp_path / "server").as_uri(), "--serve-artifacts"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        _wait_for(f"{uri}/health", process, tmp_path / "server.log")
+    with mlflow_server(f"sqlite:///{migrated_db}", tmp_path) as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"the MLflow server did not start:\n{log.read_text()}")
 
 
 def test_a_server_registers_serves_and_recognises_the_result(
