@@ -9,6 +9,9 @@ import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGE_BYTES = 8 << 20
+_KEPT_BYTES = 256 << 20  # freed memory at the heap's end that is kept until a layer is done
 
 
 def free_device_memory(device: torch.device) -> int:
@@ -38,16 +41,30 @@ def release_freed_memory() -> None:
     glibc keeps freed pieces of its heap for later. What a layer leaves behind is cut differently from what the next one
     asks for, so that without this the process grows by tens of megabytes a layer.
     """
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
+    if (libc := _libc()) is not None:
+        libc.malloc_trim(0)
+
+
+def keep_large_blocks_apart() -> None:
+    """Let the C library take each large block from the system, and give it back when it is freed.
+
+    Its own limit for that moves up to 32 MiB with what is freed, and blocks below it cut up the heap: a 7B-shaped model
+    grew by 27 MB a layer. Smaller blocks, which come and go all the time, stay in the heap: there a new block costs no
+    page faults. Counts for the whole process; does nothing where the C library is another.
+    """
+    if (libc := _libc()) is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 @cache
-def _malloc_trim() -> "ctypes._NamedFuncPointer | None":
+def _libc() -> "ctypes.CDLL | None":
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
+        libc = ctypes.CDLL("libc.so.6")
+        _ = libc.malloc_trim, libc.mallopt
     except (OSError, AttributeError):  # not Linux, or another C library
         return None
+    return libc
 
 
 def _number(path: Path) -> int | None:

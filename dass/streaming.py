@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.errors import InputError
-from dass.memory import release_freed_memory
+from dass.memory import keep_large_blocks_apart, release_freed_memory
 from dass.names import StoredNames
 from dass.prefetch import Prefetcher
 
@@ -42,6 +42,7 @@ class StreamedDecoder(Decoder):
             InputError: no config of a causal LM, no safetensors, quantized weights, or a layer whose parameters the
                 checkpoint does not hold.
         """
+        keep_large_blocks_apart()
         self._checkpoint = Checkpoint(folder)
         self._checkpoint.check_prunable()
         model = _skeleton(folder, dtype or self._checkpoint.main_dtype)
