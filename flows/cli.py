@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dass.errors import InputError, NumericalError
+from dass.errors import InputError
 from flows.environment import configure
 from flows.stages import STAGES, run_stage
 from tasks.workspace import Workspace
@@ -44,6 +44,10 @@ Prune the MLPs of a GLU language model with DaSS, measure what that cost, versio
     dass run --workspace my-model                do everything in it
     dass run -S prune.sparsity=0.6               change a setting, then run
     dass show                                    the result again
+    dass history                                 every version, and who decided what
+    dass promote                                 make the newest version champion, if every rule holds
+    dass verify champion                         prove it: files, ledger, weights, pattern
+    dass rollback --reason "..."                 back to the champion before
     dass serve --cron "0 2 * * *"                run every night at two
 
 A workspace is a folder with params.yaml, dvc.yaml and .dvc. Exit status: 0 done, 1 failed, 2 bad input.
@@ -105,13 +109,21 @@ def init(
 
 
 @app.command()
-def run(workspace: WorkspaceOption = Path(), changes: SetOption = None, as_json: JsonOption = False) -> None:
+def run(
+    workspace: WorkspaceOption = Path(),
+    changes: SetOption = None,
+    then_promote: Annotated[
+        bool, typer.Option("--promote", help="Make the version champion at the end, if every rule holds.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
     """Fetch, calibrate, prune, measure and register, skipping every stage whose inputs are unchanged.
 
     A run that was stopped, even by kill -9, goes on behind its last finished layer.
 
     \b
         dass run
+        dass run --promote
         dass run -S prune.pattern=2:4 -S prune.sparsity=null
         dass run --workspace my-model --json > result.json
     """
@@ -135,15 +147,22 @@ def run(workspace: WorkspaceOption = Path(), changes: SetOption = None, as_json:
     from flows.summary import opening_commands
 
     commands = opening_commands(ws, summary.tracking_uri)
+    decision = None
+    if then_promote:
+        from flows.promote import promote as promote_flow
+
+        decision = promote_flow(str(ws.root), summary.version)
     if as_json:
         changes_made = {key: {"before": before, "now": now} for key, (before, now) in changed.items()}
-        _print_json({**summary.as_json(), "changed": changes_made, "open": commands})
-        return
-    from rich.console import Console
-
-    Console().print(summary.table())
-    for what, command in commands.items():
-        print(f"{what + ':':12} {command}")
+        decided = {} if decision is None else {"decision": decision.as_json()}
+        _print_json({**summary.as_json(), "changed": changes_made, "open": commands, **decided})
+    else:
+        _show(summary.table())
+        if decision is not None:
+            _show_decision(decision)
+        for what, command in commands.items():
+            print(f"{what + ':':12} {command}")
+    return DONE if decision is None or decision.promoted else FAILED
 
 
 @app.command()
@@ -168,10 +187,196 @@ def show(
     record = show_result(ws, version)
     if as_json:
         _print_json(record)
-        return
-    from rich.console import Console
+    else:
+        _show(render(record))
 
-    Console().print(render(record))
+
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]
+_REGISTRY_PANEL = "Registry (which version, why, who, and can it be proved)"
+
+
+@app.command(rich_help_panel=_REGISTRY_PANEL)
+def history(
+    model: Annotated[str | None, typer.Option(help="Registered model; default: register.model.")] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Show every version of the model, newest first: what it is, who made it when, and whether it was proved.
+
+    With --json also every event of the ledger.
+
+    \b
+        dass history
+        dass history --model smollm2-135m-dass --json
+    """
+    ws = _open(workspace)
+    from tasks.history import history as read_history
+    from tasks.history import history_table
+
+    record = read_history(ws, model or _model(ws))
+    if record["repaired"]:
+        _tell(record["repaired"])
+    if as_json:
+        _print_json(record)
+    else:
+        _show(history_table(record))
+
+
+@app.command(rich_help_panel=_REGISTRY_PANEL)
+def diff(
+    before: Annotated[str, typer.Argument(metavar="V1", help="A version's number or alias.")],
+    after: Annotated[str, typer.Argument(metavar="V2", help="Another one.")],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Show what lies between two versions: settings, calibration data, figures, and how many mask bits moved.
+
+    \b
+        dass diff champion challenger
+        dass diff 1 2 --json
+    """
+    ws = _open(workspace)
+    from tasks.history import diff as read_diff
+    from tasks.history import diff_tables
+
+    record = read_diff(ws, _model(ws), before, after)
+    if as_json:
+        _print_json(record)
+    else:
+        _show(diff_tables(record))
+
+
+@app.command(rich_help_panel=_REGISTRY_PANEL)
+def verify(
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION|FOLDER", help="A version's number, alias or downloaded folder.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version of the model.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also prune again from the data DVC kept, and compare the masks.")
+    ] = False,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> int:
+    r"""Prove a version: files and signature, ledger, weights = base times masks, pattern. Status 1 when a step fails.
+
+    \b
+        dass verify champion
+        dass verify --all
+        dass verify 3 --replay
+    """
+    if (version is None) != every:
+        raise InputError("verify takes a VERSION, a FOLDER, or --all. See: dass verify --help")
+    ws = _open(workspace)
+    from tasks.registry import check_reachable
+    from tasks.verification import proof_table, verify_all, verify_folder, verify_version
+
+    check_reachable(ws)
+    model = _model(ws)
+    if version is None:
+        proofs = list(verify_all(ws, model, replay=replay))
+    elif Path(version).is_dir():
+        proofs = [verify_folder(ws, model, Path(version), replay=replay)]
+    else:
+        proofs = [verify_version(ws, model, version, replay=replay)]
+    if as_json:
+        _print_json([proof.as_json() for proof in proofs])
+    else:
+        for proof in proofs:
+            _show(proof_table(proof))
+    return FAILED if any(proof.failed for proof in proofs) else DONE
+
+
+@app.command(rich_help_panel=_REGISTRY_PANEL)
+def promote(
+    version: VersionArgument = "challenger",
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote although a rule does not hold; recorded as such.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; needed with --force.")] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> int:
+    r"""Make a version champion if every rule under `promote` in params.yaml holds. Status 1 when it is refused.
+
+    \b
+        dass promote
+        dass promote 3
+        dass promote 3 --force --reason "demo on Friday"
+    """
+    ws = _open(workspace)
+    from flows.prefect_api import check_api
+
+    check_api()
+    from flows.promote import promote as promote_flow
+
+    decision = promote_flow(str(ws.root), version, force, reason)
+    if as_json:
+        _print_json(decision.as_json())
+    else:
+        _show_decision(decision)
+    return DONE if decision.promoted else FAILED
+
+
+@app.command(rich_help_panel=_REGISTRY_PANEL)
+def rollback(
+    reason: Annotated[str, typer.Option("--reason", help="Why; goes to the ledger.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="An earlier champion; default: the one before.")
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Make an earlier champion the champion again, after its proof was checked once more.
+
+    \b
+        dass rollback --reason "worse answers in production"
+        dass rollback --to 2 --reason "..."
+    """
+    ws = _open(workspace)
+    from flows.prefect_api import check_api
+
+    check_api()
+    from flows.promote import rollback as rollback_flow
+
+    done = rollback_flow(str(ws.root), reason, to)
+    if done.told:
+        _tell(done.told)
+    if as_json:
+        _print_json({"version": done.entry.version, "entry": done.entry.n, **done.entry.details})
+    else:
+        print(f"{done.entry.model}: version {done.entry.version} is champion again (ledger entry {done.entry.n}).")
+
+
+@app.command(rich_help_panel=_REGISTRY_PANEL)
+def materialize(
+    version: Annotated[
+        str | None, typer.Argument(help="A version's number or alias. Without it: the stage of dvc.yaml.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Where the checkpoint is written; must not exist yet.")] = None,
+    workspace: StageWorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Write a version's full checkpoint into a folder: base times masks, when the version holds masks only.
+
+    Without arguments it is the stage that `dvc repro` calls: artifacts/pruned from artifacts/base and artifacts/masks.
+
+    \b
+        dass materialize champion ./champion
+    """
+    ws = _open(workspace)
+    if version is None:
+        _run_stage(ws, "materialize", as_json)
+        return
+    if folder is None:
+        raise InputError(f"materialize {version} needs a folder to write to: dass materialize {version} FOLDER")
+    from tasks.loading import materialize_registered
+
+    materialize_registered(ws, _model(ws), version, folder)
+    if as_json:
+        _print_json({"version": version, "folder": str(folder.resolve())})
+    else:
+        print(f"Wrote {folder}")
 
 
 @app.command()
@@ -218,14 +423,20 @@ def pin(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> Non
 
 def _stage_command(name: str) -> Callable[[Path, bool], None]:
     def command(workspace: StageWorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-        run_stage(_open(workspace), name)
-        if as_json:
-            _print_json({"stage": name, "outcome": "ran"})
+        _run_stage(_open(workspace), name, as_json)
 
     return command
 
 
+def _run_stage(ws: Workspace, name: str, as_json: bool) -> None:
+    run_stage(ws, name)
+    if as_json:
+        _print_json({"stage": name, "outcome": "ran"})
+
+
 for _stage in STAGES.values():
+    if _stage.name == "materialize":
+        continue  # above: it also writes a version's checkpoint
     app.command(_stage.name, help=f"{_stage.help}\n\n{_STAGE_HELP}", rich_help_panel=_STAGES_PANEL)(
         _stage_command(_stage.name)
     )
@@ -275,7 +486,7 @@ def _judged(error: Exception) -> tuple[int, str]:
         return BAD_INPUT, f"{error.format_message()} See: dass --help"
     if refused := _refused_by_the_disk(error):
         return BAD_INPUT, f"{refused}. Free space or permissions are needed there, then run again."
-    if isinstance(error, NumericalError) or type(error).__module__.startswith("tasks."):
+    if type(error).__module__.startswith(("dass.", "tasks.")):
         return FAILED, str(error)
     return FAILED, f"{type(error).__name__}: {error} (DASS_DEBUG=1 shows where)"
 
@@ -304,6 +515,24 @@ def _open(folder: Path) -> Workspace:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
     return ws
+
+
+def _model(ws: Workspace) -> str:
+    from tasks.settings import load_settings
+
+    return load_settings(ws.params).register_.model
+
+
+def _show(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _show_decision(decision: Any) -> None:
+    if decision.repaired:
+        _tell(decision.repaired)
+    _show(decision.table())
 
 
 def _tell(line: str) -> None:

@@ -17,7 +17,17 @@ from tasks.ledger import CROWNINGS, HEAD, Entry, Ledger, Overtaken, champion_of,
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["ALIAS", "DECISION", "ForeignChampion", "RolledBack", "champion_of", "crown", "roll_back", "settle"]
+__all__ = [
+    "ALIAS",
+    "DECISION",
+    "ForeignChampion",
+    "RolledBack",
+    "champion_of",
+    "check_alias",
+    "crown",
+    "roll_back",
+    "settle",
+]
 
 ALIAS = "champion"
 """The version in production."""
@@ -59,10 +69,15 @@ def settle(client: "MlflowClient", model: str) -> str | None:
     ledger = Ledger.open(client, model)
     entries = ledger.entries()
     ledger.check_heads(entries)
+    check_alias(client, ledger, entries)
+    return _finish(client, ledger, entries)[1]
+
+
+def check_alias(client: "MlflowClient", ledger: Ledger, entries: list[Entry]) -> None:
+    """Raise ForeignChampion when the alias is on a version that the ledger never promoted."""
     foreign = _foreign(client, ledger, entries)
     if foreign is not None:
-        raise ForeignChampion(_put_right(model, foreign, champion_of(entries)))
-    return _finish(client, ledger, entries)[1]
+        raise ForeignChampion(_put_right(ledger.model, foreign, champion_of(entries)))
 
 
 def crown(

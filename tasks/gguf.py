@@ -43,10 +43,13 @@ _BYTE_LEVEL = {
 }
 
 
-def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:
+def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> str | None:
     """Write the model in a GGUF file to `folder` as transformers saves it: safetensors, config, tokenizer.
 
     The same file and dtype give the same bytes.
+
+    Returns:
+        The licence that the file names ("apache-2.0"), if any.
 
     Raises:
         InputError: the file is not GGUF or cut off, or transformers or this module cannot read what is in it.
@@ -78,6 +81,8 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:
         model.hf_quantizer = None  # else save_pretrained refuses: to it, the model is still a GGUF
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    licence = metadata.get("general.license")
+    return licence if isinstance(licence, str) else None
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o644)
     for name in ("config.json", "tokenizer_config.json"):

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
+_CARD = "README.md"  # says what the licence is; the card itself is the base's, and stays there
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -46,6 +47,21 @@ class Documents:
 
     texts: list[str]
     sha256: str
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """What is known of a model's origin.
+
+    Attributes:
+        sha256: digest of the file; None for a folder.
+        revision: commit on the hub; None elsewhere.
+        license: as the hub spells it ("apache-2.0"), from the model card or the GGUF file; None when neither says.
+    """
+
+    sha256: str | None
+    revision: str | None
+    license: str | None
 
 
 @dataclass(frozen=True)
@@ -67,13 +83,12 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
 
     source, pin_ = settings.sources.model, pinned(ws, "model")
     with complete_folder(ws.base) as folder:
-        sha256, revision = _fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
+        fetched = _fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer_fits(folder)
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         record = {
             "uri": source.uri,
-            "sha256": sha256,
-            "revision": revision,
+            **asdict(fetched),
             "dtype": read_json(folder / "config.json").get("dtype"),
             "files": files,
             "digest": digest_of(files),
@@ -165,25 +180,36 @@ def _compare(source: Source, found: str, pin_: dict[str, Any] | None) -> None:
 # Models
 
 
-def _fetch_model(
-    source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path
-) -> tuple[str | None, str | None]:
-    """Fill `folder` with the checkpoint. Returns the file's sha256 (None for a folder) and the hub commit."""
+def _fetch_model(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path) -> FetchedModel:
+    """Fill `folder` with the checkpoint."""
     where = _locate(source, root)
     if isinstance(where, HubId):
         commit = pin_.get("revision") or _commit(where, "model")
-        _copy_checkpoint(_snapshot(where, commit), folder)
+        snapshot = _snapshot(where, commit)
+        _copy_checkpoint(snapshot, folder)
         _cast(folder, dtype)
-        return None, commit
+        return FetchedModel(None, commit, _license(snapshot))
     if where.is_dir():
         copied = _copy_checkpoint(where, folder)
         _compare(source, digest_of(copied), pin_)
         _cast(folder, dtype)
-        return None, None
-    return _convert_file(source, where, pin_, dtype, folder), None
+        return FetchedModel(None, None, _license(where))
+    return _convert_file(source, where, pin_, dtype, folder)
 
 
-def _convert_file(source: Source, file: Path, pin_: dict[str, Any], dtype: DType, folder: Path) -> str:
+def _license(folder: Path) -> str | None:
+    """The licence that a checkpoint's model card names."""
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard((folder / _CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except (OSError, ValueError):  # none, or one that cannot be read: the model is what counts
+        return None
+    named = card.data.get("license")
+    return named if isinstance(named, str) else None
+
+
+def _convert_file(source: Source, file: Path, pin_: dict[str, Any], dtype: DType, folder: Path) -> FetchedModel:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise InputError(
@@ -195,8 +221,8 @@ def _convert_file(source: Source, file: Path, pin_: dict[str, Any], dtype: DType
 
     found = sha256_file(file)
     _compare(source, found, pin_)
-    convert_gguf(file, folder, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))
-    return found
+    license_ = convert_gguf(file, folder, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))
+    return FetchedModel(found, None, license_)
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -399,7 +425,7 @@ def _snapshot(hub: HubId, commit: str) -> Path:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    wanted = list(_CHECKPOINT_FILES)
+    wanted = [*_CHECKPOINT_FILES, _CARD]
     try:
         return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted))
     except Exception as error:  # repository, revision, login and connection, in several libraries' words
