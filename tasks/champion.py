@@ -17,7 +17,17 @@ from tasks.ledger import CROWNINGS, HEAD, Entry, Ledger, Overtaken, champion_of,
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["ALIAS", "DECISION", "ForeignChampion", "RolledBack", "champion_of", "crown", "roll_back", "settle"]
+__all__ = [
+    "ALIAS",
+    "DECISION",
+    "ForeignChampion",
+    "RolledBack",
+    "champion_of",
+    "crown",
+    "roll_back",
+    "settle",
+    "tag_decision",
+]
 
 ALIAS = "champion"
 """The version in production."""
