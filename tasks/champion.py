@@ -27,6 +27,7 @@ __all__ = [
     "crown",
     "roll_back",
     "settle",
+    "tag_decision",
 ]
 
 ALIAS = "champion"
@@ -141,8 +142,8 @@ def roll_back(
     """Make an earlier champion the champion again.
 
     Going back twice goes back two: the target is the champion before the present one, not the one just left. A rollback
-    that was killed behind its entry is finished, not done a second time. A named target also puts right an alias that
-    was set by hand.
+    that was killed behind its entry is finished, not done a second time; so no `settle` before, which this does itself.
+    A named target also puts right an alias that was set by hand.
 
     Args:
         client: MLflow.
