@@ -133,8 +133,8 @@ def _code_dtype(group: int) -> torch.dtype:
 def _codes(grouping: Grouping) -> Tensor:
     """The masks of a group by rank: bit i = member i, shape (base,)."""
     every = torch.arange(1 << grouping.group, dtype=torch.int32)
-    count = sum((every >> i) & 1 for i in range(grouping.group))
-    return every[count == grouping.keep].to(_code_dtype(grouping.group))
+    kept = torch.stack([(every >> i) & 1 for i in range(grouping.group)]).sum(dim=0)
+    return every[kept == grouping.keep].to(_code_dtype(grouping.group))
 
 
 @cache

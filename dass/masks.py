@@ -113,9 +113,10 @@ class MaskFile(Mapping[str, Tensor]):
         return len(self.shapes)
 
     def _shape(self, name: str, shape: Any) -> tuple[int, ...]:
-        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        sizes = shape if isinstance(shape, list) else [None]
+        if not all(type(size) is int and size >= 0 for size in sizes) or math.prod(sizes) >= 2**63:
             raise self._damaged(name, f"its shape is {json.dumps(shape)}")
-        return tuple(shape)
+        return tuple(sizes)
 
     def _grouping(self, name: str, encoding: Any) -> Grouping | None:
         try:

@@ -1,5 +1,7 @@
 """Masks as bits."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -24,14 +26,14 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
         unpack_mask(torch.zeros(1, dtype=torch.uint8), (3, 3))
 
 
-def digest_of(masks: dict[str, tuple[tuple[int, ...], int]]) -> str:
+def digest_of(masks: Mapping[str, tuple[tuple[int, ...], int]]) -> str:
     """Of masks given as shape and byte."""
     shapes = {name: shape for name, (shape, _) in masks.items()}
     return mask_digest(shapes, lambda name: torch.tensor([masks[name][1]], dtype=torch.uint8))
 
 
 def test_the_digest_sees_names_shapes_and_bits_but_not_the_order() -> None:
-    masks = {"a": ((2, 4), 5), "b": ((2, 4), 6)}
+    masks: dict[str, tuple[tuple[int, ...], int]] = {"a": ((2, 4), 5), "b": ((2, 4), 6)}
     digest = digest_of(masks)
     assert digest_of(dict(reversed(masks.items()))) == digest
     others = [{"c": masks["a"], "b": masks["b"]}, {**masks, "a": ((4, 2), 5)}, {**masks, "a": ((2, 4), 4)}]
