@@ -182,7 +182,8 @@ def _pack(keep: Tensor, grouping: Grouping) -> Tensor | None:
         if int(ranks.min()) < 0:
             return None
         words.mul_(grouping.base).add_(ranks)
-    return words.view(torch.uint8).view(-1, 8)[:, :length].reshape(-1)
+    # A copy: a view would keep all eight bytes of each word alive.
+    return words.view(torch.uint8).view(-1, 8)[:, :length].clone(memory_format=torch.contiguous_format).view(-1)
 
 
 def _words(packed: Tensor, length: int) -> Tensor:

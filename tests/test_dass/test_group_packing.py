@@ -33,6 +33,8 @@ def test_unpacking_undoes_packing_along_both_axes(grouping: Grouping) -> None:
     assert found == grouping
     assert bytes_.dtype == torch.uint8
     assert bytes_.numel() * 8 < mask.numel()
+    assert bytes_.is_contiguous()
+    assert bytes_.untyped_storage().nbytes() == bytes_.numel()
     assert torch.equal(unpack_groups(bytes_, mask.shape, found), mask)
 
 
@@ -48,8 +50,8 @@ def test_groups_lie_along_the_last_two_axes_and_need_not_fill_a_word(axis: int, 
 
 def test_three_groups_of_2_4_are_one_byte_the_first_group_its_lowest_digit() -> None:
     # By binary value, first weight lowest: 1100, 1010, 0110, 1001, 0101, 0011 are the digits 0 to 5.
-    groups = [[1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-    mask = torch.tensor([sum(groups, [])]).bool()
+    groups = ["1010", "0011", "0110", "1001", "1100", "1100"]
+    mask = torch.tensor([[bit == "1" for bit in "".join(groups)]])
     found, bytes_ = packed(mask)
     assert str(found) == "2:4 along axis 1"
     assert bytes_.tolist() == [1 + 5 * 6 + 2 * 36, 3]
