@@ -1,46 +1,64 @@
-"""Mask files: keep masks of a model, one packed bit a weight, in one safetensors file.
+"""Mask files: keep masks of a model in one safetensors file, packed as N:M groups or as one bit a weight.
 
 The mask is the artifact: base × masks is the pruned model.
+
+A file's tensors are bytes. Its metadata has one key, "dass", a JSON object: "format"; "shapes", of the weights;
+"encodings", how each tensor's bytes are read: "bits" (`dass.packing`) or a grouping such as "2:4 along axis 1"
+(`dass.group_packing`); and whatever strings the writer added.
 """
 
 import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dass.checkpoint import Checkpoint
 from dass.errors import InputError
+from dass.group_packing import Grouping, pack_groups, unpack_groups
 from dass.packing import mask_digest, pack_mask, unpack_mask
 from dass.updates import Updates
 
-FORMAT = "dass-masks-1"
+FORMAT = "dass-masks-2"
 _HEADER = "dass"
+_BITS = "bits"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 
 
 def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
-    """Write keep masks.
+    """Write keep masks, each in the smallest encoding its bits allow.
 
     Args:
         keep: parameter name -> bool tensor, True = kept.
         path: the file to write; not atomic, give a temporary name.
         more: further strings for the file's metadata.
     """
-    shapes = {name: list(mask.shape) for name, mask in keep.items()}
+    shapes: dict[str, list[int]] = {}
+    encodings: dict[str, str] = {}
+    packed: dict[str, Tensor] = {}
+    for name, mask in keep.items():
+        shapes[name] = list(mask.shape)
+        grouping, packed[name] = pack_groups(mask) or (_BITS, pack_mask(mask))
+        encodings[name] = str(grouping)
     # One key only: safetensors writes several in an order that changes from call to call, and so the file's bytes.
-    header = json.dumps({**(more or {}), "format": FORMAT, "shapes": shapes}, sort_keys=True)
-    save_file({name: pack_mask(mask) for name, mask in keep.items()}, path, {_HEADER: header})
+    header = {**(more or {}), "format": FORMAT, "shapes": shapes, "encodings": encodings}
+    save_file(packed, path, {_HEADER: json.dumps(header, sort_keys=True)})
 
 
 class MaskFile(Mapping[str, Tensor]):
-    """A mask file as a mapping: parameter name -> bool tensor, unpacked when asked for."""
+    """A mask file as a mapping: parameter name -> bool tensor, unpacked when asked for.
+
+    Attributes:
+        path: the file.
+        metadata: the JSON object in the file's header.
+        shapes: parameter name -> shape of the weight.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises InputError: the file is missing, damaged, or not a mask file."""
@@ -48,28 +66,42 @@ class MaskFile(Mapping[str, Tensor]):
         try:
             with safe_open(path, framework="pt") as handle:
                 header = (handle.metadata() or {}).get(_HEADER, "{}")
+                stored = set(handle.keys())
         except FileNotFoundError:
             raise InputError(f"No mask file {path}. Prune first: dass run") from None
         except SafetensorError as error:
             raise InputError(f"{path} is damaged ({error}).") from None
-        self.metadata: dict[str, Any] = json.loads(header)
+        self.metadata: dict[str, Any] = _parse_header(header, path)
         if self.metadata.get("format") != FORMAT:
             raise InputError(f"{path} is not a mask file of format {FORMAT}.")
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Parameter name -> shape of the weight."""
-        return {name: tuple(shape) for name, shape in self.metadata["shapes"].items()}
+        shapes, encodings = self.metadata.get("shapes"), self.metadata.get("encodings")
+        if not isinstance(shapes, dict) or not isinstance(encodings, dict):
+            raise InputError(f"{path} is damaged (its header lacks the shapes or the encodings of the masks).")
+        for name in sorted({*shapes, *encodings, *stored}):
+            if name not in stored or name not in shapes or name not in encodings:
+                raise self._damaged(name, "its bytes, its shape or its encoding is missing")
+        self.shapes = {name: self._shape(name, shape) for name, shape in shapes.items()}
+        self._groupings = {name: self._grouping(name, encoding) for name, encoding in encodings.items()}
 
     @property
     def digest(self) -> str:
-        """The masks' digest: depends on names, shapes and bits, not on the file."""
-        with safe_open(self.path, framework="pt") as handle:
-            return mask_digest((name, shape, handle.get_tensor(name)) for name, shape in self.shapes.items())
+        """The masks' digest: depends on names, shapes and bits, not on the file or its encodings.
+
+        Raises InputError: a mask's bytes are damaged.
+        """
+        return mask_digest(self.shapes, lambda name: pack_mask(self[name]))
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self.path, framework="pt") as handle:
-            return unpack_mask(handle.get_tensor(name), self.shapes[name])
+        """Raises InputError: the mask's bytes are damaged. KeyError: there is no such mask."""
+        shape, grouping = self.shapes[name], self._groupings[name]
+        try:
+            with safe_open(self.path, framework="pt") as handle:
+                packed: Tensor = handle.get_tensor(name)
+            if packed.dtype != torch.uint8 or packed.dim() != 1:
+                raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} is no packed mask")
+            return unpack_groups(packed, shape, grouping) if grouping else unpack_mask(packed, shape)
+        except (SafetensorError, ValueError) as error:
+            raise self._damaged(name, error) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
@@ -79,6 +111,31 @@ class MaskFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def _shape(self, name: str, shape: Any) -> tuple[int, ...]:
+        sizes = shape if isinstance(shape, list) else [None]
+        if not all(type(size) is int and size >= 0 for size in sizes) or math.prod(sizes) >= 2**63:
+            raise self._damaged(name, f"its shape is {json.dumps(shape)}")
+        return tuple(sizes)
+
+    def _grouping(self, name: str, encoding: Any) -> Grouping | None:
+        try:
+            return None if encoding == _BITS else Grouping.parse(str(encoding))
+        except ValueError as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, how: object) -> InputError:
+        return InputError(f"{self.path}, {name}: the mask is damaged ({how}).")
+
+
+def _parse_header(header: str, path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged (its header is not JSON: {error}).") from None
+    if not isinstance(parsed, dict):
+        raise InputError(f"{path} is damaged (its header is not a JSON object).")
+    return parsed
 
 
 class MaskFiles(Mapping[str, Tensor]):

@@ -4,7 +4,7 @@ Bits are row-major, the lowest bit of a byte first, 1 = kept; the last byte is p
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
     return torch.from_numpy(bits).view(torch.bool).view(size)
 
 
-def mask_digest(packed: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> str:
-    """sha256 (hex) over masks sorted by name: each one's name, shape and packed bits.
+def mask_digest(shapes: Mapping[str, tuple[int, ...]], bits_of: Callable[[str], Tensor]) -> str:
+    """sha256 (hex) over masks sorted by name: each one's name, shape and packed bits. One is in memory at a time.
 
     Args:
-        packed: (parameter name, shape of the weight, packed bits) of every mask.
+        shapes: parameter name -> shape of the weight.
+        bits_of: gives the packed bits of a name.
     """
     digest = hashlib.sha256()
-    for name, shape, bits in sorted(packed, key=lambda item: item[0]):
-        digest.update(f"{name} {'x'.join(map(str, shape))}\n".encode())
-        digest.update(bits.numpy().data)
+    for name in sorted(shapes):
+        digest.update(f"{name} {'x'.join(map(str, shapes[name]))}\n".encode())
+        digest.update(bits_of(name).numpy().data)
     return digest.hexdigest()

@@ -1,5 +1,7 @@
 """Masks as bits."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -24,10 +26,15 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
         unpack_mask(torch.zeros(1, dtype=torch.uint8), (3, 3))
 
 
+def digest_of(masks: Mapping[str, tuple[tuple[int, ...], int]]) -> str:
+    """Of masks given as shape and byte."""
+    shapes = {name: shape for name, (shape, _) in masks.items()}
+    return mask_digest(shapes, lambda name: torch.tensor([masks[name][1]], dtype=torch.uint8))
+
+
 def test_the_digest_sees_names_shapes_and_bits_but_not_the_order() -> None:
-    a = ("a", (2, 4), torch.tensor([5], dtype=torch.uint8))
-    b = ("b", (2, 4), torch.tensor([6], dtype=torch.uint8))
-    digest = mask_digest([a, b])
-    assert mask_digest([b, a]) == digest
-    others = [("c", *a[1:]), (a[0], (4, 2), a[2]), (a[0], a[1], torch.tensor([4], dtype=torch.uint8))]
-    assert len({digest, *(mask_digest([other, b]) for other in others)}) == 4
+    masks: dict[str, tuple[tuple[int, ...], int]] = {"a": ((2, 4), 5), "b": ((2, 4), 6)}
+    digest = digest_of(masks)
+    assert digest_of(dict(reversed(masks.items()))) == digest
+    others = [{"c": masks["a"], "b": masks["b"]}, {**masks, "a": ((4, 2), 5)}, {**masks, "a": ((2, 4), 4)}]
+    assert len({digest, *map(digest_of, others)}) == 4
