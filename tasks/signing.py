@@ -50,7 +50,7 @@ def sign(folder: Path) -> str:
     """
     from model_signing import signing
 
-    _refuse_links_and_pickles(folder)
+    refuse_links_and_pickles(folder)
     pem = public_key()
     target = folder / SIGNATURE
     target.parent.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def check(folder: Path, public_pem: str) -> None:
     """
     from model_signing import verifying
 
-    _refuse_links_and_pickles(folder)
+    refuse_links_and_pickles(folder)
     signed = _signed_files(folder / SIGNATURE)
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(public_pem)
@@ -179,7 +179,8 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
-def _refuse_links_and_pickles(folder: Path) -> None:
+def refuse_links_and_pickles(folder: Path) -> None:
+    """Raise SignatureError when a folder holds a symlink or a pickle: neither is ever part of a version."""
     for name, path in _files(folder):
         if path.is_symlink():
             raise SignatureError(f"{name} in {folder} is a symlink to {os.readlink(path)}: expected the file itself.")

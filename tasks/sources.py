@@ -67,7 +67,7 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
 
     source, pin_ = settings.sources.model, pinned(ws, "model")
     with complete_folder(ws.base) as folder:
-        sha256, revision = _fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
+        sha256, revision = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer_fits(folder)
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         record = {
@@ -165,10 +165,14 @@ def _compare(source: Source, found: str, pin_: dict[str, Any] | None) -> None:
 # Models
 
 
-def _fetch_model(
+def fetch_model(
     source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path
 ) -> tuple[str | None, str | None]:
-    """Fill `folder` with the checkpoint. Returns the file's sha256 (None for a folder) and the hub commit."""
+    """Fill `folder` with the checkpoint. Returns the file's sha256 (None for a folder) and the hub commit.
+
+    Raises:
+        InputError: the model cannot be fetched or read, or is not what `source` and `pin_` say.
+    """
     where = _locate(source, root)
     if isinstance(where, HubId):
         commit = pin_.get("revision") or _commit(where, "model")
