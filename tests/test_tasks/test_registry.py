@@ -14,12 +14,14 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from dass.errors import InputError
 from dass.files import read_json
 from tasks import registry
 from tasks.ledger import EXPERIMENT
+from tasks.loading import load, signed_folder
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
 from tasks.tracking import TrackingError
@@ -340,12 +342,19 @@ def test_a_server_registers_serves_and_recognises_the_result(
     pipeline = mlflow.transformers.load_model("models:/tiny@challenger")
     assert pipeline("the model", max_new_tokens=4)[0]["generated_text"].startswith("the model")
 
+    masks_only = register(finished, change_settings(finished, register__artifact="masks"), PROVENANCE)
+    assert masks_only.version == "2"
+    client = MlflowClient(server)
+    for number in ("1", "2"):
+        with signed_folder(client, client.get_model_version("tiny", number)) as folder:
+            assert (folder / "dass" / "manifest.json").is_file()
+    weights = [load(f"models:/tiny/{number}", base=finished.base).state_dict() for number in (1, 2)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     (finished.evaluation / "tokens.safetensors").write_bytes(b"damaged")
     with pytest.raises(Exception, match="header"):
         register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
-    client = MlflowClient(server)
-    assert [str(version.version) for version in client.search_model_versions()] == ["1"]
-    assert len(all_models(client)) == 1
+    assert sorted(str(version.version) for version in client.search_model_versions()) == ["1", "2"]
+    assert len(all_models(client)) == 2
 
 
 def test_a_refusal_of_mlflow_is_one_line(finished: Workspace, settings: Settings) -> None:
