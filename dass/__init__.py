@@ -1,6 +1,7 @@
 """DaSS: dependency-aware semi-structured sparsity for GLU language models (arXiv 2405.01943).
 
 `dass.prune` prunes a transformers model in memory. Needs torch, transformers and safetensors, and nothing else.
+`dass.load` loads a registered version; that one needs the whole product, with MLflow.
 """
 
 from importlib import import_module
@@ -37,4 +38,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name == "load":  # not in __all__: where only this package is installed it is not offered
+        try:
+            return import_module("tasks.loading").load
+        except ImportError as error:
+            raise ImportError(f"dass.load needs the whole product, with tasks/ and MLflow ({error}).") from None
     raise AttributeError(f"module 'dass' has no attribute {name!r}")

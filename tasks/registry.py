@@ -9,7 +9,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
 from tasks.ledger import Ledger
 from tasks.settings import Settings
+from tasks.signing import fingerprint, key_tag, public_key
 from tasks.tracking import (
     TrackingError,
     artifact_location,
@@ -25,6 +25,7 @@ from tasks.tracking import (
     tracking_uri,
     without_credentials,
 )
+from tasks.version_folder import version_folder
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ ALIAS = "challenger"
 
 _METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
 _DATASET_DIGEST = 36  # MLflow's longest
-_RUNS_WITH = ("torch", "transformers", "safetensors", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Result:
         calibration_set: artifacts/calibration/calibration.json.
         evaluation_set: artifacts/evaluation/dense.json.
         settings: all settings but `register` and `promote`, which change nothing in the result.
+        artifact: what the version holds, "checkpoint" or "masks".
     """
 
     manifest: dict[str, Any]
@@ -81,6 +82,7 @@ class Result:
     calibration_set: dict[str, Any]
     evaluation_set: dict[str, Any]
     settings: dict[str, Any]
+    artifact: str
 
     @classmethod
     def read(cls, workspace: Workspace, settings: Settings) -> "Result":
@@ -92,13 +94,15 @@ class Result:
             "evaluation_set": workspace.evaluation / "dense.json",
         }
         drawn = [workspace.plots / "layers.png", workspace.plots / "norms.png"]
-        for path in [*needed.values(), workspace.pruned / "config.json", *drawn]:
+        masks = [workspace.masks / "masks.safetensors", workspace.masks / "statistics.safetensors"]
+        for path in [*needed.values(), *masks, workspace.pruned / "config.json", *drawn]:
             if not path.is_file():
                 raise InputError(f"No {path}: there is no complete result to register. Run: dass run")
         return cls(
             **{name: read_json(path) for name, path in needed.items()},
             manifest_digest=sha256_file(needed["manifest"]),
             settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}),
+            artifact=settings.register_.artifact,
         )
 
     @property
@@ -110,6 +114,7 @@ class Result:
                 "base": self.manifest["base"]["digest"],
                 "evaluation": [self.evaluation_set["digest"], self.evaluation],
                 "settings": self.settings,
+                "artifact": self.artifact,
             }
         )
 
@@ -120,7 +125,7 @@ class Result:
 
 
 def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any]) -> Registration:
-    """Record the workspace's result as an MLflow run, register its checkpoint, and point `challenger` at it.
+    """Record the workspace's result as an MLflow run, register its folder, and point `challenger` at it.
 
     Args:
         workspace: every stage has run.
@@ -128,7 +133,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}.
 
     Raises:
-        InputError: a stage has not run, or the experiment cannot be used.
+        InputError: a stage has not run, or the experiment or the signing key cannot be used.
+        SignatureError: artifacts/pruned holds what is not signed, such as a pickle.
         TrackingError: MLflow failed. The run is marked FAILED and no version is left.
     """
     result = Result.read(workspace, settings)
@@ -140,14 +146,15 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             return _registration(workspace, client, existing, created=False)
         experiment = _experiment(workspace, client, settings.register_.experiment)
         _close_abandoned_runs(client, experiment, result.digest)
-        tags = _tags(result, provenance)
+        pem = public_key()  # before anything is written: the key may be unusable
+        tags = _tags(result, provenance, fingerprint(pem))
         with _run(client, experiment, _run_name(settings), tags) as run_id:
-            model_id = _log_model(workspace, settings, tags)
+            model_id = _log_model(client, workspace, settings, provenance, experiment, run_id, tags)
             _log_settings(client, run_id, settings)
             _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
             _log_files(workspace, client, run_id, settings)
             _log_datasets(workspace, settings, result)
-            made = _publish(client, model, run_id, model_id, {**tags, **_figures_as_tags(result)})
+            made = _publish(client, model, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
         return _registration(workspace, client, made, created=True)
 
 
@@ -222,19 +229,31 @@ def _remove_models(client: "MlflowClient", experiment: str, run_id: str) -> None
         client.delete_logged_model(logged.model_id)
 
 
-def _log_model(workspace: Workspace, settings: Settings, tags: dict[str, str]) -> str:
-    """Copy artifacts/pruned into MLflow as a loadable model; its weights are never loaded."""
-    import mlflow
+def _log_model(
+    client: "MlflowClient",
+    workspace: Workspace,
+    settings: Settings,
+    provenance: dict[str, Any],
+    experiment: str,
+    run_id: str,
+    tags: dict[str, str],
+) -> str:
+    """Give MLflow the version's folder, byte for byte as it was signed."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model
 
-    logged = mlflow.transformers.log_model(
-        str(workspace.pruned),  # absolute: a relative a/b is taken for a hub id
-        name="pruned",
-        task="text-generation",
-        # Given, because MLflow's own list wants torchvision. "+cpu" is no version a package index knows.
-        pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in _RUNS_WITH],
-        params={name: str(value) for name, value in settings.prune.model_dump().items()},
-        tags=tags,
+    params = {name: str(value) for name, value in settings.prune.model_dump().items()}
+    logged = client.create_logged_model(experiment, "pruned", source_run_id=run_id, tags=tags, params=params)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    model = Model(
+        artifact_path=logged.artifact_location,
+        run_id=run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
     )
+    with version_folder(workspace, settings, provenance, model) as folder:
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     return str(logged.model_id)
 
 
@@ -300,11 +319,14 @@ def _log_datasets(workspace: Workspace, settings: Settings, result: Result) -> N
         mlflow.log_input(dataset, context=context)
 
 
-def _publish(client: "MlflowClient", model: str, run_id: str, model_id: str, tags: dict[str, str]) -> "ModelVersion":
+def _publish(
+    client: "MlflowClient", model: str, pem: str, run_id: str, model_id: str, tags: dict[str, str]
+) -> "ModelVersion":
     """Make the version with all its tags, then the ledger's entry, then the alias; on failure no version is left."""
     ledger, is_new = Ledger.start(client, model)
     made = None
     try:
+        client.set_registered_model_tag(model, key_tag(tags["key"]), pem)  # first: a version's key is always known
         made = client.create_model_version(model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
         if made.status != "READY":
             raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
@@ -334,7 +356,7 @@ def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
         client.set_registered_model_alias(made.name, ALIAS, str(made.version))
 
 
-def _tags(result: Result, provenance: dict[str, Any]) -> dict[str, str]:
+def _tags(result: Result, provenance: dict[str, Any], key: str) -> dict[str, str]:
     """Where the result comes from. The same on the run, the logged model and the version."""
     dirty = provenance["git_dirty"]
     return {
@@ -343,6 +365,10 @@ def _tags(result: Result, provenance: dict[str, Any]) -> dict[str, str]:
         "base": result.manifest["base"]["digest"],
         "masks": result.manifest["masks"]["digest"],
         "manifest": result.manifest_digest,
+        "artifact": result.artifact,
+        "key": key,
+        "method": result.manifest["settings"]["prune"]["method"],
+        "pattern": result.manifest["settings"]["prune"]["pattern"],
         "calibration": result.calibration_set["digest"],
         "evaluation": result.evaluation_set["digest"],
         "git_commit": provenance["git_commit"] or "none",

@@ -150,10 +150,17 @@ class Evaluate(_Section):
 
 
 class Register(_Section):
-    """Where the result is registered in MLflow."""
+    """Where the result is registered in MLflow, and what its version holds.
+
+    Attributes:
+        model: registered model's name.
+        experiment: MLflow experiment.
+        artifact: the pruned checkpoint, or masks only: the base is then fetched when the version is loaded.
+    """
 
     model: str = Field(pattern=r"^[^/:]+$", min_length=1)
     experiment: str = Field(min_length=1)
+    artifact: Literal["checkpoint", "masks"] = "checkpoint"
 
 
 class Promote(_Section):

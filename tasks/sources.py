@@ -83,7 +83,7 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
 
     source, pin_ = settings.sources.model, pinned(ws, "model")
     with complete_folder(ws.base) as folder:
-        fetched = _fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
+        fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer_fits(folder)
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         record = {
@@ -180,8 +180,12 @@ def _compare(source: Source, found: str, pin_: dict[str, Any] | None) -> None:
 # Models
 
 
-def _fetch_model(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path) -> FetchedModel:
-    """Fill `folder` with the checkpoint."""
+def fetch_model(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path) -> FetchedModel:
+    """Fill `folder` with the checkpoint.
+
+    Raises:
+        InputError: the model cannot be fetched or read, or is not what `source` and `pin_` say.
+    """
     where = _locate(source, root)
     if isinstance(where, HubId):
         commit = pin_.get("revision") or _commit(where, "model")

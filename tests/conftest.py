@@ -24,6 +24,7 @@ os.environ |= {
     "DVC_SITE_CACHE_DIR": str(_HOME / "dvc"),
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
+    "DASS_SIGNING_KEY": str(_HOME / "signing-key.pem"),
 }
 for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DASS_WORKSPACE", "DVC_ROOT"):
     os.environ.pop(_name, None)

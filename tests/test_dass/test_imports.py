@@ -82,3 +82,11 @@ def test_the_public_names_are_these() -> None:
         "prune_checkpoint",
     }
     assert all(getattr(dass, name) for name in dass.__all__)
+
+
+def test_loading_a_version_needs_the_floors_above_and_says_so() -> None:
+    program = "import sys; sys.modules['tasks'] = None; import dass; assert 'load' not in dass.__all__; dass.load"
+    finished = run_alone(program)
+    assert finished.returncode != 0
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: dass.load needs the whole product, with tasks/ and MLflow")

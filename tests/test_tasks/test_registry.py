@@ -12,11 +12,13 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
 from tasks import ledger, registry
+from tasks.loading import load, signed_folder
 from tasks.registry import Registration, check_reachable, register
 from tasks.settings import Settings
 from tasks.tracking import TrackingError
@@ -170,7 +172,6 @@ def test_the_same_result_under_another_name_is_another_model(finished: Workspace
 
 
 def test_a_failure_while_logging_leaves_a_failed_run_and_nothing_else(finished: Workspace, settings: Settings) -> None:
-    (finished.masks / "statistics.safetensors").unlink()  # not needed
     (finished.evaluation / "tokens.safetensors").write_bytes(b"damaged")  # needed last of all that is logged
     with pytest.raises(Exception, match="header"):
         register(finished, settings, PROVENANCE)
@@ -361,12 +362,19 @@ def test_a_server_registers_serves_and_recognises_the_result(
     pipeline = mlflow.transformers.load_model("models:/tiny@challenger")
     assert pipeline("the model", max_new_tokens=4)[0]["generated_text"].startswith("the model")
 
+    masks_only = register(finished, change_settings(finished, register__artifact="masks"), PROVENANCE)
+    assert masks_only.version == "2"
+    client = MlflowClient(server)
+    for number in ("1", "2"):
+        with signed_folder(client, client.get_model_version("tiny", number)) as folder:
+            assert (folder / "dass" / "manifest.json").is_file()
+    weights = [load(f"models:/tiny/{number}", base=finished.base).state_dict() for number in (1, 2)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     (finished.evaluation / "tokens.safetensors").write_bytes(b"damaged")
     with pytest.raises(Exception, match="header"):
         register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
-    client = MlflowClient(server)
-    assert [str(version.version) for version in client.search_model_versions()] == ["1"]
-    assert len(all_models(client)) == 1
+    assert sorted(str(version.version) for version in client.search_model_versions()) == ["1", "2"]
+    assert len(all_models(client)) == 2
 
 
 def test_a_refusal_of_mlflow_is_one_line(finished: Workspace, settings: Settings) -> None:

@@ -1,0 +1,225 @@
+"""Signatures over version folders: OpenSSF model-signing with an elliptic-curve key, without a network.
+
+The private key stays with whoever signs; its public half lies at the registered model, by its fingerprint.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from dass.errors import InputError
+from dass.files import sha256_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from model_signing import hashing
+
+SIGNATURE = "dass/model.sig"
+"""The signature's place in a folder."""
+_KEY_FILE = "DASS_SIGNING_KEY"
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")  # what model-signing takes
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# mlflow.*.load_model("models:/NAME@ALIAS") writes the name and version it was asked for into the folder that it read.
+# Where that folder is the store itself (the embedded default), the file stays there. Nothing of ours reads it.
+_FROM_MLFLOW = "registered_model_meta"
+
+
+class SignatureError(Exception):
+    """A folder is not what was signed. The message is one line: the first file that differs, or what the key lacks."""
+
+
+def sign(folder: Path) -> str:
+    """Sign every file of a folder into dass/model.sig.
+
+    Returns:
+        The key's fingerprint.
+
+    Raises:
+        SignatureError: the folder holds a symlink or a pickle.
+        InputError: the private key cannot be read.
+    """
+    from model_signing import signing
+
+    refuse_links_and_pickles(folder)
+    pem = public_key()
+    target = folder / SIGNATURE
+    target.parent.mkdir(exist_ok=True)
+    config = signing.Config().use_elliptic_key_signer(private_key=key_file())
+    config.set_hashing_config(_hashing()).sign(folder, target)
+    return fingerprint(pem)
+
+
+def check(folder: Path, public_pem: str) -> None:
+    """Compare a folder with its signature.
+
+    Raises:
+        SignatureError: a file is missing, extra or differs, a symlink or a pickle is among them, or the signature is
+            damaged or by another key.
+    """
+    from model_signing import verifying
+
+    refuse_links_and_pickles(folder)
+    signed = _signed_files(folder / SIGNATURE)
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(public_pem)
+        file.flush()
+        config = verifying.Config().use_elliptic_key_verifier(public_key=file.name).set_hashing_config(_hashing())
+        try:
+            config.verify(folder, folder / SIGNATURE)
+        except InvalidSignature:
+            raise SignatureError(f"{folder / SIGNATURE} is damaged: it does not fit what it signs.") from None
+        except ValueError as error:
+            if str(error).startswith("Key mismatch"):
+                known = fingerprint(public_pem)
+                raise SignatureError(f"{folder / SIGNATURE} was made with another key than {known}.") from None
+            raise SignatureError(_first_difference(folder, signed) or _damaged(folder / SIGNATURE)) from None
+
+
+def public_key() -> str:
+    """The public half of the signing key, PEM. The key is made when there is none yet.
+
+    Raises:
+        InputError: the file does not hold a private elliptic-curve key without a password.
+    """
+    path = key_file()
+    if not path.exists():
+        _make_key(path)
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): expected the signing key, PEM.") from None
+    except (ValueError, TypeError):  # TypeError: it has a password
+        raise InputError(f"{path} is no PEM private key without a password. Set {_KEY_FILE} to one.") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
+        raise InputError(f"{path} is no key on one of {', '.join(_CURVES)}. Set {_KEY_FILE} to one.")
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+
+def fingerprint(public_pem: str) -> str:
+    """sha256 (hex) of a public key's DER SubjectPublicKeyInfo.
+
+    Raises:
+        SignatureError: this is no public key.
+    """
+    try:
+        key = serialization.load_pem_public_key(public_pem.encode())
+    except ValueError:
+        raise SignatureError("This is no public key: expected PEM.") from None
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def key_tag(key: str) -> str:
+    """The registered model's tag that holds the public key with this fingerprint."""
+    return f"key.{key[:16]}"
+
+
+def registered_key(client: "MlflowClient", model: str, key: str) -> str:
+    """The public key (PEM) that a registered model knows under a fingerprint.
+
+    Raises:
+        SignatureError: it knows none, or the tag holds another one.
+    """
+    tag = key_tag(key)
+    pem = client.get_registered_model(model).tags.get(tag)
+    if pem is None:
+        raise SignatureError(f"{model} knows no key {key}: it has no tag {tag}.")
+    if fingerprint(pem) != key:
+        raise SignatureError(f"{model}: the tag {tag} holds the key {fingerprint(pem)}, not {key}.")
+    return str(pem)
+
+
+def key_file() -> Path:
+    """Where the private key lies: DASS_SIGNING_KEY, or dass/signing-key.pem in the user's configuration."""
+    if named := os.environ.get(_KEY_FILE):
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(home).expanduser() / "dass" / "signing-key.pem"
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, unless another process was first: a link is made only where there is nothing yet."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+    finally:
+        os.unlink(temporary)
+
+
+def _hashing() -> "hashing.Config":
+    from model_signing import hashing  # takes a second; whoever signs nothing does not pay for it
+
+    # Git's own files are no exception here: whatever lies in the folder is signed.
+    return hashing.Config().set_ignored_paths(paths=[SIGNATURE, _FROM_MLFLOW], ignore_git_paths=False)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file, link and special file of a folder, with its relative name, sorted."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def refuse_links_and_pickles(folder: Path) -> None:
+    """Raise SignatureError when a folder holds a symlink or a pickle: neither is ever part of a version."""
+    for name, path in _files(folder):
+        if path.is_symlink():
+            raise SignatureError(f"{name} in {folder} is a symlink to {os.readlink(path)}: expected the file itself.")
+        if path.suffix.lower() in _PICKLES:
+            raise SignatureError(f"{name} in {folder} is a pickle, which can run code when read.")
+        if name.startswith(f"{_FROM_MLFLOW}/"):  # a folder of that name would be ignored as a whole
+            raise SignatureError(f"{name} in {folder} was never signed.")
+
+
+def _signed_files(signature: Path) -> dict[str, str]:
+    """File name -> sha256, as the signature says. Whether it says so truly is not looked at here."""
+    from sigstore_models.bundle.v1 import Bundle
+
+    try:
+        text = signature.read_text(encoding="utf-8")
+        bundle = Bundle.from_json(text)
+        # Written in one way only. Else a byte could change that means nothing, such as base64's unused bits.
+        if bundle.to_json() != text or bundle.dsse_envelope is None:
+            raise ValueError
+        statement = json.loads(base64.b64decode(json.loads(text)["dsseEnvelope"]["payload"]))
+        return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
+    except FileNotFoundError:
+        raise SignatureError(f"{signature} is missing: the folder is not signed.") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise SignatureError(_damaged(signature)) from None
+
+
+def _damaged(signature: Path) -> str:
+    return f"{signature} is damaged: it cannot be read as a signature."
+
+
+def _first_difference(folder: Path, signed: dict[str, str]) -> str | None:
+    """The first file, by name, that is missing, extra or differs; None when all are as signed."""
+    present = {name: path for name, path in _files(folder) if name not in (SIGNATURE, _FROM_MLFLOW)}
+    for name in sorted({*present, *signed}):
+        if name not in present:
+            return f"{name} is missing from {folder}: it was signed with it."
+        if name not in signed:
+            return f"{name} in {folder} is extra: it was never signed."
+        if sha256_file(present[name]) != signed[name]:
+            return f"{name} in {folder} differs from what was signed."
+    return None
