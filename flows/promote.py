@@ -1,5 +1,7 @@
 """Promotion and rollback, in order: what `dass promote` and `dass rollback` do."""
 
+from typing import Any
+
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
@@ -9,7 +11,7 @@ from tasks.settings import Promote, load_settings
 from tasks.verification import Proof
 from tasks.workspace import Workspace
 
-_PLAIN = {"cache_policy": NO_CACHE, "persist_result": False}
+_PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
 @flow(name="promote", persist_result=False)

@@ -90,7 +90,7 @@ def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[s
     runs = [able for layer in manifest["layers"] for able in layer["runs_2_4"].values()]
     if any(runs):
         kernels = (
-            f"Sparse tensor cores (2:4, NVIDIA Ampere and later) can run {sum(runs)} of the {len(runs)} pruned matrices."
+            f"Sparse tensor cores (2:4, NVIDIA Ampere and later) can run {sum(runs)} of {len(runs)} pruned matrices."
         )
     else:
         kernels = "No pruned matrix has the 2:4 groups along in_features that sparse tensor cores need."
@@ -102,7 +102,7 @@ def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[s
     return "\n".join(
         [
             f"- {kernels}",
-            "- Dense kernels multiply zeros like any other number: on them it is neither faster nor slower than its base.",
+            "- Dense kernels multiply zeros like any other number: with them it is as fast as its base.",
             f"- {storage} {evaluation['sparsity']['model']:.1%} of all weights are zero, and compress away.",
         ]
     )

@@ -1,13 +1,11 @@
 """Data that DVC kept for another workspace, by digest: what `dass verify --replay` starts from."""
 
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from dass.errors import InputError
 from dass.files import write_json
-from tasks.versioning import VersioningError, quiet_dvc
+from tasks.versioning import quiet_dvc
 from tasks.workspace import Workspace
 
 

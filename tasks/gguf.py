@@ -81,12 +81,12 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> str | None:
         model.hf_quantizer = None  # else save_pretrained refuses: to it, the model is still a GGUF
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    licence = metadata.get("general.license")
-    return licence if isinstance(licence, str) else None
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o644)
     for name in ("config.json", "tokenizer_config.json"):
         _forget_origin(folder / name)
+    licence = metadata.get("general.license")
+    return licence if isinstance(licence, str) else None
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from dass.difference import compare_masks
 from dass.masks import MaskFile
 from tasks.champion import settle
-from tasks.ledger import Entry, Ledger
 from tasks.flat import flat
+from tasks.ledger import Entry, Ledger
 from tasks.tracking import tracking
+from tasks.version_folder import EVALUATION, MANIFEST, MASKS, SETTINGS
 from tasks.versions import all_versions, file_of, find_version, record_of
 from tasks.workspace import Workspace
 
@@ -132,13 +133,9 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
     with tracking(ws) as client:
         pair = [find_version(client, model, version) for version in (before, after)]
         manifests, evaluations, settings = (
-            [record_of(client, made, f"dass/{name}.json") for made in pair]
-            for name in ("manifest", "evaluation", "settings")
+            [record_of(client, made, name) for made in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
         )
-        with (
-            file_of(client, pair[0], "dass/masks.safetensors") as one,
-            file_of(client, pair[1], "dass/masks.safetensors") as other,
-        ):
+        with file_of(client, pair[0], MASKS) as one, file_of(client, pair[1], MASKS) as other:
             moved = compare_masks(MaskFile(one), MaskFile(other))
     return {
         "model": model,

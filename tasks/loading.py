@@ -75,6 +75,18 @@ def materialize_version(folder: Path, target: Path, base: Path | None = None, ws
             shutil.copytree(kept, made, dirs_exist_ok=True, copy_function=shutil.copyfile)
 
 
+def materialize_registered(ws: Workspace, model: str, version: str, target: Path) -> None:
+    """Write the full checkpoint of a registered version, after its signature was found to hold.
+
+    Raises:
+        InputError: there is no such version; as `materialize_version`.
+        SignatureError: it is not what was signed.
+        TrackingError: MLflow failed.
+    """
+    with tracking(ws) as client, signed_folder(client, find_version(client, model, version)) as folder:
+        materialize_version(folder, target, ws=ws)
+
+
 @contextmanager
 def opened(where: str | Path) -> Generator[Path]:
     """The folder of a version, as `load` names it. What comes from the registry is checked before it is given."""

@@ -11,6 +11,7 @@ from tasks.ledger import Entry, Ledger
 from tasks.settings import Promote
 from tasks.tracking import tracking
 from tasks.verification import Proof, verify_version
+from tasks.version_folder import EVALUATION, MANIFEST, VERSION
 from tasks.versions import find_version, record_of
 from tasks.workspace import Workspace
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from rich.table import Table
-
-_DIRTY = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,9 @@ def decide(
         made = find_version(client, model, version)
         number, manifest_digest = str(made.version), _manifest_digest(made)
         ledger = Ledger.open(client, model)
-        manifest, evaluation = (record_of(client, made, f"dass/{name}.json") for name in ("manifest", "evaluation"))
+        manifest, evaluation = (record_of(client, made, name) for name in (MANIFEST, EVALUATION))
+
+        dirty = record_of(client, made, VERSION)["git"]["dirty"]
 
         def judged(entries: list[Entry]) -> dict[str, Any] | None:
             champion = champion_of(entries)
@@ -122,7 +123,7 @@ def decide(
             evidence = Evidence(
                 manifest,
                 evaluation,
-                _DIRTY.get(made.tags.get("git_dirty", "unknown")),
+                dirty,
                 None if proof is None else proof.failed,
                 None if champion is None else _ratio(client, model, champion),
             )
@@ -181,5 +182,5 @@ def _manifest_digest(made: "ModelVersion") -> str:
 
 
 def _ratio(client: "MlflowClient", model: str, champion: str) -> float:
-    ratio: float = record_of(client, find_version(client, model, champion), "dass/evaluation.json")["ratio"]
+    ratio: float = record_of(client, find_version(client, model, champion), EVALUATION)["ratio"]
     return ratio

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
+from tasks.flat import flat
 from tasks.ledger import Ledger
 from tasks.settings import Settings
 from tasks.signing import fingerprint, key_tag, public_key
@@ -121,7 +122,7 @@ class Result:
     @property
     def figures(self) -> dict[str, float]:
         """Every number of metrics/evaluation.json under a dotted name."""
-        return {name: value for name, value in _flat(self.evaluation).items() if type(value) in (int, float)}
+        return {name: value for name, value in flat(self.evaluation).items() if type(value) in (int, float)}
 
 
 def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any]) -> Registration:
@@ -260,7 +261,7 @@ def _log_model(
 def _log_settings(client: "MlflowClient", run_id: str, settings: Settings) -> None:
     from mlflow.entities import Param
 
-    values = _flat(settings.model_dump(mode="json", by_alias=True))
+    values = flat(settings.model_dump(mode="json", by_alias=True))
     client.log_batch(run_id, params=[Param(name, _text(value)) for name, value in values.items()])
 
 
@@ -284,7 +285,7 @@ def _log_metrics(
     for layer in result.manifest["layers"]:
         step = layer["layer"]
         measured = ("sparsity", "relative_error", "norm")
-        values = _flat({"layer": {key: layer[key] for key in measured if layer[key] is not None}})
+        values = flat({"layer": {key: layer[key] for key in measured if layer[key] is not None}})
         if layer_seconds is not None:
             values["layer.seconds"] = layer_seconds[step]
         metrics += [Metric(name, value, now, step) for name, value in values.items()]
@@ -385,14 +386,6 @@ def _figures_as_tags(result: Result) -> dict[str, str]:
 def _run_name(settings: Settings) -> str:
     prune = settings.prune
     return f"{settings.register_.model} {prune.method} {prune.pattern}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined with dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _text(value: Any) -> str:

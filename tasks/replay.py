@@ -2,77 +2,63 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dass.engine import ENGINE_VERSION
 from dass.errors import InputError
 from dass.files import read_json
-from dass.masks import MaskFile
 from dass.proof import ProofError
-from tasks.pruning import MANIFEST, MASKS, prune, updates_of
-from tasks.settings import Settings, validate_settings
-from tasks.version_folder import RECORDS
+from tasks import pruning
 from tasks.dvc_data import pull
+from tasks.settings import Settings, validate_settings
+from tasks.version_folder import MANIFEST, SETTINGS, VERSION
 from tasks.workspace import Workspace
 
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+_DATA = ("artifacts/base", "artifacts/calibration")
 
 
-def replayed(ws: Workspace, folder: Path, made: "ModelVersion | None") -> str:
+def replayed(ws: Workspace, folder: Path) -> str:
     """Pull base and calibration windows into an empty folder, prune with the version's settings, compare digests.
 
     Args:
         ws: its DVC cache and remote are asked.
-        folder: the version's.
-        made: the version, whose tags name the data.
+        folder: the version's, whose version.json names the data.
 
     Raises:
         ProofError: other masks came out.
         InputError: the data cannot be pulled, or this engine is another than the one that made the version.
     """
-    if made is None:
-        raise InputError("nothing says where its base and calibration data are: it is no registered version.")
-    recorded = read_json(folder / RECORDS / MANIFEST)
+    recorded, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
     engine = recorded["engine"]
     if engine["version"] != ENGINE_VERSION:
         raise InputError(
             f"engine version {engine['version']} made it, and this is {ENGINE_VERSION}: "
-            f"check out commit {made.tags['git_commit']} and replay there."
+            f"check out commit {version['git']['commit']} and replay there."
         )
     with TemporaryDirectory(prefix="dass-replay-") as scratch:
         empty = Workspace(Path(scratch).resolve())
-        pull(ws, {path: made.tags[f"dvc.{path}"] for path in ("artifacts/base", "artifacts/calibration")}, empty.root)
-        prune(empty, _settings(folder, engine))
-        again = MaskFile(empty.masks / MASKS).digest
-        changed = updates_of(empty.masks)
-        if again != recorded["masks"]["digest"]:
-            raise ProofError(
-                f"pruned again, the masks are {again[:16]}, and the manifest says "
-                f"{recorded['masks']['digest'][:16]}{_differences(recorded, read_json(empty.masks / MANIFEST))}."
-            )
-        if recorded["updates"] and changed.digest != recorded["updates"]["digest"]:
-            raise ProofError("pruned again, the masks are the same and the new values of kept weights are not.")
-    return f"pruned again from DVC's base and calibration windows: the same masks, {again[:16]}"
+        pull(ws, {path: version["dvc"][path] for path in _DATA}, empty.root)
+        pruning.prune(empty, _settings(folder, engine))
+        again, expected = read_json(empty.masks / pruning.MANIFEST), recorded["masks"]["digest"]
+    if again["masks"]["digest"] != expected:
+        raise ProofError(
+            f"pruned again, the masks are {again['masks']['digest'][:16]}, and the manifest says {expected[:16]}"
+            f"{_differences(recorded, again)}."
+        )
+    if again["updates"] != recorded["updates"]:
+        raise ProofError("pruned again, the masks are the same, and the new values of kept weights are not.")
+    return f"pruned again from DVC's base and calibration windows: the same masks, {expected[:16]}"
 
 
 def _settings(folder: Path, engine: dict[str, Any]) -> Settings:
-    """The version's settings, computed as it was: same device kind, type and batches."""
-    values = read_json(folder / RECORDS / "settings.json")
-    values["engine"] |= {
-        "device": engine["device"],
-        "dtype": engine["dtype"],
-        "batch_tokens": engine["batch_tokens"],
-        "processes": 1,
-    }
+    """The version's settings, computed as it was: the same kind of device, type and batches."""
+    values = read_json(folder / SETTINGS)
+    values["engine"] |= {name: engine[name] for name in ("device", "dtype", "batch_tokens")} | {"processes": 1}
     return validate_settings(values, "the version's settings.json")
 
 
 def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> str:
     """What else is not as it was, which may be why."""
-    other = [
-        f"{name} {then} -> {now['versions'].get(name)}"
-        for name, then in recorded["versions"].items()
-        if now["versions"].get(name) != then
-    ]
+    versions = {name: (then, now["versions"].get(name)) for name, then in recorded["versions"].items()}
+    other = [f"{name} {then} -> {here}" for name, (then, here) in versions.items() if here != then]
     return f" (computed with {', '.join(other)})" if other else ""

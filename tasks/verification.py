@@ -13,13 +13,14 @@ from dass.checkpoint import Checkpoint
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
 from dass.masks import MaskFile, check_masks_fit
-from dass.proof import expected_patterns, prove_patterns, prove_weights
+from dass.proof import ProofError, prove_patterns, prove_weights
+from dass.updates import Updates
 from tasks import signing
 from tasks.champion import check_alias
 from tasks.ledger import BrokenLedger, Ledger
-from tasks.loading import find_base
-from tasks.pruning import updates_of
+from tasks.loading import base_of
 from tasks.tracking import TrackingError, tracking
+from tasks.version_folder import MANIFEST, MASKS, UPDATES, VERSION
 from tasks.versions import all_versions, find_version, folder_of
 from tasks.workspace import Workspace
 
@@ -145,7 +146,9 @@ def _steps(
         "pattern": lambda: _check_pattern(folder),
     }
     if replay:
-        checks["replay"] = lambda: replayed(ws, folder, made)
+        from tasks.replay import replayed  # here: it prunes, and transformers takes seconds
+
+        checks["replay"] = lambda: replayed(ws, folder)
     return [_step(name, check) for name, check in checks.items()]
 
 
@@ -164,7 +167,7 @@ def _step(name: str, check: Callable[[], str]) -> Step:
 def _check_files(client: "MlflowClient", model: str, folder: Path) -> str:
     """Every file has the digest that was signed, and the key is one that the registered model names."""
     key = read_json(folder / VERSION)["key"]
-    signing.check(folder, public_key(client, model, key))
+    signing.check(folder, signing.registered_key(client, model, key))
     return f"all files are as signed with key {key[:16]}"
 
 
@@ -191,7 +194,7 @@ def _check_ledger(client: "MlflowClient", model: str, folder: Path, made: "Model
 def _check_weights(ws: Workspace, folder: Path) -> str:
     """The pruned checkpoint is its base times its masks."""
     manifest, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
-    masks, updates = MaskFile(folder / MASKS), updates_of(folder / "dass")
+    masks, updates = MaskFile(folder / MASKS), Updates(sorted((folder / UPDATES).glob("*.safetensors")))
     if masks.digest != manifest["masks"]["digest"]:
         raise ProofError(
             f"the masks' digest is {masks.digest[:16]}, the manifest says {manifest['masks']['digest'][:16]}."
@@ -212,9 +215,9 @@ def _check_weights(ws: Workspace, folder: Path) -> str:
 
 
 def _check_pattern(folder: Path) -> str:
-    manifest = read_json(folder / MANIFEST)
-    masks = MaskFile(folder / MASKS)
-    prove_patterns(masks, expected_patterns(manifest, masks))
+    """Every matrix obeys its layer's pattern in every group, by its masks."""
+    manifest, masks = read_json(folder / MANIFEST), MaskFile(folder / MASKS)
+    prove_patterns(manifest, masks)
     return f"{manifest['settings']['prune']['pattern']} holds in every group of {len(masks)} matrices"
 
 

@@ -397,18 +397,22 @@ def _git(folder: Path, *arguments: str) -> str | None:
 @contextmanager
 def _dvc(ws: Workspace) -> Iterator["Repo"]:
     """The workspace's DVC repository, silent. DVC's errors become one line; paths in messages are the workspace's."""
-    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    quiet_dvc()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)
-    logging.getLogger("dvc_data").setLevel(logging.CRITICAL)
-    logging.getLogger("dvc_objects").setLevel(logging.CRITICAL)
     try:
         with Repo(str(ws.root)) as repo:
             yield repo
     except DvcException as error:
         raise VersioningError(f"DVC: {' '.join(str(error).split())}") from error
+
+
+def quiet_dvc() -> None:
+    """Keep DVC from reporting home and from writing between our lines. Before it is imported."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _retry(operation: Callable[[], T]) -> T:
