@@ -194,6 +194,8 @@ def _signed_files(signature: Path) -> dict[str, str]:
     """File name -> sha256, as the signature says. Whether it says so truly is not looked at here."""
     from sigstore_models.bundle.v1 import Bundle
 
+    if not signature.is_file():
+        raise SignatureError(f"{signature} is missing: the folder is not signed.")
     try:
         text = signature.read_text(encoding="utf-8")
         bundle = Bundle.from_json(text)
@@ -202,8 +204,6 @@ def _signed_files(signature: Path) -> dict[str, str]:
             raise ValueError
         statement = json.loads(base64.b64decode(json.loads(text)["dsseEnvelope"]["payload"]))
         return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
-    except FileNotFoundError:
-        raise SignatureError(f"{signature} is missing: the folder is not signed.") from None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise SignatureError(_damaged(signature)) from None
 
@@ -220,6 +220,6 @@ def _first_difference(folder: Path, signed: dict[str, str]) -> str | None:
             return f"{name} is missing from {folder}: it was signed with it."
         if name not in signed:
             return f"{name} in {folder} is extra: it was never signed."
-        if sha256_file(present[name]) != signed[name]:
+        if not present[name].is_file() or sha256_file(present[name]) != signed[name]:  # a pipe would never end
             return f"{name} in {folder} differs from what was signed."
     return None
