@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def rewrite(path: Path, header: dict[str, Any] | str | None = None, **tensors: torch.Tensor) -> None:
+def rewrite(path: Path, header: dict[str, Any] | str | None = None, **tensors: Any) -> None:
     """Write the file again with other tensors or keys of the header, or with other text as its header."""
     text = header if isinstance(header, str) else json.dumps({**MaskFile(path).metadata, **(header or {})})
     save_file({**load_file(path), **tensors}, path, {"dass": text})
