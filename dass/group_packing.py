@@ -147,7 +147,7 @@ def _ranks(grouping: Grouping) -> Tensor:
 
 def _members(keep: Tensor, group: int, axis: int) -> Tensor:
     """A view of a mask (..., R, C) as its groups' members: (group, ..., R / group, C) or (group, ..., R, C / group)."""
-    members: Tensor = keep.unflatten(axis - 2, (-1, group)).movedim(axis - 2 if axis == 0 else -1, 0)
+    members: Tensor = keep.unflatten(axis - 2, (-1, group)).movedim(axis - 2, 0)
     return members
 
 

@@ -526,7 +526,9 @@ def _model(ws: Workspace) -> str:
 def _show(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    # A file or a pipe has no width of its own, and 80 columns would cut the tables there.
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def _show_decision(decision: Any) -> None:
