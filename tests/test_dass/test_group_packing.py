@@ -1,6 +1,5 @@
 """N:M masks as ranks of groups."""
 
-
 import pytest
 import torch
 from torch import Tensor
