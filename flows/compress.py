@@ -14,6 +14,7 @@ from dass.files import read_json
 from flows.stages import STAGES
 from flows.summary import Summary
 from tasks import registry
+from tasks.experiments import check_experiments, save_experiment
 from tasks.settings import Settings
 from tasks.versioning import Started, clear_leftovers, provenance, run_if_changed, start_run, workspace_lock
 from tasks.workspace import Workspace
@@ -81,6 +82,7 @@ def run_of(workspace: str) -> Iterator[Run]:
         clear_leftovers(ws)
         started = start_run(ws)
         registry.check_reachable(ws)
+        check_experiments(ws, started.settings)
         yield Run(ws, started)
 
 
@@ -149,7 +151,11 @@ def draw(run: Run) -> None:
 
 @task(name="register", **_PLAIN)
 def register(run: Run) -> registry.Registration:
-    return registry.register(run.ws, run.settings, provenance(run.ws, run.seconds))
+    origin = provenance(run.ws, run.seconds)
+    if run.settings.register_.save_experiment:
+        name = registry.experiment_name(run.ws, run.settings)
+        origin["experiment"] = {"name": name, "commit": save_experiment(run.ws, name)}
+    return registry.register(run.ws, run.settings, origin)
 
 
 def summarize(run: Run, registration: registry.Registration) -> Summary:

@@ -131,7 +131,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
     Args:
         workspace: every stage has run.
         settings: what it ran with.
-        provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}.
+        provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}, and "experiment":
+            {"name", "commit"} when the workspace was saved as a DVC experiment.
 
     Raises:
         InputError: a stage has not run, or the experiment or the signing key cannot be used.
@@ -157,6 +158,11 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             _log_datasets(workspace, settings, result)
             made = _publish(client, model, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
         return _registration(workspace, client, made, created=True)
+
+
+def experiment_name(workspace: Workspace, settings: Settings) -> str:
+    """What a DVC experiment of the workspace's result is called: equal results, equal names."""
+    return f"dass-{Result.read(workspace, settings).digest[:12]}"
 
 
 def _find(client: "MlflowClient", model: str, digest: str) -> "ModelVersion | None":
@@ -375,6 +381,7 @@ def _tags(result: Result, provenance: dict[str, Any], key: str) -> dict[str, str
         "git_commit": provenance["git_commit"] or "none",
         "git_dirty": "unknown" if dirty is None else str(dirty).lower(),
         **{f"dvc.{path}": md5 for path, md5 in provenance["dvc"].items()},
+        **{f"dvc_experiment.{what}": value for what, value in provenance.get("experiment", {}).items()},
     }
 
 

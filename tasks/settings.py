@@ -156,11 +156,13 @@ class Register(_Section):
         model: registered model's name.
         experiment: MLflow experiment.
         artifact: the pruned checkpoint, or masks only: the base is then fetched when the version is loaded.
+        save_experiment: also save the workspace as a DVC experiment, which the version's tags name. Needs git.
     """
 
     model: str = Field(pattern=r"^[^/:]+$", min_length=1)
     experiment: str = Field(min_length=1)
     artifact: Literal["checkpoint", "masks"] = "checkpoint"
+    save_experiment: bool = False
 
 
 class Promote(_Section):
