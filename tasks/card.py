@@ -5,7 +5,6 @@ from typing import Any
 
 from tasks.flat import flat
 from tasks.settings import Settings
-from tasks.show import described
 
 _NOT_QUALIFIED = "unknown"
 
@@ -46,6 +45,22 @@ def card(manifest: dict[str, Any], evaluation: dict[str, Any], settings: Setting
         _table(["setting", "value"], [[f"`{key}`", f"`{value}`"] for key, value in _settings(settings).items()]),
     ]
     return str(ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def described(prune: dict[str, Any]) -> str:
+    """The settings that made the masks, in words; defaults that change nothing are left out."""
+    told = [prune["method"], prune["pattern"], f"sparsity {prune['sparsity']:g}"]
+    if prune["method"] == "dass":
+        told.append(f"α {prune['alpha']:g}")
+    if prune["layout"] != "paper":
+        told.append(f"layout {prune['layout']}")
+    if prune["update"] != "none":
+        told.append(f"update {prune['update']}")
+    if prune["allocation"] != "uniform":
+        told.append(f"allocation {prune['allocation']} within {prune['owl_bound']:g}")
+    if prune["propagation"] != "pruned":
+        told.append(f"propagation {prune['propagation']}")
+    return ", ".join(told)
 
 
 def _results(evaluation: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """`dass show`: what a workspace's result is, or a registered version, as a record and as tables."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import read_json
+from tasks.card import described
 from tasks.settings import load_settings
 from tasks.tracking import tracking, tracking_uri, without_credentials
+from tasks.version_folder import EVALUATION, MANIFEST
+from tasks.versions import find_version, record_of
 from tasks.workspace import Workspace
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -58,25 +59,10 @@ def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) 
 
 
 def _registered_version(workspace: Workspace, model: str, version: str) -> dict[str, Any]:
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    with tracking(workspace) as client, TemporaryDirectory() as folder:
-        try:
-            made = (
-                client.get_model_version(model, version)
-                if version.isdecimal()
-                else client.get_model_version_by_alias(model, version)
-            )
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise InputError(f"{model} has no version or alias {version!r} in MLflow. Run: dass show") from None
-        files = {
-            name: Path(download_artifacts(run_id=made.run_id, artifact_path=f"{name}.json", dst_path=folder))
-            for name in ("manifest", "evaluation")
-        }
-        return _record(read_json(files["manifest"]), read_json(files["evaluation"]), _registered(workspace, made))
+    with tracking(workspace) as client:
+        made = find_version(client, model, version)
+        manifest, evaluation = (record_of(client, made, name) for name in (MANIFEST, EVALUATION))
+        return _record(manifest, evaluation, _registered(workspace, made))
 
 
 def _registered(workspace: Workspace, made: "ModelVersion") -> dict[str, Any]:
@@ -138,22 +124,6 @@ def _layers_table(layers: list[dict[str, Any]]) -> "Table":
         runs = [name.removesuffix("_proj") for name in _PROJECTIONS if layer["runs_2_4"][name]]
         table.add_row(str(layer["layer"]), *shares, error, f"{layer['norm']['median']:.3g}", ", ".join(runs) or "none")
     return table
-
-
-def described(prune: dict[str, Any]) -> str:
-    """The settings that made the masks, in words; defaults that change nothing are left out."""
-    told = [prune["method"], prune["pattern"], f"sparsity {prune['sparsity']:g}"]
-    if prune["method"] == "dass":
-        told.append(f"α {prune['alpha']:g}")
-    if prune["layout"] != "paper":
-        told.append(f"layout {prune['layout']}")
-    if prune["update"] != "none":
-        told.append(f"update {prune['update']}")
-    if prune["allocation"] != "uniform":
-        told.append(f"allocation {prune['allocation']} within {prune['owl_bound']:g}")
-    if prune["propagation"] != "pruned":
-        told.append(f"propagation {prune['propagation']}")
-    return ", ".join(told)
 
 
 def _digest(digest: str) -> str:
