@@ -1,8 +1,6 @@
 """Data that DVC kept for another workspace, by digest: what `dass verify --replay` starts from."""
 
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 from dass.errors import InputError
@@ -29,8 +27,7 @@ def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
     with Repo(str(ws.root)) as here:
         cache = {"dir": here.cache.local_cache_dir}
         remotes, default = dict(here.config["remote"]), here.config["core"].get("remote")
-    with redirect_stdout(StringIO()):  # it greets
-        Repo.init(str(folder), no_scm=True).close()
+    Repo.init(str(folder), no_scm=True).close()
     with Repo(str(folder)) as repo, repo.config.edit("local") as config:  # resolved: relative urls are of `ws`
         config["cache"] = cache
         config["remote"] = remotes

@@ -141,11 +141,16 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
         "model": model,
         "before": str(pair[0].version),
         "after": str(pair[1].version),
-        "settings": _changed(*settings),
+        "settings": _changed(*({**each, "promote": {}} for each in settings)),  # what is asked, not what was made
         "calibration": _changed(*(manifest["calibration"] for manifest in manifests)),
         "figures": _changed(*evaluations),
-        "masks": [each.as_json() for each in moved],
+        "masks": [each.as_json() for each in sorted(moved, key=lambda each: _in_order(each.tensor))],
     }
+
+
+def _in_order(tensor: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in tensor.split(".")]
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:

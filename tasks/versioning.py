@@ -409,8 +409,10 @@ def _dvc(ws: Workspace) -> Iterator["Repo"]:
 
 
 def quiet_dvc() -> None:
-    """Keep DVC from reporting home and from writing between our lines. Before it is imported."""
+    """Keep DVC from reporting home and from writing between our lines. Call before anything of it is imported."""
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    import dvc.logger  # noqa: F401  sets its own levels when it is imported
+
     for name in ("dvc", "dvc_data", "dvc_objects"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

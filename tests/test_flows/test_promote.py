@@ -1,0 +1,84 @@
+"""The registry's commands as a person types them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.workspace import Workspace
+from tests.test_flows.conftest import Commands
+
+
+def test_from_a_run_to_a_champion_and_back(finished: Workspace, commands: Commands) -> None:
+    promoted = json.loads(commands(finished, "dass", "promote", "--json").stdout)
+    assert (promoted["promoted"], promoted["version"], promoted["previous"]) == (True, "1", None)
+    other = ["-S", "prune.pattern=2:4", "-S", "promote.max_ratio=0.001", "--promote"]
+    answer = json.loads(commands(finished, "dass", "run", "--json", *other, status=1).stdout)
+    assert [rule["rule"] for rule in answer["decision"]["rulings"] if not rule["passed"]] == ["max_ratio"]
+    told = commands(finished, "dass", "promote", "2", "--force", "--reason", "a demo").stdout
+    assert "version 2: promoted by force" in told
+    commands(finished, "dass", "rollback", "--reason", "the demo is over")
+    history = json.loads(commands(finished, "dass", "history", "--json").stdout)
+    newest, oldest = history["versions"]
+    assert (newest["aliases"], oldest["aliases"]) == (["challenger"], ["champion"])
+    events = [event["event"] for event in newest["events"]]
+    assert events == ["registered", "verified", "gate", "refused", "verified", "gate", "promoted"]
+    moved = json.loads(commands(finished, "dass", "diff", "champion", "challenger", "--json").stdout)
+    assert moved["settings"] == {"prune.pattern": ["unstructured", "2:4"]}
+    assert all(0 < each["share"] < 1 for each in moved["masks"])
+
+
+def test_a_fresh_workspace_with_the_store_and_the_remote_proves_and_replays(
+    finished: Workspace, commands: Commands, tmp_path: Path
+) -> None:
+    commands(finished, "dvc", "remote", "add", "-d", "store", str(tmp_path / "remote"))
+    commands(finished, "dvc", "push")
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock", "dass.lock.json"):
+        shutil.copy(finished.root / name, fresh)
+    shutil.copytree(finished.root / ".dvc", fresh / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    store = f"sqlite:///{finished.root / 'mlflow.db'}"
+    ws = Workspace.at(fresh)
+    proofs = json.loads(
+        commands(ws, "dass", "verify", "challenger", "--replay", "--json", MLFLOW_TRACKING_URI=store).stdout
+    )
+    assert [(step["name"], step["passed"]) for step in proofs[0]["steps"]] == [
+        (name, True) for name in ("files", "ledger", "weights", "pattern", "replay")
+    ]
+    shutil.rmtree(tmp_path / "remote")
+    shutil.rmtree(fresh / ".dvc" / "cache")
+    refused = commands(ws, "dass", "verify", "1", "--replay", "--json", status=1, MLFLOW_TRACKING_URI=store)
+    steps = json.loads(refused.stdout)[0]["steps"]
+    assert steps[-1]["passed"] is False
+    assert "DVC has not got artifacts/base" in steps[-1]["told"]
+
+
+def test_a_versions_checkpoint_is_written_anywhere(finished: Workspace, commands: Commands, tmp_path: Path) -> None:
+    commands(finished, "dass", "materialize", "challenger", str(tmp_path / "out"))
+    written = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert written == (finished.pruned / "model.safetensors").read_bytes()
+    refused = commands(finished, "dass", "materialize", "challenger", str(tmp_path / "out"), status=2)
+    assert "exists and is not empty" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["verify"], "verify takes a VERSION, a FOLDER, or --all"),
+        (["verify", "7"], "has no version or alias '7'"),
+        (["promote", "7"], "has no version or alias '7'"),
+        (["promote", "--force"], "--force needs a reason"),
+        (["rollback", "--reason", "x"], "has ever been the champion"),
+        (["history", "--model", "nobody"], "no registered model 'nobody'"),
+        (["diff", "1", "9"], "has no version or alias '9'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_not_there_is_told_in_one_line(
+    command: list[str], told: str, finished: Workspace, commands: Commands
+) -> None:
+    refused = commands(finished, "dass", *command, status=2)
+    assert told in refused.stderr
+    assert refused.stderr.strip().count("\n") == 0
