@@ -28,3 +28,11 @@ def layer_flops(config: LlamaConfig, windows: int, length: int, *, is_last: bool
     """Pruning one layer. Nothing follows the last one, so its pruned MLP is not run."""
     dense, pruned = 2, 0 if is_last else 3
     return attention_flops(config, windows, length) + mlp_flops(config, windows, length, dense + pruned)
+
+
+def engine_share(config: LlamaConfig, length: int) -> float:
+    """Operations of the engine as a share of those of two full passes a layer, over a whole model."""
+    layers = config.num_hidden_layers
+    engine = sum(layer_flops(config, 1, length, is_last=index == layers - 1) for index in range(layers))
+    published = 2 * layers * (attention_flops(config, 1, length) + mlp_flops(config, 1, length, 3))
+    return engine / published

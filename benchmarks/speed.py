@@ -6,12 +6,16 @@ Same model, same tokens, one after the other in turn; a ratio is taken inside ea
 reported. Every run is a process of its own. What the results file holds is not measured again.
 """
 
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from transformers import AutoConfig
+
 from benchmarks import command, job, markdown
+from benchmarks.flops import engine_share
 from benchmarks.paths import FOLDER, ROOT
 from benchmarks.prepare import prepare_base
 from benchmarks.results import Record, Results
@@ -45,7 +49,22 @@ def tables(records: list[Record]) -> str:
         model, windows, length = size
         rows = _rows([each for each in records if _size(each) == size])
         parts.append(f"**{model}, {windows} windows of {length} tokens**\n\n{markdown.table(header, rows)}")
+        parts += _what_limits(model, length)
     return "\n\n".join(parts)
+
+
+def _what_limits(model: str, length: int) -> list[str]:
+    """A sentence on the floor of the ratio, when the model's config is at hand."""
+    base = FOLDER / load_settings(ROWS[model].params).register_.model / "artifacts" / "base" if model in ROWS else None
+    if base is None or not base.exists():
+        return []
+    share = engine_share(AutoConfig.from_pretrained(base).get_text_config(), length)
+    told = (
+        f"What limits the ratio: the engine needs {share:.2f} of the reference's matrix-product operations (attention "
+        "once instead of twice; gate and up dense and pruned, down pruned only), and on a CPU both sides run them at "
+        "about the same rate in float32. In bfloat16 products are faster; softmax, norms and masks are not."
+    )
+    return [textwrap.fill(told, width=120)]
 
 
 def _size(record: Record) -> tuple[str, int, int]:

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from benchmarks.flops import attention_flops, layer_flops, mlp_flops
+from benchmarks.flops import attention_flops, engine_share, layer_flops, mlp_flops
 from tests.models import HIDDEN, INTERMEDIATE, tiny_model, tiny_tokens
 
 TINY = LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=2, num_key_value_heads=2)
@@ -32,3 +33,10 @@ def test_matrix_products_of_a_layer_are_what_torch_counts() -> None:
     pairs = 2 * 16 * 17 // 2
     assert layer == attention_flops(config, 2, 16) - 4 * pairs * HIDDEN + mlp_flops(config, 2, 16, 3)
     assert mlp_flops(config, 2, 16, 1) == 2 * 32 * HIDDEN * INTERMEDIATE
+
+
+def test_the_engine_needs_less_than_two_full_passes() -> None:
+    config = LlamaConfig(num_hidden_layers=4, hidden_size=64, intermediate_size=256, num_attention_heads=4)
+    attention, matrix = attention_flops(config, 1, 8), mlp_flops(config, 1, 8, 1)
+    engine = 4 * attention + (4 * 2 + 3 * 3) * matrix
+    assert engine_share(config, 8) == pytest.approx(engine / (8 * (attention + 3 * matrix)))
