@@ -6,15 +6,20 @@ Bits are row-major, the lowest bit of a byte first, 1 = kept; the last byte is p
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
+
+_GATHER = 0x0102040810204080
+_BITS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.bool)  # (256, 8): a byte's bits, lowest first
 
 
 def pack_mask(keep: Tensor) -> Tensor:
     """Pack a bool mask of any shape into uint8, shape (⌈numel / 8⌉,)."""
-    bits = keep.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return torch.from_numpy(np.packbits(bits, bitorder="little"))
+    bits = keep.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
+    # Eight bytes of 0 or 1 at a time: the product moves byte i's bit to bit 56 + i, and no other bit comes there.
+    eights = bits.view(torch.int64) if bits.numel() else torch.empty(0, dtype=torch.int64)
+    return ((eights * _GATHER) >> 56).to(torch.uint8)
 
 
 def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
@@ -26,8 +31,7 @@ def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
     size = torch.Size(shape)
     if packed.numel() != -(-size.numel() // 8):
         raise ValueError(f"a mask of {packed.numel()} bytes cannot hold {size.numel()} weights")
-    bits = np.unpackbits(packed.numpy(), count=size.numel(), bitorder="little")
-    return torch.from_numpy(bits).view(torch.bool).view(size)
+    return _BITS.index_select(0, packed.int()).view(-1)[: size.numel()].view(size)
 
 
 def mask_digest(shapes: Mapping[str, tuple[int, ...]], bits_of: Callable[[str], Tensor]) -> str:
