@@ -219,7 +219,7 @@ def test_a_version_is_in_the_ledger_before_it_has_the_alias(finished: Workspace,
     [entry] = ledger.Ledger.open(client, "tiny").entries()
     assert (entry.event, entry.version) == ("registered", "1")
     assert entry.manifest == tags["manifest"] == sha256_file(finished.masks / "manifest.json")
-    assert entry.details == {"key": None, "masks": tags["masks"], "base": tags["base"]}
+    assert entry.details == {"key": tags["key"], "masks": tags["masks"], "base": tags["base"]}
     assert tags["ledger.head"] == entry.head
 
 
