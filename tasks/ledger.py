@@ -231,6 +231,7 @@ class Ledger:
         """
         for _ in patiently(f"{self} is written by others all the time"):
             entries = self.entries()
+            self.check_heads(entries)  # a new line behind an edited last one would make the edit part of the chain
             known = [entry for entry in entries if (entry.event, entry.version) == (event, version)]
             if once and known:
                 self.tag_head(version)
