@@ -74,8 +74,8 @@ SECTIONS = (
         "shape_7b.json",
         "python -m benchmarks.shape_7b",
         shape_7b.table,
-        "Random bfloat16 weights in shards of 1 GB, streamed; DaSS. Growth is that of peak memory over the row above. What "
-        "is measured here is memory: the time is one run's, whatever else the machine did.",
+        "Random bfloat16 weights in shards of 1 GB, streamed; DaSS. Growth is that of peak memory over the row above. "
+        "Memory is what is measured here: the time is one run's, whatever else the machine did.",
     ),
     Section(
         "LLaMA-2-7B's shape on a GPU",
