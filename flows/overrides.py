@@ -8,6 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from dass.errors import InputError
@@ -15,7 +16,15 @@ from dass.files import complete_file
 from tasks.settings import read_params, validate_settings
 from tasks.workspace import Workspace
 
-_NULL = "tag:yaml.org,2002:null"
+
+class _WritesNull(RoundTripRepresenter):
+    """A null stays the word it is in the file, with its comment where it was.
+
+    A class of our own: representers belong to classes, and DVC writes dvc.lock with ruamel's.
+    """
+
+
+_WritesNull.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def change_settings(ws: Workspace, changes: Iterable[str]) -> dict[str, tuple[Any, Any]]:
@@ -47,8 +56,7 @@ def rewrite(text: str, wanted: Iterable[tuple[str, Any]], origin: str) -> tuple[
         InputError: a key leads nowhere, or the new settings cannot be used.
     """
     yaml = YAML()
-    # A null stays the word it is in the file, with its comment where it was.
-    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(_NULL, "null"))
+    yaml.Representer = _WritesNull
     yaml.preserve_quotes = True
     yaml.width = 4096
     document = yaml.load(text)

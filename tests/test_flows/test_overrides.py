@@ -1,9 +1,11 @@
 """`-S section.key=value` writes params.yaml, comments and all, or refuses in one line and writes nothing."""
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from dass.errors import InputError
 from flows.overrides import change_settings
@@ -97,3 +99,15 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(ws: Workspace, chang
     assert len(str(refused.value).splitlines()) == 1
     assert ws.params.read_bytes() == before
     assert [path.name for path in ws.root.iterdir()] == ["params.yaml"]
+
+
+def test_what_others_write_as_yaml_stays_as_it_was(ws: Workspace) -> None:
+    def written() -> str:
+        stream = io.StringIO()
+        YAML().dump({"revision": None}, stream)
+        return stream.getvalue()
+
+    before = written()
+    change_settings(ws, ["prune.sparsity=null"])
+    assert "sparsity: null" in ws.params.read_text()
+    assert written() == before
