@@ -64,7 +64,7 @@ def save_experiment(ws: Workspace, name: str) -> str:
     except DvcException as error:
         raise VersioningError(f"DVC did not save the experiment {name}: {' '.join(str(error).split())}") from error
     finally:
-        if lock.read_bytes() != before:  # DVC writes it anew, with other spaces
+        if lock.read_bytes() != before:  # DVC commits every stage on the way
             with complete_file(lock) as temporary:
                 temporary.write_bytes(before)
     return commit
