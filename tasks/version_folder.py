@@ -58,7 +58,8 @@ def version_folder(
     from mlflow.models import Model
 
     workspace.private.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="version-", dir=workspace.private) as scratch:  # links need the same disk
+    # Beside the artifacts, for hard links; named so that what a killed run leaves is cleared.
+    with TemporaryDirectory(prefix=".version-", suffix=".partial", dir=workspace.private) as scratch:
         folder = Path(scratch) / "version"
         if settings.register_.artifact == "checkpoint":
             _save_checkpoint(workspace, settings, folder, model or Model())

@@ -115,7 +115,7 @@ def _holder(text: str) -> str:
 
 def clear_leftovers(ws: Workspace) -> None:
     """Remove what a killed run was writing. Call inside `workspace_lock`."""
-    for folder in (ws.base.parent, ws.metrics, ws.plots):
+    for folder in (ws.base.parent, ws.metrics, ws.plots, ws.private):
         for pattern in (".*.partial", ".*.retired"):
             for leftover in folder.glob(pattern):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -299,13 +299,16 @@ def test_the_second_holder_of_a_workspace_is_refused_and_told_who_holds_it(ws: W
 
 def test_what_a_killed_run_was_writing_is_cleared(ws: Workspace) -> None:
     folder, file = ws.root / "artifacts" / ".base.123.partial", ws.metrics / ".evaluation.json.123.partial"
+    version = ws.private / ".version-123.partial"
     folder.mkdir(parents=True)
+    version.mkdir(parents=True)
     file.parent.mkdir()
     file.touch()
     (ws.metrics / "evaluation.json").touch()
     clear_leftovers(ws)
     assert [path.name for path in ws.metrics.iterdir()] == ["evaluation.json"]
     assert list((ws.root / "artifacts").iterdir()) == []
+    assert not version.exists()
 
 
 def test_other_code_than_the_pipeline_depends_on_is_refused(tmp_path: Path) -> None:
