@@ -29,7 +29,7 @@ READY := .venv/.ready
 .PHONY: help run test check format bench bench-gpu clean
 
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n -e 's/^# make/make/p' -e 's/^#             /            /p' Makefile
 
 run: $(READY)
 	@.venv/bin/dass run
@@ -48,17 +48,18 @@ format: $(READY)
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
 
-# make bench  measure the engine against the published procedure and write docs/benchmarks.md (hours; goes on if stopped)
+# make bench  measure the engine against the published procedure and write docs/benchmarks.md
+#             (hours; goes on if stopped; make bench FRESH=--fresh forgets what benchmarks/results holds)
 bench: $(READY)
-	@.venv/bin/python -m benchmarks.speed
-	@.venv/bin/python -m benchmarks.growth
-	@.venv/bin/python -m benchmarks.many_masks
-	@.venv/bin/python -m benchmarks.shape_7b
+	@.venv/bin/python -m benchmarks.speed $(FRESH)
+	@.venv/bin/python -m benchmarks.growth $(FRESH)
+	@.venv/bin/python -m benchmarks.many_masks $(FRESH)
+	@.venv/bin/python -m benchmarks.shape_7b $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 
 # make bench-gpu  the same on a GPU, at the shape of a 7B model (without one: a dry run on the CPU)
 bench-gpu: $(READY)
-	@.venv/bin/python -m benchmarks.gpu
+	@.venv/bin/python -m benchmarks.gpu $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 
 # make clean  remove the environment

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.job import JobFailed
-from benchmarks.paths import FOLDER
+from benchmarks.paths import RESULTS
 from dass.errors import InputError
 
 
 def parser(description: str | None, results: str) -> argparse.ArgumentParser:
     """A parser with --results and --fresh."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--results", type=Path, default=FOLDER / results, help="JSON file; what it holds is not redone")
+    made.add_argument("--results", type=Path, default=RESULTS / results, help="JSON file; what it holds is not redone")
     made.add_argument("--fresh", action="store_true", help="forget what the results file holds")
     return made
 

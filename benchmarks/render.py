@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command, gpu, growth, many_masks, shape_7b, speed
-from benchmarks.paths import FOLDER, ROOT
+from benchmarks.paths import RESULTS, ROOT
 from benchmarks.results import Record
 from dass.errors import InputError
 from dass.files import read_json
@@ -16,7 +16,8 @@ from dass.files import read_json
 PAGE = ROOT / "docs" / "benchmarks.md"
 _INTRODUCTION = """# Benchmarks
 
-Made by `python -m benchmarks.render` from what `make bench` (and, on a machine with a GPU, `make bench-gpu`) measured.
+Made by `python -m benchmarks.render` from `benchmarks/results`, which `make bench` and, on a machine with a GPU, `make
+bench-gpu` fill.
 
 The reference is the published layer-wise procedure written the plain way (`benchmarks/reference.py`): model in memory
 in float32, one window at a time, a hook on every linear, two full passes a layer, a full sort for every mask. The
@@ -142,7 +143,7 @@ def _days(records: list[Record]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the results are")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results are")
     parser.add_argument("--page", type=Path, default=PAGE, help="what is written")
     arguments = parser.parse_args()
     content = page(arguments.folder)

@@ -89,7 +89,8 @@ def commit() -> str:
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "dass", "benchmarks"], check=False)
+        code = ["dass", "benchmarks", ":!benchmarks/results"]
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.returncode else "")
