@@ -63,8 +63,10 @@ def check_zeros(model: PreTrainedModel, keep: dict[str, Tensor]) -> None:
         assert not torch.signbit(removed).any(), name
 
 
-def page(name: str, dense: Record, records: list[Record]) -> str:
-    """The whole page as markdown."""
+def page(records: list[Record]) -> str:
+    """The whole page as markdown, from the records of one model and of what is left of it."""
+    dense = next(each for each in records if each["method"] == "dense")
+    records = [each for each in records if each is not dense]
     found = {(each["method"], each["update"], each["pattern"]): each for each in records}
 
     def cell(method: str, update: str, pattern: str) -> str:
@@ -84,8 +86,8 @@ def page(name: str, dense: Record, records: list[Record]) -> str:
         if each is not None
     ]
     introduction = (
-        f"Perplexity of {name} with half of all MLP weights removed, by method, update of the weights that stay and "
-        f"pattern. Dense: {dense['perplexity']:.2f}. {dense['windows']} held-out windows of "
+        f"Perplexity of {dense['model']} with half of all MLP weights removed, by method, update of the weights that "
+        f"stay and pattern. Dense: {dense['perplexity']:.2f}. {dense['windows']} held-out windows of "
         f"{dense['context_length']} tokens, bfloat16, calibration as in `params.yaml`. Made by:"
     )
     parts = [
@@ -119,6 +121,10 @@ def main() -> None:
     input_ids = load_file(workspace.calibration / "tokens.safetensors")["input_ids"]
     windows = load_file(workspace.evaluation / "tokens.safetensors")["input_ids"]
     results = Results(arguments.results, arguments.fresh)
+    unpruned = {"model": name, "method": "dense"}
+    if results.find(unpruned) is None:
+        dense = read_json(workspace.evaluation / "dense.json")
+        results.add(unpruned, {what: dense[what] for what in ("perplexity", "windows", "context_length")})
     for update in arguments.updates:
         for pattern in arguments.patterns:
             for method in arguments.methods:
@@ -126,8 +132,7 @@ def main() -> None:
                 if results.find(key) is None:
                     figures = measure(workspace.base, input_ids, windows, method, update, pattern)
                     print(results.add(key, figures), flush=True)
-    dense = read_json(workspace.evaluation / "dense.json")
-    arguments.page.write_text(page(name, dense, results.records), encoding="utf-8")
+    arguments.page.write_text(page(results.records), encoding="utf-8")
 
 
 if __name__ == "__main__":

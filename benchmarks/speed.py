@@ -47,24 +47,20 @@ def tables(records: list[Record]) -> str:
     header = ["method", "run", "time", "ratio", "peak memory", "ratio", "turns"]
     for size in dict.fromkeys(_size(each) for each in records):
         model, windows, length = size
-        rows = _rows([each for each in records if _size(each) == size])
-        parts.append(f"**{model}, {windows} windows of {length} tokens**\n\n{markdown.table(header, rows)}")
-        parts += _what_limits(model, length)
+        of_size = [each for each in records if _size(each) == size]
+        table = markdown.table(header, _rows(of_size))
+        parts += [f"**{model}, {windows} windows of {length} tokens**", table, _what_limits(of_size[0])]
     return "\n\n".join(parts)
 
 
-def _what_limits(model: str, length: int) -> list[str]:
-    """A sentence on the floor of the ratio, when the model's config is at hand."""
-    base = FOLDER / load_settings(ROWS[model].params).register_.model / "artifacts" / "base" if model in ROWS else None
-    if base is None or not base.exists():
-        return []
-    share = engine_share(AutoConfig.from_pretrained(base).get_text_config(), length)
+def _what_limits(record: Record) -> str:
+    """A sentence on the floor of the ratio."""
     told = (
-        f"What limits the ratio: the engine needs {share:.2f} of the reference's matrix-product operations (attention "
-        "once instead of twice; gate and up dense and pruned, down pruned only), and on a CPU both sides run them at "
+        f"What limits the ratio: the engine needs {record['operations_ratio']:.2f} of the reference's matrix-product "
+        "operations (attention once instead of twice; gate and up dense and pruned, down pruned only), and on a CPU both sides run them at "
         "about the same rate in float32. In bfloat16 products are faster; softmax, norms and masks are not."
     )
-    return [textwrap.fill(told, width=120)]
+    return textwrap.fill(told, width=120)
 
 
 def _size(record: Record) -> tuple[str, int, int]:
@@ -104,6 +100,7 @@ def main() -> None:
         row = ROWS[model]
         workspace = prepare_base(row.params, FOLDER / load_settings(row.params).register_.model)
         size = {"windows": arguments.windows or row.windows, "length": arguments.length or row.length}
+        share = engine_share(AutoConfig.from_pretrained(workspace.base).get_text_config(), size["length"])
         files: dict[str, Any] = {
             "checkpoint": workspace.base,
             "tokens": workspace.calibration / "tokens.safetensors",
@@ -114,8 +111,8 @@ def main() -> None:
                     what: dict[str, Any] = {"side": side, "method": method, "dtype": dtype, **size}
                     key = {"model": model, **what, "turn": turn}
                     if results.find(key) is None:
-                        record = results.add(key, asdict(job.run(job.Job(**what, **files), FOLDER)))
-                        print(record, flush=True)
+                        figures = asdict(job.run(job.Job(**what, **files), FOLDER))
+                        print(results.add(key, figures | {"operations_ratio": share}), flush=True)
 
 
 if __name__ == "__main__":

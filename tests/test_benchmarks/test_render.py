@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.render import SECTIONS, page
+from benchmarks import quality
+from benchmarks.paths import RESULTS, ROOT
+from benchmarks.render import PAGE, SECTIONS, page
 from dass.errors import InputError
-from dass.files import write_json
+from dass.files import read_json, write_json
 
 MACHINE = {
     "cpu": "Abacus 2000",
@@ -30,7 +32,8 @@ def _write(folder: Path, file: str, *records: dict[str, Any]) -> None:
 
 def _speed(side: str, dtype: str, turn: int, seconds: float, peak: float) -> dict[str, Any]:
     what = {"model": "smollm2-135m", "windows": 32, "length": 512, "method": "dass"}
-    return {**what, "side": side, "dtype": dtype, "turn": turn, "seconds": seconds, "peak_bytes": peak}
+    measured = {"seconds": seconds, "peak_bytes": peak, "operations_ratio": 0.75}
+    return {**what, **measured, "side": side, "dtype": dtype, "turn": turn}
 
 
 def test_speed_shows_medians_and_ratios_taken_inside_each_turn(tmp_path: Path) -> None:
@@ -41,6 +44,7 @@ def test_speed_shows_medians_and_ratios_taken_inside_each_turn(tmp_path: Path) -
     assert "**smollm2-135m, 32 windows of 512 tokens**" in text
     assert "| dass | reference float32 | 90.0 s | 1.00 | 2.00 GB | 1.00 | 3 |" in text
     assert "| dass | engine bfloat16 | 18.0 s | 0.20 | 1.00 GB | 0.50 | 3 |" in text
+    assert "the engine needs 0.75 of the reference's matrix-product operations" in text
     assert "2026-11-20, Abacus 2000, 2 cores, 24 GiB, torch 2.13.0" in text
     assert "commit abc1234" in text
     assert "python -m benchmarks.some" in text
@@ -86,3 +90,9 @@ def test_nothing_measured_writes_nothing(tmp_path: Path) -> None:
 def test_every_benchmark_of_the_page_can_be_called() -> None:
     for section in SECTIONS:
         assert section.command == f"python -m benchmarks.{Path(section.results).stem}"
+
+
+def test_the_pages_in_docs_are_made_of_the_tracked_results() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(RESULTS)
+    records = read_json(RESULTS / "quality.json")["records"]
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == quality.page(records)
