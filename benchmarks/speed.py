@@ -58,7 +58,8 @@ def _what_limits(record: Record) -> str:
     told = (
         f"What limits the ratio: the engine needs {record['operations_ratio']:.2f} of the reference's matrix-product "
         "operations (attention once instead of twice; gate and up dense and pruned, down pruned only), and on a CPU "
-        "both sides run them at about the same rate in float32. In bfloat16 products are faster; softmax, norms and masks are not."
+        "both sides run them at about the same rate in float32. In bfloat16 products are faster; softmax, norms and "
+        "masks are not."
     )
     return textwrap.fill(told, width=120)
 
