@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from tasks.base import fetch_base
 from tasks.calibration import cache_windows
 from tasks.pins import refresh_pins
 from tasks.settings import load_settings
-from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from dass.errors import InputError
 from dass.files import complete_folder, read_json, write_json
 from dass.windows import random_windows
+from tasks.documents import read_documents
 from tasks.pins import pinned
 from tasks.settings import Settings
-from tasks.sources import read_documents
 from tasks.tokens import bos_token, check_context, check_ids, encode, load_tokenizer
 from tasks.workspace import Workspace
 

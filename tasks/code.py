@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 STAGE_MODULES = {
-    "sources": "tasks.sources",
+    "sources": "tasks.base",
     "calibration": "tasks.calibration",
     "baseline": "tasks.evaluation",
     "prune": "tasks.pruning",

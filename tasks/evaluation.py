@@ -20,10 +20,10 @@ from dass.perplexity import mean_loss, perplexity
 from dass.sparsity import ZeroCount, count_zeros
 from dass.windows import consecutive_windows
 from tasks.devices import choose_device, choose_dtype
+from tasks.documents import read_documents
 from tasks.pins import pinned
 from tasks.progress import progress_bar
 from tasks.settings import Engine, Settings
-from tasks.sources import read_documents
 from tasks.tokens import bos_token, check_context, check_ids, load_tokenizer, tokenize
 from tasks.workspace import Workspace
 

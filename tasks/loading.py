@@ -17,9 +17,9 @@ from dass.errors import InputError
 from dass.files import complete_folder, digest_of, read_json, sha256_file
 from dass.masks import MaskFile, apply_to_checkpoint
 from dass.updates import Updates
+from tasks.base import fetch_model
 from tasks.settings import DType, Source
 from tasks.signing import SignatureError, check, refuse_links_and_pickles, registered_key
-from tasks.sources import fetch_model
 from tasks.tracking import tracking
 from tasks.version_folder import FORMAT, MANIFEST, MASKS, UPDATES, VERSION
 from tasks.versions import find_version, folder_of

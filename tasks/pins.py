@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.files import read_json, write_json
+from dass.files import digest_of, read_json, write_json
+from tasks.checkpoint_folder import checkpoint_files
 from tasks.code import code_digest
+from tasks.downloads import local_digest
+from tasks.hub import HubId, RepoType, commit_of
 from tasks.settings import Settings, Source
+from tasks.sources import locate
 from tasks.workspace import Workspace
 
 SOURCES = ("model", "calibration", "evaluation")
@@ -59,7 +63,10 @@ def refresh_pins(
     """
     given: dict[str, Source] = {name: getattr(settings.sources, name) for name in SOURCES}
     pins = {
-        "sources": {name: _pin(name, source, root or ws.root) for name, source in given.items()},
+        "sources": {
+            name: pin(source, root or ws.root, "model" if name == "model" else "dataset")
+            for name, source in given.items()
+        },
         "code": {stage: code_digest(stage) for stage in sorted(code_of)},
     }
     if _current(ws) != pins:
@@ -74,9 +81,20 @@ def _current(ws: Workspace) -> dict[str, Any] | None:
         return None
 
 
-def _pin(name: str, source: Source, root: Path) -> dict[str, Any]:
+def pin(source: Source, root: Path = Path(), repo_type: RepoType = "model") -> dict[str, str | None]:
+    """The very bytes a source stands for now: {"sha256", "revision"}.
+
+    Raises:
+        InputError: the source cannot be found.
+    """
     if source.sha256 is not None:  # a promise already: whoever reads the source checks it
         return {"sha256": source.sha256, "revision": None}
-    from tasks.sources import pin
-
-    return dict(pin(source, root, "model" if name == "model" else "dataset"))
+    where = locate(source, root)
+    if isinstance(where, HubId):
+        return {"sha256": None, "revision": commit_of(where, repo_type)}
+    if where.is_dir():
+        return {
+            "sha256": digest_of({path.name: local_digest(path) for path in checkpoint_files(where)}),
+            "revision": None,
+        }
+    return {"sha256": local_digest(where), "revision": None}

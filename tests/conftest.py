@@ -96,9 +96,9 @@ def real_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path
     from filelock import FileLock
 
     from dass.files import sha256_file
+    from tasks.base import fetch_base
     from tasks.pins import refresh_pins
     from tasks.settings import load_settings
-    from tasks.sources import fetch_base
     from tasks.workspace import Workspace
 
     shared = tmp_path_factory.getbasetemp()

@@ -6,13 +6,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from tasks.base import fetch_base
 from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense, evaluate_pruned
 from tasks.pins import refresh_pins
 from tasks.pruning import materialize, prune
 from tasks.report import draw_plots
 from tasks.settings import Settings, load_settings
-from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 from tests.models import save_tiny_checkpoint, tiny_text
 

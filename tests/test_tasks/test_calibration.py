@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
+from tasks.base import fetch_base
 from tasks.calibration import cache_windows, digest_of_ids
 from tasks.pins import refresh_pins
 from tasks.settings import Source
-from tasks.sources import fetch_base
 from tasks.workspace import Workspace
 from tests.workspaces import change_settings, start_workspace
 

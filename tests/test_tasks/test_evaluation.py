@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from dass.errors import InputError, NumericalError
 from dass.files import read_json, sha256_file
+from tasks.base import fetch_base
 from tasks.evaluation import evaluate_dense, evaluate_pruned
 from tasks.settings import Settings
-from tasks.sources import fetch_base
 from tasks.tokens import load_tokenizer
 from tasks.workspace import Workspace
 from tests.workspaces import change_settings, start_workspace
