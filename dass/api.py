@@ -16,18 +16,10 @@ from transformers import PreTrainedModel
 from dass.checkpoint import Checkpoint
 from dass.decoder import Decoder
 from dass.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
-from dass.engine import (
-    ENGINE_VERSION,
-    Buffering,
-    LayerReport,
-    LayerResult,
-    LayerwisePruner,
-    check_fits,
-    wanted_by,
-    write_parameters,
-)
+from dass.engine import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, check_fits, write_parameters
 from dass.files import complete_folder, digest_of, sha256_file
 from dass.hidden import Place
+from dass.layerwise import Buffering, wanted_by
 from dass.masks import apply_to_checkpoint
 from dass.methods import DEFAULT_ALPHA
 from dass.pattern import Pattern

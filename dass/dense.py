@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dass.allocation import outlier_ratio, owl_patterns
 from dass.decoder import Decoder
-from dass.engine import Buffering, LayerResult, LayerwisePass, Wanted, joined, layer_report
+from dass.engine import LayerResult, joined, layer_report
 from dass.errors import InputError
 from dass.files import complete_file
 from dass.glu import find_glus, parameters_of
+from dass.layerwise import Buffering, LayerwisePass, Wanted
 from dass.mlp import prune_mlp, refit_down, refit_inputs
 from dass.pattern import Pattern
 from dass.plan import Plan

@@ -22,8 +22,9 @@ from dass.dense import (
     prune_from_statistics,
     save_statistics,
 )
-from dass.engine import Buffering, LayerReport, LayerResult, LayerwisePruner, Wanted, check_fits, wanted_by
+from dass.engine import LayerReport, LayerResult, LayerwisePruner, check_fits
 from dass.files import canonical_json, complete_file, read_json, write_json
+from dass.layerwise import Buffering, Wanted, wanted_by
 from dass.masks import MaskFile, MaskFiles, save_masks
 from dass.pattern import Pattern
 from dass.plan import Plan

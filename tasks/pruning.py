@@ -15,9 +15,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from dass.checkpoint import Checkpoint
-from dass.engine import ENGINE_VERSION, Buffering
+from dass.engine import ENGINE_VERSION
 from dass.errors import InputError
 from dass.files import complete_folder, digest_of, read_json, write_json
+from dass.layerwise import Buffering
 from dass.masks import MaskFile, apply_to_checkpoint, removed_shares, save_masks
 from dass.plan import Plan
 from dass.ranks import ALONE, Ranks, joined_ranks

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 import dass
 from dass.decoder import Decoder
-from dass.engine import Buffering, LayerResult, LayerwisePruner, check_fits
+from dass.engine import LayerResult, LayerwisePruner, check_fits
 from dass.errors import InputError
+from dass.layerwise import Buffering
 from dass.methods import PROJECTIONS
 from dass.plan import plan
 from dass.ranks import Ranks
@@ -321,7 +322,7 @@ def test_the_relative_error_looks_at_the_first_windows_only(
     model(input_ids=tiny_tokens())
     hook.remove()
     dense = model.model.layers[0].mlp(seen[0])
-    monkeypatch.setattr("dass.engine.ERROR_TOKENS", limit)
+    monkeypatch.setattr("dass.layerwise.ERROR_TOKENS", limit)
     pruner = LayerwisePruner(Decoder(model), tiny_tokens(), plan(), buffering=Buffering(batch_tokens))
     report = pruner.prune_layer(0).report
     expected = float((model.model.layers[0].mlp(seen[0]) - dense).norm() / dense.norm())

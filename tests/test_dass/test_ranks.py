@@ -20,7 +20,7 @@ _RANK = """
 import os, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
-from dass.engine import Buffering
+from dass.layerwise import Buffering
 from dass.plan import plan
 from dass.ranks import joined_ranks
 from dass.run import CheckpointRun

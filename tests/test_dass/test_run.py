@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import dass
-from dass.engine import Buffering, LayerReport, LayerwisePruner
+from dass.engine import LayerReport, LayerwisePruner
 from dass.errors import InputError
 from dass.files import sha256_file
+from dass.layerwise import Buffering
 from dass.masks import MaskFile
 from dass.plan import plan
 from dass.run import CheckpointRun
