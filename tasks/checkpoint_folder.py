@@ -39,43 +39,23 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def copy_checkpoint(origin: Path, folder: Path) -> dict[str, str]:
-    """Copy a checkpoint's files and check them. Returns name -> sha256 of what was copied."""
+    """Copy a checkpoint's files, after checking them. Returns name -> sha256 of what was copied.
+
+    Raises:
+        InputError: this is no whole checkpoint, transformers does not read its config, it has no tokenizer, or weights
+            that are not pruned.
+    """
+    from dass.checkpoint import Checkpoint
     from tasks.tokens import load_config
 
     files = checkpoint_files(origin)
-    _check_weights(origin)
-    config = load_config(origin)
-    if getattr(config, "quantization_config", None) is not None:
-        raise InputError(f"{origin} holds quantised weights: expected float32, bfloat16 or float16 ones.")
+    load_config(origin)
+    Checkpoint(origin).check_prunable()
     if not any((origin / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise InputError(f"No tokenizer in {origin}: expected tokenizer.json. Put the model's own there.")
     for path in files:
         shutil.copyfile(path, folder / path.name)
     return {path.name: sha256_file(folder / path.name) for path in files}
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse a checkpoint with a shard that is missing or cut off. Reads headers only."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        shards = ["model.safetensors"]
-    elif index.is_file():
-        try:
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{index} is not an index of shards: expected JSON with a weight_map.") from None
-    else:
-        raise InputError(f"{folder} holds safetensors but no model.safetensors and no {index.name}. Fetch it again.")
-    for name in shards:
-        if not (folder / name).is_file():
-            raise InputError(f"{index} names {name}, which is not there. Fetch the checkpoint again.")
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{folder / name} is damaged or cut off ({error}). Fetch it again.") from error
 
 
 def cast_checkpoint(folder: Path, dtype: DType) -> None:

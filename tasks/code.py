@@ -20,8 +20,8 @@ STAGE_MODULES = {
 
 # Changing these cannot change a result: how settings are read, where files lie, how progress is shown.
 PLUMBING = frozenset(f"tasks.{name}" for name in ("code", "pins", "progress", "settings", "versioning", "workspace"))
-# Of dass: messages, vocabulary, how files are written; no arithmetic.
-_WORDS_ONLY = frozenset({"dass", "dass.errors", "dass.files", "dass.pattern"})
+# Of dass: messages, vocabulary, how files are read and written; no arithmetic.
+_WORDS_ONLY = frozenset({"dass", "dass.checkpoint", "dass.errors", "dass.files", "dass.pattern"})
 
 INSTALLED = Path(__file__).resolve().parent.parent
 

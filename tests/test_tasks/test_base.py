@@ -128,6 +128,17 @@ def name_an_absent_shard(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"x": "b.safetensors"}}')
 
 
+def name_an_absent_tensor(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"absent": "model-1.safetensors"}}')
+
+
+def store_a_matrix_as_float8(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name].to(torch.float8_e4m3fn)}, model / "model.safetensors")
+
+
 def give_the_tokenizer_one_token_more(model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["<more>"])
@@ -151,9 +162,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"),
         r"only pickled weights \(pytorch_model\.bin\)",
     ),
-    "weights cut off": (lambda m: os.truncate(m / "model.safetensors", 1000), "damaged or cut off"),
-    "shard missing": (name_an_absent_shard, r"names b\.safetensors, which is not there"),
-    "no index": (lambda m: (m / "model.safetensors").rename(m / "a.safetensors"), "no model.safetensors and no"),
+    "weights cut off": (lambda m: os.truncate(m / "model.safetensors", 1000), "damaged or truncated"),
+    "shard missing": (name_an_absent_shard, r"b\.safetensors is missing"),
+    "no index": (
+        lambda m: (m / "model.safetensors").rename(m / "a.safetensors"),
+        r"No model\.safetensors or model\.safetensors\.index\.json",
+    ),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "No tokenizer in"),
     "tokenizer is no JSON": (
         lambda m: (m / "tokenizer.json").write_text("{"),
