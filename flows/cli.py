@@ -1,12 +1,9 @@
 """The command line. It reads arguments and prints; the work is elsewhere, and imported when it is wanted."""
 
-import errno
 import json
 import logging
 import os
-import re
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +13,12 @@ import typer
 
 from dass.errors import InputError
 from flows.environment import configure
+from flows.exit_status import DONE, FAILED, INTERRUPTED, judged
 from flows.stages import STAGES, run_stage
 from tasks.workspace import Workspace
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_DISK_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 _INTERRUPTION = "dass: interrupted. Finished layers are kept; run again to go on."
 _interrupted: list[int] = []
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _STAGES_PANEL = "Stages (what dvc repro calls)"
 _STAGE_HELP = (
     "Plain work, without Prefect. The settings are read once; the status is 1 when an input changed meanwhile."
@@ -128,7 +123,7 @@ def run(
         dass run --workspace my-model --json > result.json
     """
     ws = _open(workspace)
-    from tasks.versioning import workspace_lock
+    from tasks.lock import workspace_lock
 
     with workspace_lock(ws):
         from flows.overrides import change_settings
@@ -411,7 +406,8 @@ def pin(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> Non
     Wanted before `dvc repro` when a local source, a hub branch or the installed dass has changed.
     """
     ws = _open(workspace)
-    from tasks.versioning import pin_inputs, workspace_lock
+    from tasks.lock import workspace_lock
+    from tasks.versioning import pin_inputs
 
     with workspace_lock(ws):
         pins = pin_inputs(ws)
@@ -468,41 +464,12 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("DASS_DEBUG"):
             raise
-        status, message = _judged(error)
+        status, message = judged(error)
         if not _interrupted:
             _tell(f"dass: {' '.join(message.split())}")
     if status == INTERRUPTED:
         _tell(_INTERRUPTION)
     return status
-
-
-def _judged(error: Exception) -> tuple[int, str]:
-    """Exit status and message of an error. Ours say what to do; others are named, and DASS_DEBUG=1 shows them whole."""
-    from typer.exceptions import TyperException
-
-    if isinstance(error, InputError):
-        return BAD_INPUT, str(error)
-    if isinstance(error, TyperException):
-        return BAD_INPUT, f"{error.format_message()} See: dass --help"
-    if refused := _refused_by_the_disk(error):
-        return BAD_INPUT, f"{refused}. Free space or permissions are needed there, then run again."
-    if type(error).__module__.startswith(("dass.", "tasks.")):
-        return FAILED, str(error)
-    return FAILED, f"{type(error).__name__}: {error} (DASS_DEBUG=1 shows where)"
-
-
-def _refused_by_the_disk(error: BaseException | None) -> str | None:
-    """What could not be written, when that is why `error` came about: full, read-only or not ours."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_DISK_SQLITE):
-            return f"a database: {error}"
-        if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors and tokenizers write in Rust
-            number = int(match[1])
-            return os.strerror(number) if number in _DISK else None
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _open(folder: Path) -> Workspace:

@@ -15,8 +15,10 @@ from flows.stages import STAGES
 from flows.summary import Summary
 from tasks import registry
 from tasks.experiments import check_experiments, save_experiment
+from tasks.lock import clear_leftovers, workspace_lock
+from tasks.provenance import provenance
 from tasks.settings import Settings
-from tasks.versioning import Started, clear_leftovers, provenance, run_if_changed, start_run, workspace_lock
+from tasks.versioning import Started, run_if_changed, start_run
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:

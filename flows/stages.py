@@ -52,7 +52,8 @@ def run_stage(ws: Workspace, name: str) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         STAGES[name].work(ws, load_settings(ws.params))
         return
-    from tasks.versioning import watched_inputs, workspace_lock
+    from tasks.lock import workspace_lock
+    from tasks.versioning import watched_inputs
 
     with workspace_lock(ws), watched_inputs(ws, name) as settings:
         STAGES[name].work(ws, settings)

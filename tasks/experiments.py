@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from dass.errors import InputError
 from dass.files import complete_file
+from tasks.provenance import git_state
 from tasks.settings import Settings
-from tasks.versioning import VersioningError, git_state, quiet_dvc
+from tasks.versioning import VersioningError, quiet_dvc
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:

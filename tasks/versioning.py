@@ -6,23 +6,18 @@ Two doors lead to the same stage functions, and both leave the same dvc.lock:
 - `dvc repro` starts `python -m flows STAGE`, which works inside `watched_inputs`.
 
 At both, a result is recorded only with the inputs it was made from: these are compared at the end with what they were
-at the start, and when they differ nothing is recorded. One lock a workspace keeps two runs apart.
+at the start, and when they differ nothing is recorded.
 
 This file alone knows DVC's internals (they are not its public interface, so DVC is pinned).
 """
 
-import fcntl
-import json
 import logging
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -40,15 +35,6 @@ Outcome = Literal["unchanged", "restored", "ran"]
 T = TypeVar("T")
 
 _TRIES = 5  # DVC's own locks never queue: ask again after 1, 2, 3, 4 s
-_MADE_FROM = (
-    "params.yaml",
-    "dvc.yaml",
-    "dass",
-    "tasks",
-    "flows",
-)  # what a result is made from, for git's opinion of it
-
-_held_here: set[Path] = set()
 
 
 class VersioningError(RuntimeError):
@@ -70,55 +56,6 @@ class Started:
 
     settings: Settings
     inputs: dict[str, dict[str, Any]]
-
-
-@contextmanager
-def workspace_lock(ws: Workspace) -> Iterator[None]:
-    """Hold the workspace: one run, or one stage of `dvc repro`, at a time. A killed holder lets go by itself.
-
-    A process that holds it already may take it again.
-
-    Raises:
-        InputError: another process holds it; the message names it.
-        OSError: the workspace cannot be written.
-    """
-    if ws.root in _held_here:
-        yield
-        return
-    ws.private.mkdir(exist_ok=True)
-    with (ws.private / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"{ws.root} is held by another run ({_holder(file.read())}). Wait for it, or stop it."
-            ) from None
-        file.truncate(0)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        json.dump({"pid": os.getpid(), "command": " ".join(sys.argv), "since": since}, file)
-        file.flush()
-        _held_here.add(ws.root)
-        try:
-            yield
-        finally:
-            _held_here.discard(ws.root)
-
-
-def _holder(text: str) -> str:
-    try:
-        holder = json.loads(text)
-        return f"process {holder['pid']}, since {holder['since']}: {holder['command']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
-        return "process unknown, just started"
-
-
-def clear_leftovers(ws: Workspace) -> None:
-    """Remove what a killed run was writing. Call inside `workspace_lock`."""
-    for folder in (ws.base.parent, ws.metrics, ws.plots, ws.private):
-        for pattern in (".*.partial", ".*.retired"):
-            for leftover in folder.glob(pattern):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
@@ -364,34 +301,6 @@ def _read_settings(ws: Workspace) -> tuple[Settings, bytes]:
         settings = load_settings(ws.params)
         if ws.params.read_bytes() == before:
             return settings, before
-
-
-def provenance(ws: Workspace, seconds: dict[str, float]) -> dict[str, Any]:
-    """What a registered version says of its origin: git commit, DVC's digests, seconds each stage took in this run."""
-    commit, dirty = git_state(ws)
-    return {"git_commit": commit, "git_dirty": dirty, "dvc": recorded_outs(ws), "seconds": seconds}
-
-
-def git_state(ws: Workspace) -> tuple[str | None, bool | None]:
-    """The commit the workspace is at, and whether what makes the result differs from it; (None, None) outside git.
-
-    dvc.lock and metrics are always changed during a run, so they have no say.
-    """
-    commit = _git(ws.root, "rev-parse", "HEAD")
-    if commit is None:
-        return None, None
-    tracked = _git(ws.root, "ls-files", "--error-unmatch", ws.params.name) is not None
-    return commit, not tracked or bool(
-        _git(ws.root, "status", "--porcelain", "--untracked-files=all", "--", *_MADE_FROM)
-    )
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,17 +14,7 @@ from ruamel.yaml import YAML
 
 from dass.errors import InputError
 from dass.files import complete_file, complete_folder
-from tasks.versioning import (
-    InputsChangedError,
-    Started,
-    clear_leftovers,
-    git_state,
-    recorded_outs,
-    run_if_changed,
-    start_run,
-    watched_inputs,
-    workspace_lock,
-)
+from tasks.versioning import InputsChangedError, Started, recorded_outs, run_if_changed, start_run, watched_inputs
 from tasks.workspace import Workspace
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -277,40 +266,6 @@ def test_dvc_repro_beside_a_working_stage_says_busy_and_removes_nothing(ws: Work
     assert (ws.root / "made" / "first" / "a.txt").is_file()
 
 
-def test_the_second_holder_of_a_workspace_is_refused_and_told_who_holds_it(ws: Workspace) -> None:
-    code = (
-        "import sys; from tasks.workspace import Workspace; from tasks.versioning import workspace_lock\n"
-        + textwrap.dedent(
-            """
-        try:
-            with workspace_lock(Workspace.at(sys.argv[1])): print("held")
-        except ValueError as error: print(error)
-        """
-        )
-    )
-    root = Path(__file__).parents[2]
-    ask = [sys.executable, "-c", code, str(ws.root)]
-    with workspace_lock(ws):
-        refused = subprocess.run(ask, cwd=root, capture_output=True, text=True, check=True).stdout
-    assert f"held by another run (process {os.getpid()}, since 2" in refused
-    assert len(refused.splitlines()) == 1
-    assert subprocess.run(ask, cwd=root, capture_output=True, text=True, check=True).stdout == "held\n"
-
-
-def test_what_a_killed_run_was_writing_is_cleared(ws: Workspace) -> None:
-    folder, file = ws.root / "artifacts" / ".base.123.partial", ws.metrics / ".evaluation.json.123.partial"
-    version = ws.private / ".version-123.partial"
-    folder.mkdir(parents=True)
-    version.mkdir(parents=True)
-    file.parent.mkdir()
-    file.touch()
-    (ws.metrics / "evaluation.json").touch()
-    clear_leftovers(ws)
-    assert [path.name for path in ws.metrics.iterdir()] == ["evaluation.json"]
-    assert list((ws.root / "artifacts").iterdir()) == []
-    assert not version.exists()
-
-
 def test_other_code_than_the_pipeline_depends_on_is_refused(tmp_path: Path) -> None:
     root, copy = Path(__file__).parents[2], tmp_path / "copy"
     for name in ("dass", "tasks", ".dvc"):
@@ -333,23 +288,3 @@ def test_recorded_outs_are_the_digests_of_dvc_lock(ws: Workspace) -> None:
         "made/first": stages["first"]["outs"][0]["md5"],
         "metrics/second.json": stages["second"]["outs"][0]["md5"],
     }
-
-
-def test_git_state_tells_commit_and_whether_settings_differ_from_it(ws: Workspace) -> None:
-    assert git_state(ws) == (None, None)
-
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=ws.root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    git("init")
-    git("add", "params.yaml", "dvc.yaml")
-    git("commit", "-m", "settings")
-    commit = git("rev-parse", "HEAD")
-    assert git_state(ws) == (commit, False)
-    (ws.root / "notes.txt").write_text("not an input")
-    assert git_state(ws) == (commit, False)
-    edit(ws, "alpha: 0.5", "alpha: 0.25")
-    assert git_state(ws) == (commit, True)
