@@ -26,7 +26,7 @@ unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 PACKAGES := .venv/.packages
 READY := .venv/.ready
 
-.PHONY: help run test check format bench bench-gpu clean
+.PHONY: help run test test-slow check format bench bench-gpu clean
 
 help:
 	@sed -n -e 's/^# make/make/p' -e 's/^#             /            /p' Makefile
@@ -36,6 +36,10 @@ run: $(READY)
 
 test: check
 	@.venv/bin/python -m pytest -n 2 --dist loadfile
+
+# make test-slow  the tests that take long or build an environment of their own
+test-slow: $(READY)
+	@.venv/bin/python -m pytest -m slow
 
 # make check  lint and types only
 check: $(READY)

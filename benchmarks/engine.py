@@ -8,9 +8,9 @@ from torch import Tensor
 
 import dass
 from benchmarks.timing import synchronise
-from dass.engine import LayerwisePruner
-from dass.plan import plan
-from dass.streaming import StreamedDecoder
+from dass.engine.pruner import LayerwisePruner
+from dass.method.plan import plan
+from dass.model.streaming import StreamedDecoder
 
 
 def prune_folder(folder_in: Path, folder_out: Path, input_ids_ST: Tensor, method: str, dtype: torch.dtype) -> None:

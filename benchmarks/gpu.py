@@ -23,7 +23,7 @@ from benchmarks.paths import FOLDER
 from benchmarks.random_checkpoint import ensure_checkpoint, llama_2_7b, llama_config, random_tokens
 from benchmarks.results import Record, Results
 from benchmarks.timing import matmul_rate
-from dass.methods import PROJECTIONS
+from dass.method.methods import PROJECTIONS
 
 FULL_LAYERS = 32
 

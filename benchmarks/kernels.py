@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
 from benchmarks.timing import seconds_per_call
-from dass.detect import runs_on_sparse_tensor_cores
-from dass.mask import keep_mask
-from dass.methods import Layout, Projection
-from dass.plan import plan
-from dass.score import ActivationNorms, importance
-from dass.transposable import transposable_mask
+from dass.masks.detect import runs_on_sparse_tensor_cores
+from dass.method.mask import keep_mask
+from dass.method.methods import Layout, Projection
+from dass.method.plan import plan
+from dass.method.score import ActivationNorms, importance
+from dass.method.transposable import transposable_mask
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 

@@ -18,12 +18,12 @@ from benchmarks import command, markdown
 from benchmarks.paths import FOLDER, ROOT
 from benchmarks.prepare import prepare_base
 from benchmarks.results import Record, Results
-from dass.dense import load_statistics, prune_from_statistics
-from dass.packing import pack_mask
-from dass.plan import Plan, plan
-from dass.run import CheckpointRun
-from dass.streaming import StreamedDecoder
-from tasks.settings import load_settings
+from dass.engine.dense import load_statistics, prune_from_statistics
+from dass.engine.run import CheckpointRun
+from dass.masks.packing import pack_mask
+from dass.method.plan import Plan, plan
+from dass.model.streaming import StreamedDecoder
+from tasks.workspace.settings import load_settings
 
 _ALPHAS = (0.25, 0.5, 1.0)
 _PATTERNS = ("unstructured", "4:8", "2:4", "1:4")

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.engine import prune_folder
 from benchmarks.job import Job, Measurement
 from benchmarks.reference import prune_reference
-from dass.pattern import parse_pattern
+from dass.method.pattern import parse_pattern
 
 
 def measure(job: Job, output: Path) -> Measurement:

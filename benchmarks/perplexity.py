@@ -22,8 +22,8 @@ from benchmarks.prepare import prepare_base
 from dass.files import read_json
 from dass.perplexity import mean_loss
 from tasks.evaluation import evaluate_dense
-from tasks.settings import load_settings
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
 
 METHODS = ("dass", "wanda", "magnitude")
 PATTERNS = ("unstructured", "4:8", "2:4")

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from tasks.base import fetch_base
 from tasks.calibration import cache_windows
-from tasks.pins import refresh_pins
-from tasks.settings import load_settings
-from tasks.workspace import Workspace
+from tasks.sources.base import fetch_base
+from tasks.versioning.pins import refresh_pins
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
 
 
 def prepare_base(params: Path, folder: Path) -> Workspace:

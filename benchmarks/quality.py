@@ -22,7 +22,7 @@ from benchmarks.perplexity import load, prepare
 from benchmarks.results import Record, Results
 from dass.files import read_json
 from dass.perplexity import mean_loss
-from tasks.settings import load_settings
+from tasks.workspace.settings import load_settings
 
 METHODS = ("dass", "wanda", "magnitude", "sparsegpt")
 UPDATES = ("none", "reconstruct", "reconstruct-mlp")

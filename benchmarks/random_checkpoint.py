@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dass.checkpoint import INDEX_FILE
 from dass.errors import InputError
+from dass.model.checkpoint import INDEX_FILE
 
 SHARD_BYTES = 10**9
 _STANDARD_DEVIATION = 0.02  # LLaMA's initialisation

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dass.pattern import Pattern
-from dass.sparsegpt import sparsegpt
+from dass.method.pattern import Pattern
+from dass.method.sparsegpt import sparsegpt
 
 _PRUNED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _DASS_EXPONENT = 0.25  # of the squared norm in DaSS's gate and up scores: alpha 0.5 of the norm

@@ -19,7 +19,7 @@ from benchmarks.flops import engine_share
 from benchmarks.paths import FOLDER, ROOT
 from benchmarks.prepare import prepare_base
 from benchmarks.results import Record, Results
-from tasks.settings import load_settings
+from tasks.workspace.settings import load_settings
 
 METHODS = ("dass", "wanda", "magnitude", "sparsegpt")
 DTYPES = ("float32", "bfloat16")

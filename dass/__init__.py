@@ -11,7 +11,7 @@ from dass.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
     from dass.api import CheckpointReport, PruneReport, prune, prune_checkpoint
-    from dass.detect import pattern_of
+    from dass.masks.detect import pattern_of
 
 __all__ = [
     "CheckpointReport",
@@ -26,7 +26,7 @@ __all__ = [
 _HOME = {
     "CheckpointReport": "dass.api",
     "PruneReport": "dass.api",
-    "pattern_of": "dass.detect",
+    "pattern_of": "dass.masks.detect",
     "prune": "dass.api",
     "prune_checkpoint": "dass.api",
 }
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
         return value
     if name == "load":  # not in __all__: where only this package is installed it is not offered
         try:
-            return import_module("tasks.loading").load
+            return import_module("tasks.registry.loading").load
         except ImportError as error:
             raise ImportError(f"dass.load needs the whole product, with tasks/ and MLflow ({error}).") from None
     raise AttributeError(f"module 'dass' has no attribute {name!r}")

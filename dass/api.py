@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dass.checkpoint import Checkpoint
-from dass.decoder import Decoder
-from dass.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
-from dass.engine import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, check_fits, write_parameters
+from dass.engine.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
+from dass.engine.hidden import Place
+from dass.engine.layerwise import Buffering, wanted_by
+from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, check_fits, write_parameters
+from dass.engine.run import CheckpointRun
 from dass.files import complete_folder, digest_of, sha256_file
-from dass.hidden import Place
-from dass.layerwise import Buffering, wanted_by
-from dass.masks import apply_to_checkpoint
-from dass.methods import DEFAULT_ALPHA
-from dass.pattern import Pattern
-from dass.plan import Plan, plan
-from dass.run import CheckpointRun
-from dass.streaming import StreamedDecoder
+from dass.masks.mask_file import apply_to_checkpoint
+from dass.method.methods import DEFAULT_ALPHA
+from dass.method.pattern import Pattern
+from dass.method.plan import Plan, plan
+from dass.model.checkpoint import Checkpoint
+from dass.model.decoder import Decoder
+from dass.model.streaming import StreamedDecoder
 
 
 class PlanOptions(TypedDict, total=False):
-    """Further settings of `prune` and `prune_checkpoint`; `dass.plan.Plan` explains each.
+    """Further settings of `prune` and `prune_checkpoint`; `dass.method.plan.Plan` explains each.
 
     layout: "paper", "contraction" or "transposable". update: "none", "reconstruct" or "reconstruct-mlp". allocation:
     "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and the re-fit.

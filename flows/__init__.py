@@ -1,0 +1,1 @@
+"""What happens, in which order: Prefect flows, the command line, deployments. No work of its own."""

@@ -1,5 +1,5 @@
 """`python -m flows` is `dass`."""
 
-from flows.cli import main
+from flows.cli.pipeline import main
 
 main()

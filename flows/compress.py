@@ -13,17 +13,17 @@ from prefect.utilities.annotations import quote
 from dass.files import read_json
 from flows.stages import STAGES
 from flows.summary import Summary
-from tasks import registry
-from tasks.experiments import check_experiments, save_experiment
-from tasks.lock import clear_leftovers, workspace_lock
-from tasks.provenance import provenance
-from tasks.settings import Settings
-from tasks.versioning import Started, run_if_changed, start_run
-from tasks.workspace import Workspace
+from tasks.registry import registration
+from tasks.versioning.experiments import check_experiments, save_experiment
+from tasks.versioning.provenance import provenance
+from tasks.versioning.stages import Started, run_if_changed, start_run
+from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import clear_leftovers, workspace_lock
+from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
-    from dass.run import LayerRecord
-    from tasks.pruning import PruningRun
+    from dass.engine.run import LayerRecord
+    from tasks.pruning.run import PruningRun
 
 logger = logging.getLogger("dass")
 
@@ -46,8 +46,8 @@ def compress(workspace: str) -> Summary:
         materialize(run)
         measure_pruned(run)
         draw(run)
-        registration = register(run)
-        return summarize(run, registration)
+        registered = register(run)
+        return summarize(run, registered)
 
 
 class Run:
@@ -83,7 +83,7 @@ def run_of(workspace: str) -> Iterator[Run]:
     with workspace_lock(ws):
         clear_leftovers(ws)
         started = start_run(ws)
-        registry.check_reachable(ws)
+        registration.check_reachable(ws)
         check_experiments(ws, started.settings)
         yield Run(ws, started)
 
@@ -107,7 +107,7 @@ def prune(run: Run) -> None:
     """The prune stage: one Prefect task per decoder layer."""
 
     def work() -> None:
-        from tasks.pruning import prune  # here, because a run that skips this stage needs no torch
+        from tasks.pruning.stages import prune  # here, because a run that skips this stage needs no torch
 
         prune(run.ws, run.settings, do_layer=_prune_layer)
 
@@ -152,14 +152,14 @@ def draw(run: Run) -> None:
 
 
 @task(name="register", **_PLAIN)
-def register(run: Run) -> registry.Registration:
+def register(run: Run) -> registration.Registration:
     origin = provenance(run.ws, run.seconds)
     if run.settings.register_.save_experiment:
-        name = registry.experiment_name(run.ws, run.settings)
+        name = registration.experiment_name(run.ws, run.settings)
         origin["experiment"] = {"name": name, "commit": save_experiment(run.ws, name)}
-    return registry.register(run.ws, run.settings, origin)
+    return registration.register(run.ws, run.settings, origin)
 
 
-def summarize(run: Run, registration: registry.Registration) -> Summary:
+def summarize(run: Run, registered: registration.Registration) -> Summary:
     """What the person sees at the end."""
-    return Summary.of(read_json(run.ws.metrics / "evaluation.json"), registration, run.outcomes, run.seconds)
+    return Summary.of(read_json(run.ws.metrics / "evaluation.json"), registered, run.outcomes, run.seconds)

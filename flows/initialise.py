@@ -12,7 +12,7 @@ from typing import Any
 
 from dass.errors import InputError
 from flows.overrides import parse_changes, rewrite
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 
 # template -> where it goes. None is named dvc.yaml: DVC would take it for a pipeline of the repository's own.
 _FILES = {
@@ -58,7 +58,7 @@ def make_workspace(
     with tempfile.TemporaryDirectory(prefix=".dass-init-", dir=nearest) as temporary:
         prepared = Path(temporary)
         _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=_git_would_track(nearest, root))
-        from tasks.versioning import pin_inputs
+        from tasks.versioning.stages import pin_inputs
 
         pin_inputs(Workspace.at(prepared), root)
         shutil.rmtree(prepared / ".dvc" / "tmp", ignore_errors=True)

@@ -13,8 +13,8 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from dass.errors import InputError
 from dass.files import complete_file
-from tasks.settings import read_params, validate_settings
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import read_params, validate_settings
 
 
 class _WritesNull(RoundTripRepresenter):

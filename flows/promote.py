@@ -5,19 +5,20 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import promotion, registry
-from tasks.champion import RolledBack
-from tasks.settings import Promote, load_settings
-from tasks.verification import Proof
-from tasks.workspace import Workspace
+from tasks.promotion import decision
+from tasks.promotion.champion import RolledBack
+from tasks.promotion.verification import Proof
+from tasks.registry import registration
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Promote, load_settings
 
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
 @flow(name="promote", persist_result=False)
 def promote(
-    workspace: str, version: str = registry.ALIAS, force: bool = False, reason: str | None = None
-) -> promotion.Decision:
+    workspace: str, version: str = registration.ALIAS, force: bool = False, reason: str | None = None
+) -> decision.Decision:
     """Make a version champion if every rule of params.yaml holds.
 
     Args:
@@ -29,21 +30,21 @@ def promote(
     ws = Workspace.at(workspace)
     settings = load_settings(ws.params)
     model, rules = settings.register_.model, settings.promote
-    registry.check_reachable(ws)
+    registration.check_reachable(ws)
     proof = prove(ws, model, version, rules)
     return decide(ws, model, version, rules, proof, force, reason)
 
 
 @task(name="prove", **_PLAIN)
 def prove(ws: Workspace, model: str, version: str, rules: Promote) -> Proof | None:
-    return promotion.prove(ws, model, version, rules)
+    return decision.prove(ws, model, version, rules)
 
 
 @task(name="decide", **_PLAIN)
 def decide(
     ws: Workspace, model: str, version: str, rules: Promote, proof: Proof | None, force: bool, reason: str | None
-) -> promotion.Decision:
-    return promotion.decide(ws, model, version, rules, proof, force=force, reason=reason)
+) -> decision.Decision:
+    return decision.decide(ws, model, version, rules, proof, force=force, reason=reason)
 
 
 @flow(name="rollback", persist_result=False)
@@ -56,10 +57,10 @@ def rollback(workspace: str, reason: str, to: str | None = None) -> RolledBack:
         to: an earlier champion; None is the one before the present one.
     """
     ws = Workspace.at(workspace)
-    registry.check_reachable(ws)
+    registration.check_reachable(ws)
     return go_back(ws, load_settings(ws.params).register_.model, reason, to)
 
 
 @task(name="go back", **_PLAIN)
 def go_back(ws: Workspace, model: str, reason: str, to: str | None) -> RolledBack:
-    return promotion.go_back(ws, model, reason, to)
+    return decision.go_back(ws, model, reason, to)

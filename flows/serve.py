@@ -10,8 +10,8 @@ import psutil
 
 from dass.errors import InputError
 from flows.prefect_api import check_api, own_server
-from tasks.settings import load_settings
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
 
 _FAREWELL_SECONDS = 15.0
 

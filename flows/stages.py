@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.code import STAGE_MODULES
-from tasks.settings import Settings, load_settings
-from tasks.workspace import Workspace
+from tasks.versioning.code import STAGE_MODULES
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def run_stage(ws: Workspace, name: str) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         STAGES[name].work(ws, load_settings(ws.params))
         return
-    from tasks.lock import workspace_lock
-    from tasks.versioning import watched_inputs
+    from tasks.versioning.stages import watched_inputs
+    from tasks.workspace.lock import workspace_lock
 
     with workspace_lock(ws), watched_inputs(ws, name) as settings:
         STAGES[name].work(ws, settings)

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tasks.registry import Registration
+    from tasks.registry.registration import Registration
 
 
 @dataclass(frozen=True)

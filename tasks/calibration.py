@@ -9,11 +9,11 @@ from torch import Tensor
 from dass.errors import InputError
 from dass.files import complete_folder, read_json, write_json
 from dass.windows import random_windows
-from tasks.documents import read_documents
-from tasks.pins import pinned
-from tasks.settings import Settings
-from tasks.tokens import bos_token, check_context, check_ids, encode, load_tokenizer
-from tasks.workspace import Workspace
+from tasks.sources.documents import read_documents
+from tasks.sources.pinned import pinned
+from tasks.sources.tokens import bos_token, check_context, check_ids, encode, load_tokenizer
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
 
 
 def cache_windows(ws: Workspace, settings: Settings) -> None:

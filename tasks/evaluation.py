@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dass.checkpoint import Checkpoint
 from dass.errors import InputError, NumericalError
 from dass.files import complete_folder, read_json, write_json
-from dass.masks import MaskFile
+from dass.masks.mask_file import MaskFile
+from dass.masks.sparsity import ZeroCount, count_zeros
+from dass.model.checkpoint import Checkpoint
 from dass.perplexity import mean_loss, perplexity
-from dass.sparsity import ZeroCount, count_zeros
 from dass.windows import consecutive_windows
-from tasks.devices import choose_device, choose_dtype
-from tasks.documents import read_documents
-from tasks.pins import pinned
-from tasks.progress import progress_bar
-from tasks.settings import Engine, Settings
-from tasks.tokens import bos_token, check_context, check_ids, load_tokenizer, tokenize
-from tasks.workspace import Workspace
+from tasks.sources.documents import read_documents
+from tasks.sources.pinned import pinned
+from tasks.sources.tokens import bos_token, check_context, check_ids, load_tokenizer, tokenize
+from tasks.workspace.devices import choose_device, choose_dtype
+from tasks.workspace.folder import Workspace
+from tasks.workspace.progress import progress_bar
+from tasks.workspace.settings import Engine, Settings
 
 TOKENS, DENSE, RESULT = "tokens.safetensors", "dense.json", "evaluation.json"
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import complete_file, read_json
-from tasks.settings import Settings
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
 
 LAYERS, NORMS = "layers.png", "norms.png"
 

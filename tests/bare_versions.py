@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from tasks.ledger import Ledger
+from tasks.registry.ledger import Ledger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -96,10 +96,10 @@ def real_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path
     from filelock import FileLock
 
     from dass.files import sha256_file
-    from tasks.base import fetch_base
-    from tasks.pins import refresh_pins
-    from tasks.settings import load_settings
-    from tasks.workspace import Workspace
+    from tasks.sources.base import fetch_base
+    from tasks.versioning.pins import refresh_pins
+    from tasks.workspace.folder import Workspace
+    from tasks.workspace.settings import load_settings
 
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

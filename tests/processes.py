@@ -10,10 +10,10 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from tasks import champion
-from tasks.ledger import Ledger
-from tasks.tracking import tracking
-from tasks.workspace import Workspace
+from tasks.promotion import champion
+from tasks.registry.ledger import Ledger
+from tasks.registry.tracking import tracking
+from tasks.workspace.folder import Workspace
 from tests.bare_versions import manifest_of
 
 _CONTEXT = multiprocessing.get_context("forkserver")

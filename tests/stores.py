@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.tracking import tracking
-from tasks.workspace import Workspace
+from tasks.registry.tracking import tracking
+from tasks.workspace.folder import Workspace
 from tests.servers import mlflow_server, postgres
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.base import fetch_base
 from tasks.calibration import cache_windows
 from tasks.evaluation import evaluate_dense, evaluate_pruned
-from tasks.pins import refresh_pins
-from tasks.pruning import materialize, prune
+from tasks.pruning.stages import materialize, prune
 from tasks.report import draw_plots
-from tasks.settings import Settings, load_settings
-from tasks.workspace import Workspace
+from tasks.sources.base import fetch_base
+from tasks.versioning.pins import refresh_pins
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings, load_settings
 from tests.models import save_tiny_checkpoint, tiny_text
 
 STAGES = (fetch_base, cache_windows, evaluate_dense, prune, materialize, evaluate_pruned, draw_plots)

@@ -7,7 +7,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.kernels import LAYOUTS, compare_kernel
 from dass.files import read_json
-from dass.methods import PROJECTIONS
+from dass.method.methods import PROJECTIONS
 
 
 def test_dry_run_measures_on_the_cpu_and_cleans_up(

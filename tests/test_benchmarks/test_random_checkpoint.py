@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import random_checkpoint
 from benchmarks.random_checkpoint import ensure_checkpoint, llama_2_7b, llama_config, stored_bytes, write_checkpoint
-from dass.checkpoint import Checkpoint
 from dass.errors import InputError
+from dass.model.checkpoint import Checkpoint
 
 TINY = llama_config(layers=3, hidden=32, intermediate=64, heads=4, vocabulary=300, context=128)
 

@@ -5,9 +5,9 @@ from transformers import PreTrainedModel
 
 import dass
 from benchmarks.reference import prune_reference
-from dass.mask import keep_mask
-from dass.pattern import parse_pattern
-from dass.sparsegpt import sparsegpt
+from dass.method.mask import keep_mask
+from dass.method.pattern import parse_pattern
+from dass.method.sparsegpt import sparsegpt
 from tests.models import LAYERS, tiny_model, tiny_tokens
 
 FAMILIES = ("llama", "mistral", "gemma3_text")

@@ -14,11 +14,11 @@ ALLOWED = {"torch", "transformers", "safetensors", "dass", *sys.stdlib_module_na
 PROGRAM = """
 import sys
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 import dass
-for module in iter_modules(dass.__path__):
-    import_module(f"dass.{module.name}")
+for module in walk_packages(dass.__path__, "dass."):
+    import_module(module.name)
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
@@ -59,7 +59,7 @@ def test_the_check_above_can_fail() -> None:
     assert "loaded: ['tasks']" in finished.stderr
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "dass").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "dass").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_import_is_an_allowed_one(path: Path) -> None:
     assert imported_by(path.read_text(encoding="utf-8")) <= ALLOWED
 

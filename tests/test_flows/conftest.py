@@ -14,7 +14,7 @@ import pytest
 
 from flows.initialise import make_workspace
 from flows.prefect_api import own_server
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 from tests.models import save_tiny_checkpoint, tiny_text
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dass.files import read_json
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
 
 UNCHANGED = dict.fromkeys(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import mlflow
 import pytest
 
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
 
 

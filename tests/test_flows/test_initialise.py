@@ -9,8 +9,8 @@ import pytest
 
 from dass.errors import InputError
 from flows.initialise import make_workspace, registered_name, template
-from tasks.pins import read_pins
-from tasks.settings import load_settings
+from tasks.sources.pinned import read_pins
+from tasks.workspace.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ from ruamel.yaml import YAML
 
 from dass.errors import InputError
 from flows.overrides import change_settings
-from tasks.settings import load_settings
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 

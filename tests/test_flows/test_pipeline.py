@@ -8,9 +8,9 @@ from ruamel.yaml import YAML
 
 from flows.initialise import template
 from flows.stages import STAGES
-from tasks.code import STAGE_MODULES, code_digest, code_paths
-from tasks.pins import SOURCES
-from tasks.settings import Settings
+from tasks.versioning.code import STAGE_MODULES, code_digest, code_paths
+from tasks.versioning.pins import SOURCES
+from tasks.workspace.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,9 @@ def test_a_stage_depends_on_all_the_code_it_runs(name: str) -> None:
 
 
 def test_the_import_closure_sees_imports_at_any_depth() -> None:
-    assert {"dass", "tasks/evaluation.py", "tasks/documents.py", "tasks/tokens.py"} <= set(code_paths("evaluate"))
+    assert {"dass", "tasks/evaluation.py", "tasks/sources/documents.py", "tasks/sources/tokens.py"} <= set(
+        code_paths("evaluate")
+    )
     assert "dass" in code_paths("prune")
 
 
@@ -58,7 +60,7 @@ def test_a_code_digest_changes_with_the_code_and_with_nothing_else(tmp_path: Pat
     (tmp_path / "dass" / "__pycache__" / "mask.pyc").write_bytes(b"compiled")
     before = code_digest("prune", tmp_path)
     assert before == code_digest("prune")
-    (tmp_path / "dass" / "score.py").write_text("changed = True\n")
+    (tmp_path / "dass" / "method" / "score.py").write_text("changed = True\n")
     assert code_digest("prune", tmp_path) != before
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
 
 

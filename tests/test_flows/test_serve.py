@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from flows.environment import NOTHING_LEAVES
 from flows.serve import _check_cron
-from tasks.workspace import Workspace
+from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
 
 ROOT = Path(__file__).parents[2]

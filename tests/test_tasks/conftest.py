@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.settings import Settings, load_settings
-from tasks.tracking import tracking
-from tasks.workspace import Workspace
+from tasks.registry.tracking import tracking
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings, load_settings
 from tests.workspaces import copy_workspace, finish_workspace
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
-from tasks.base import fetch_base
 from tasks.calibration import cache_windows, digest_of_ids
-from tasks.pins import refresh_pins
-from tasks.settings import Source
-from tasks.workspace import Workspace
+from tasks.sources.base import fetch_base
+from tasks.versioning.pins import refresh_pins
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Source
 from tests.workspaces import change_settings, start_workspace
 
 

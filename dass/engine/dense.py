@@ -1,0 +1,166 @@
+"""Statistics once, many masks: one pass through the dense model serves every method, pattern, sparsity and alpha.
+
+With `propagation: dense` a layer's statistics come from dense predecessors, so they depend on model and tokens only.
+The same pass tells which layers hold outliers, which is what the `owl` allocation asks.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dass.engine.layerwise import Buffering, LayerwisePass, Wanted
+from dass.engine.pruner import LayerResult, joined, layer_report
+from dass.engine.ranks import ALONE, Ranks
+from dass.errors import InputError
+from dass.files import complete_file
+from dass.method.allocation import outlier_ratio, owl_patterns
+from dass.method.mlp import prune_mlp, refit_down, refit_inputs
+from dass.method.pattern import Pattern
+from dass.method.plan import Plan
+from dass.method.score import ActivationNorms, importance
+from dass.method.statistics import MlpStatistics
+from dass.model.decoder import Decoder
+from dass.model.glu import find_glus, parameters_of
+
+LayerStatistics = Mapping[str, MlpStatistics]
+"""Statistics of a layer's MLPs by full name ("model.layers.0.mlp")."""
+
+_HEADER = "dass"
+_PARTS = ("norm_x", "norm_z", "gram_x", "gram_z")
+
+
+def dense_statistics(
+    decoder: Decoder,
+    input_ids_ST: Tensor,
+    wanted: Wanted,
+    *,
+    buffering: Buffering | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[dict[str, MlpStatistics]]:
+    """One forward through the dense model: the statistics of each layer in turn.
+
+    Args:
+        decoder: the model. Not changed.
+        input_ids_ST: calibration tokens, LongTensor (samples, length).
+        wanted: with or without Gram matrices.
+        buffering: how hidden states are held.
+        ranks: the processes that share the windows.
+
+    Raises:
+        InputError: tokens of a wrong shape or type, or a layer without a GLU MLP.
+        NumericalError: activations are NaN or infinite.
+    """
+    walk = LayerwisePass(decoder, input_ids_ST, buffering, ranks)
+    with walk.hidden:
+        for index in range(len(decoder)):
+            with torch.no_grad(), decoder.layer(index) as layer:
+                runner = walk.runner(layer)
+                collected = walk.collect(runner, wanted, advance=not walk.is_last)
+            walk.layer += 1
+            named = zip(runner.mlps, collected.statistics, strict=True)
+            yield {f"{decoder.layer_name(index)}.{mlp.name}": seen for mlp, seen in named}
+
+
+def prune_from_statistics(
+    decoder: Decoder, index: int, statistics: LayerStatistics, plan: Plan, pattern: Pattern
+) -> LayerResult:
+    """Masks of one layer, and new values where the plan wants them, without a token.
+
+    Raises:
+        InputError: statistics of another model, or without the Gram matrices that the plan needs.
+    """
+    mlps = find_glus(decoder.structure(index))
+    prefix = decoder.layer_name(index)
+    seen = [_of(statistics, f"{prefix}.{mlp.name}", mlp.sizes, plan) for mlp in mlps]
+    stored = decoder.stored_weights(index, parameters_of(mlps))
+    pruned = []
+    for mlp, each in zip(mlps, seen, strict=True):
+        weights = mlp.views(stored)
+        made = prune_mlp(weights, each, plan, pattern)
+        if plan.update != "none" and not each.starved:
+            assert each.gram_z_II is not None
+            made = refit_down(refit_inputs(made, weights, each, plan), weights, each.gram_z_II, None, plan)
+        pruned.append(made)
+    keep, values = joined(mlps, pruned, stored)
+    return LayerResult(
+        layer_report(index, pattern, mlps, pruned, seen, next(iter(stored.values())).dtype),
+        dict(statistics),
+        {f"{prefix}.{name}": mask for name, mask in keep.items()},
+        {f"{prefix}.{name}": value for name, value in values.items()},
+    )
+
+
+def layer_outliers(decoder: Decoder, index: int, statistics: LayerStatistics) -> float:
+    """Share of a layer's Wanda scores that are outliers: what `owl` allocates by."""
+    mlps = find_glus(decoder.structure(index))
+    stored = decoder.stored_weights(index, parameters_of(mlps))
+    prefix = decoder.layer_name(index)
+    return outlier_ratio(
+        importance(weight, projection, statistics[f"{prefix}.{mlp.name}"].norms, "wanda")
+        for mlp in mlps
+        for projection, weight in mlp.views(stored).items()
+    )
+
+
+def allocate(decoder: Decoder, outliers: Sequence[float], plan: Plan) -> list[Pattern]:
+    """Each layer's pattern under `plan.allocation`, the total staying what the plan's pattern removes."""
+    if plan.allocation == "uniform":
+        return [plan.pattern] * len(decoder)
+    layers = [find_glus(decoder.structure(index)) for index in range(len(decoder))]
+    sizes = [sum(3 * math.prod(mlp.sizes) for mlp in mlps) for mlps in layers]
+    # Shares that are whole weights of every competing group are not rounded a second time.
+    steps = math.gcd(*(size for mlps in layers for mlp in mlps for size in mlp.sizes))
+    return owl_patterns(outliers, sizes, plan.pattern, plan.owl_bound, steps if steps > 1 else None)
+
+
+def save_statistics(statistics: LayerStatistics, path: Path) -> None:
+    """Write one layer's statistics, complete or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for name, seen in statistics.items():
+        values = (seen.norms.x_H, seen.norms.z_I, seen.gram_x_HH, seen.gram_z_II)
+        named = zip(_PARTS, values, strict=True)
+        tensors |= {f"{name}.{part}": value.cpu() for part, value in named if value is not None}
+    header = json.dumps({name: [seen.tokens, seen.starved] for name, seen in statistics.items()}, sort_keys=True)
+    with complete_file(path) as temporary:
+        save_file(tensors, temporary, {_HEADER: header})
+
+
+def load_statistics(path: Path, device: torch.device) -> dict[str, MlpStatistics]:
+    """Read one layer's statistics.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as handle:
+            counts: dict[str, tuple[int, bool]] = json.loads(handle.metadata()[_HEADER])
+            stored = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, it is no dict
+    except FileNotFoundError:
+        raise InputError(f"No statistics {path}. Collect them first.") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}). Remove it and collect the statistics again.") from None
+    return {
+        name: MlpStatistics(
+            tokens,
+            ActivationNorms(stored[f"{name}.norm_x"], stored[f"{name}.norm_z"]),
+            stored.get(f"{name}.gram_x"),
+            stored.get(f"{name}.gram_z"),
+            starved,
+        )
+        for name, (tokens, starved) in counts.items()
+    }
+
+
+def _of(statistics: LayerStatistics, name: str, sizes: tuple[int, int], plan: Plan) -> MlpStatistics:
+    seen = statistics.get(name)
+    if seen is None or (len(seen.norms.z_I), len(seen.norms.x_H)) != sizes:
+        raise InputError(f"The statistics hold nothing of {sizes} for {name}: they are of another model.")
+    if (plan.needs_gram_x and seen.gram_x_HH is None) or (plan.needs_gram_z and seen.gram_z_II is None):
+        raise InputError(f"The statistics of {name} hold no Gram matrices, which this method needs: collect with them.")
+    return seen

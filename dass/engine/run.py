@@ -1,0 +1,265 @@
+"""A pruning run over a checkpoint on disk that can be killed at any moment and gone on with.
+
+A finished layer is a mask file in the run's folder, complete or absent, with its statistics and its updated weights
+beside it. A restart applies finished layers and only pushes the hidden states through them, or starts from hidden
+states saved on the way, and ends in the bytes of an undisturbed run.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dass.engine.dense import (
+    allocate,
+    dense_statistics,
+    layer_outliers,
+    load_statistics,
+    prune_from_statistics,
+    save_statistics,
+)
+from dass.engine.layerwise import Buffering, Wanted, wanted_by
+from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner, check_fits
+from dass.engine.ranks import ALONE, Ranks
+from dass.files import canonical_json, complete_file, read_json, write_json
+from dass.masks.mask_file import MaskFile, MaskFiles, save_masks
+from dass.masks.updates import Updates, save_updates
+from dass.method.pattern import Pattern
+from dass.method.plan import Plan
+from dass.method.statistics import MlpStatistics
+from dass.model.streaming import StreamedDecoder
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A layer's report, and whether it was finished by an earlier run."""
+
+    report: LayerReport
+    resumed: bool
+
+
+class CheckpointRun:
+    """Prunes a streamed model layer by layer into a folder. `layer` must be called for 0, 1, 2 ... in order.
+
+    The caller guards the folder: it must belong to this model, these tokens, this plan and this way of computing, and
+    to no other (a fingerprint of them in its name will do).
+
+    Attributes:
+        folder: finished layers.
+        layer_count: number of decoder layers.
+        finished: how many layers were finished when the run was opened.
+    """
+
+    def __init__(
+        self,
+        decoder: StreamedDecoder,
+        input_ids_ST: Tensor,
+        plan: Plan,
+        folder: Path,
+        *,
+        statistics: Path | None = None,
+        buffering: Buffering | None = None,
+        ranks: Ranks = ALONE,
+        checkpoint_every: int | None = None,
+    ) -> None:
+        """Check that the plan fits the model; nothing is computed yet.
+
+        Args:
+            decoder: the model.
+            input_ids_ST: calibration tokens, LongTensor (samples, length).
+            plan: what to remove.
+            folder: this run's folder; made if missing.
+            statistics: folder of dense statistics, for `propagation: dense`; None puts them into `folder`.
+            buffering: how hidden states are held.
+            ranks: the processes that share the windows; rank 0 writes.
+            checkpoint_every: save the hidden states behind every so many layers; None never does.
+
+        Raises:
+            InputError: a model that the plan cannot prune.
+        """
+        check_fits(decoder, plan)
+        self.folder, self.layer_count = folder, len(decoder)
+        self._decoder, self._input_ids_ST, self._plan, self._ranks = decoder, input_ids_ST, plan, ranks
+        self._statistics = statistics or folder / "dense"
+        self._buffering, self._checkpoint_every = buffering or Buffering(), checkpoint_every
+        folder.mkdir(parents=True, exist_ok=True)
+        self.finished = next(
+            (index for index in range(self.layer_count) if not self.mask_file(index).exists()), self.layer_count
+        )
+        self._start, self._saved = self._saved_hidden()
+        ranks.wait()  # nobody writes before everybody has looked
+
+    def mask_file(self, index: int) -> Path:
+        """Masks and report of a layer; its presence says that the layer is finished."""
+        return self.folder / f"layer_{index:03d}.safetensors"
+
+    def norms_file(self, index: int) -> Path:
+        """Norms of a layer's MLPs."""
+        return self.folder / f"norms_{index:03d}.safetensors"
+
+    def updates_file(self, index: int) -> Path:
+        """New values of a layer's kept weights; absent when they keep their values."""
+        return self.folder / f"updates_{index:03d}.safetensors"
+
+    def layer(self, index: int) -> LayerRecord:
+        """Prune one layer, or take it from an earlier run.
+
+        Raises:
+            NumericalError: its activations are NaN or infinite.
+            InputError: it does not fit into memory.
+        """
+        dense = self._plan.propagation == "dense"
+        if index < self.finished:
+            if self.finished < self.layer_count and not dense and index >= self._start:
+                self._replay(index)
+            return LayerRecord(read_report(self.mask_file(index)), resumed=True)
+        if dense:
+            statistics = load_statistics(self._dense[index], self._decoder.device)
+            result = prune_from_statistics(self._decoder, index, statistics, self._plan, self._patterns[index])
+        else:
+            result = self._pruner.prune_layer(index)
+        if self._ranks.is_first:
+            self._write(index, result)
+        if not dense:
+            self._save_hidden(index + 1)
+        return LayerRecord(result.report, resumed=False)
+
+    @property
+    def masks(self) -> MaskFiles:
+        """Masks of the finished layers, by stored tensor name."""
+        return MaskFiles(self._finished(self.mask_file))
+
+    @property
+    def updates(self) -> Updates:
+        """New values of the kept weights of the finished layers, by stored tensor name."""
+        return Updates(list(self._finished(self.updates_file)))
+
+    def _finished(self, file: Callable[[int], Path]) -> Iterator[Path]:
+        return (path for index in range(self.layer_count) if (path := file(index)).exists())
+
+    def norms(self) -> dict[str, Tensor]:
+        """Norms of the finished layers' MLPs: "<mlp's full name>.norm_x" (H,) and ".norm_z" (I,), float64."""
+        return {name: norm for path in self._finished(self.norms_file) for name, norm in load_file(path).items()}
+
+    def reports(self) -> Iterator[LayerReport]:
+        """Reports of the finished layers, in order."""
+        return finished_reports(self.folder)
+
+    def close(self) -> None:
+        """Give back memory and temporary files; finished layers stay."""
+        if "_pruner" in self.__dict__:  # it was opened
+            self._pruner.close()
+
+    @cached_property
+    def _pruner(self) -> LayerwisePruner:
+        """Opened when the first layer wants computing: embeds the tokens, or reads hidden states saved on the way."""
+        pruner = LayerwisePruner(
+            self._decoder,
+            self._input_ids_ST,
+            self._plan,
+            patterns=self._patterns,
+            buffering=self._buffering,
+            ranks=self._ranks,
+        )
+        if self._saved is not None:
+            pruner.resume_at(self._start, self._saved)
+        return pruner
+
+    @cached_property
+    def _patterns(self) -> list[Pattern]:
+        if self._plan.allocation == "uniform":
+            return [self._plan.pattern] * self.layer_count
+        path = self.folder / "outliers.json"
+        if path.exists():
+            outliers: list[float] = read_json(path)
+        elif self._plan.propagation == "dense":
+            outliers = [
+                layer_outliers(self._decoder, index, load_statistics(self._dense[index], self._decoder.device))
+                for index in range(self.layer_count)
+            ]
+        else:
+            norms_only = Wanted(gram_x=False, gram_z=False, min_expert_tokens=self._plan.min_expert_tokens)
+            outliers = [
+                layer_outliers(self._decoder, index, seen) for index, seen in enumerate(self._pass_dense(norms_only))
+            ]
+        self._ranks.wait()
+        if self._ranks.is_first and not path.exists():
+            write_json(path, outliers)
+        return allocate(self._decoder, outliers, self._plan)
+
+    @cached_property
+    def _dense(self) -> list[Path]:
+        """A file of dense statistics for each layer; collected in one pass when any is missing."""
+        files = [self._statistics / f"statistics_{index:03d}.safetensors" for index in range(self.layer_count)]
+        complete = all(path.exists() for path in files)
+        self._ranks.wait()
+        if not complete:
+            for path, seen in zip(files, self._pass_dense(wanted_by(self._plan)), strict=True):
+                if self._ranks.is_first:
+                    save_statistics(seen, path)
+            self._ranks.wait()
+        return files
+
+    def _pass_dense(self, wanted: Wanted) -> Iterator[dict[str, MlpStatistics]]:
+        return dense_statistics(self._decoder, self._input_ids_ST, wanted, buffering=self._buffering, ranks=self._ranks)
+
+    def _replay(self, index: int) -> None:
+        masks = MaskFile(self.mask_file(index))
+        updates = Updates([path for path in [self.updates_file(index)] if path.exists()])
+        weights = {name: updates.weight(name, masks[name]) for name in updates}
+        self._pruner.replay_layer(
+            index, self._decoder.from_stored(index, masks), self._decoder.from_stored(index, weights)
+        )
+
+    def _write(self, index: int, result: LayerResult) -> None:
+        keep = self._decoder.to_stored(result.keep)
+        with complete_file(self.norms_file(index)) as temporary:
+            save_file(
+                {
+                    f"{name}.{part}": norm.cpu()
+                    for name, seen in result.statistics.items()
+                    for part, norm in (("norm_x", seen.norms.x_H), ("norm_z", seen.norms.z_I))
+                },
+                temporary,
+            )
+        if result.weights:
+            with complete_file(self.updates_file(index)) as temporary:
+                save_updates(self._decoder.to_stored(result.weights), keep, temporary)
+        with complete_file(self.mask_file(index)) as temporary:  # last: it says that the layer is finished
+            save_masks(keep, temporary, {"report": canonical_json(asdict(result.report))})
+
+    def _save_hidden(self, layer: int) -> None:
+        """Every so many layers: the inputs of `layer`, after which the earlier ones are of no more use."""
+        if not self._checkpoint_every or (layer % self._checkpoint_every and layer != self.layer_count):
+            return
+        if layer < self.layer_count:
+            self._pruner.save_hidden(self._hidden_file(layer, self._ranks.rank))
+        self._ranks.wait()
+        for path in self.folder.glob(f"hidden_*_of_{self._ranks.size}_{self._ranks.rank}.safetensors"):
+            if path != self._hidden_file(layer, self._ranks.rank):
+                path.unlink()
+
+    def _saved_hidden(self) -> tuple[int, Path | None]:
+        """The last layer whose inputs every rank has saved, and this rank's file; (0, None) when there is none."""
+        for layer in range(self.finished, 0, -1):
+            files = [self._hidden_file(layer, rank) for rank in range(self._ranks.size)]
+            if all(path.exists() for path in files):
+                return layer, files[self._ranks.rank]
+        return 0, None
+
+    def _hidden_file(self, layer: int, rank: int) -> Path:
+        return self.folder / f"hidden_{layer:03d}_of_{self._ranks.size}_{rank}.safetensors"
+
+
+def finished_reports(folder: Path) -> Iterator[LayerReport]:
+    """Reports of the layers that are finished in a run's folder, in order."""
+    return (read_report(path) for path in sorted(folder.glob("layer_*.safetensors")))
+
+
+def read_report(path: Path) -> LayerReport:
+    """The report in a finished layer's mask file."""
+    return LayerReport(**json.loads(MaskFile(path).metadata["report"]))

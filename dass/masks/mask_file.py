@@ -1,0 +1,202 @@
+"""Mask files: keep masks of a model in one safetensors file, packed as N:M groups or as one bit a weight.
+
+The mask is the artifact: base × masks is the pruned model.
+
+A file's tensors are bytes. Its metadata has one key, "dass", a JSON object: "format"; "shapes", of the weights;
+"encodings", how each tensor's bytes are read: "bits" (`dass.masks.packing`) or a grouping such as "2:4 along axis 1"
+(`dass.masks.group_packing`); and whatever strings the writer added.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dass.errors import InputError
+from dass.masks.group_packing import Grouping, pack_groups, unpack_groups
+from dass.masks.packing import mask_digest, pack_mask, unpack_mask
+from dass.masks.updates import Updates
+from dass.model.checkpoint import Checkpoint
+
+FORMAT = "dass-masks-2"
+_HEADER = "dass"
+_BITS = "bits"
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
+
+
+def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
+    """Write keep masks, each in the smallest encoding its bits allow.
+
+    Args:
+        keep: parameter name -> bool tensor, True = kept.
+        path: the file to write; not atomic, give a temporary name.
+        more: further strings for the file's metadata.
+    """
+    shapes: dict[str, list[int]] = {}
+    encodings: dict[str, str] = {}
+    packed: dict[str, Tensor] = {}
+    for name, mask in keep.items():
+        shapes[name] = list(mask.shape)
+        grouping, packed[name] = pack_groups(mask) or (_BITS, pack_mask(mask))
+        encodings[name] = str(grouping)
+    # One key only: safetensors writes several in an order that changes from call to call, and so the file's bytes.
+    header = {**(more or {}), "format": FORMAT, "shapes": shapes, "encodings": encodings}
+    save_file(packed, path, {_HEADER: json.dumps(header, sort_keys=True)})
+
+
+class MaskFile(Mapping[str, Tensor]):
+    """A mask file as a mapping: parameter name -> bool tensor, unpacked when asked for.
+
+    Attributes:
+        path: the file.
+        metadata: the JSON object in the file's header.
+        shapes: parameter name -> shape of the weight.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError: the file is missing, damaged, or not a mask file."""
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as handle:
+                header = (handle.metadata() or {}).get(_HEADER, "{}")
+                stored = set(handle.keys())
+        except FileNotFoundError:
+            raise InputError(f"No mask file {path}. Prune first: dass run") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged ({error}).") from None
+        self.metadata: dict[str, Any] = _parse_header(header, path)
+        if self.metadata.get("format") != FORMAT:
+            raise InputError(f"{path} is not a mask file of format {FORMAT}.")
+        shapes, encodings = self.metadata.get("shapes"), self.metadata.get("encodings")
+        if not isinstance(shapes, dict) or not isinstance(encodings, dict):
+            raise InputError(f"{path} is damaged (its header lacks the shapes or the encodings of the masks).")
+        for name in sorted({*shapes, *encodings, *stored}):
+            if name not in stored or name not in shapes or name not in encodings:
+                raise self._damaged(name, "its bytes, its shape or its encoding is missing")
+        self.shapes = {name: self._shape(name, shape) for name, shape in shapes.items()}
+        self._groupings = {name: self._grouping(name, encoding) for name, encoding in encodings.items()}
+
+    @property
+    def digest(self) -> str:
+        """The masks' digest: depends on names, shapes and bits, not on the file or its encodings.
+
+        Raises InputError: a mask's bytes are damaged.
+        """
+        return mask_digest(self.shapes, lambda name: pack_mask(self[name]))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Raises InputError: the mask's bytes are damaged. KeyError: there is no such mask."""
+        shape, grouping = self.shapes[name], self._groupings[name]
+        try:
+            with safe_open(self.path, framework="pt") as handle:
+                packed: Tensor = handle.get_tensor(name)
+            if packed.dtype != torch.uint8 or packed.dim() != 1:
+                raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} is no packed mask")
+            return unpack_groups(packed, shape, grouping) if grouping else unpack_mask(packed, shape)
+        except (SafetensorError, ValueError) as error:
+            raise self._damaged(name, error) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def _shape(self, name: str, shape: Any) -> tuple[int, ...]:
+        sizes = shape if isinstance(shape, list) else [None]
+        if not all(type(size) is int and size >= 0 for size in sizes) or math.prod(sizes) >= 2**63:
+            raise self._damaged(name, f"its shape is {json.dumps(shape)}")
+        return tuple(sizes)
+
+    def _grouping(self, name: str, encoding: Any) -> Grouping | None:
+        try:
+            return None if encoding == _BITS else Grouping.parse(str(encoding))
+        except ValueError as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, how: object) -> InputError:
+        return InputError(f"{self.path}, {name}: the mask is damaged ({how}).")
+
+
+def _parse_header(header: str, path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged (its header is not JSON: {error}).") from None
+    if not isinstance(parsed, dict):
+        raise InputError(f"{path} is damaged (its header is not a JSON object).")
+    return parsed
+
+
+class MaskFiles(Mapping[str, Tensor]):
+    """Several mask files as one mapping."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Raises InputError: as MaskFile."""
+        self._file_of = {name: file for file in map(MaskFile, paths) for name in file}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file_of[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, float]:
+    """Share of weights the masks remove: of the MLP weights ("mlp") and of the whole model ("model")."""
+    removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    in_mlps = sum(math.prod(base.shape(name)) for name in masks)
+    in_model = sum(math.prod(place.shape) for place in base.stored.values())
+    return {"mlp": removed / in_mlps, "model": removed / in_model}
+
+
+def apply_to_checkpoint(
+    base: Checkpoint, masks: Mapping[str, Tensor], folder: Path, updates: Updates | None = None
+) -> None:
+    """Write base × masks into `folder`: removed weights are +0.0, every other byte is the base's.
+
+    Config, tokenizer and whatever else is text or safetensors come along; pickles and folders do not.
+
+    Args:
+        base: the dense checkpoint.
+        masks: stored tensor name -> keep mask.
+        folder: where to.
+        updates: new values of the kept weights of some tensors; those replace the base's.
+
+    Raises:
+        InputError: the masks are for another base (a tensor is missing or has another shape), or not for the updates.
+    """
+    check_masks_fit(base, masks)
+
+    def pruned(name: str, weight: Tensor) -> Tensor | None:
+        if name not in masks:
+            return None
+        keep = masks[name]
+        return updates.weight(name, keep) if updates and name in updates else weight.masked_fill_(~keep, 0.0)
+
+    for path in sorted(base.folder.iterdir()):
+        if path.is_file() and path.suffix not in _PICKLES and path.name not in base.files:
+            shutil.copyfile(path, folder / path.name)
+    base.copy(folder, pruned)
+
+
+def check_masks_fit(base: Checkpoint, masks: Mapping[str, Tensor]) -> None:
+    """Raise InputError when the masks name a tensor that the base does not hold in that shape."""
+    for name, mask in masks.items():
+        if name not in base.stored:
+            raise InputError(f"The masks name {name}, which {base.folder} does not hold: they belong to another base.")
+        if base.shape(name) != tuple(mask.shape):
+            raise InputError(f"{name}: the mask is {tuple(mask.shape)}, the weight {base.shape(name)}: another base.")

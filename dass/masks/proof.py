@@ -1,0 +1,187 @@
+"""Proof that a pruned checkpoint is its base times its masks, bit for bit, and that the masks obey their pattern.
+
+Nothing here trusts what a pruning run said of itself but its masks; tensors are compared as bits, one at a time.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dass.masks.updates import Updates
+from dass.method.methods import PROJECTIONS, Projection, competition_axis
+from dass.method.pattern import Pattern, parse_pattern
+from dass.model.checkpoint import Checkpoint
+
+_SPELLED: dict[str, tuple[Projection, ...]] = {
+    **{projection: (projection,) for projection in PROJECTIONS},
+    "w1": ("gate_proj",),
+    "w3": ("up_proj",),
+    "w2": ("down_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""What a stored matrix holds, by the last part of its name: gate's rows before up's."""
+
+
+class ProofError(Exception):
+    """Something is not as the masks and the manifest say. The message is one line and names the first place."""
+
+
+def prove_weights(base: Checkpoint, pruned: Checkpoint, masks: Mapping[str, Tensor], updates: Updates | None) -> None:
+    """Compare every tensor of a pruned checkpoint with what base, masks and updates make of it.
+
+    Removed weights are +0.0; kept ones are the base's bits, or those of `updates` where it names the tensor; every
+    other tensor, and the files' headers, are the base's bytes.
+
+    Args:
+        base: the dense checkpoint.
+        pruned: the checkpoint in question.
+        masks: stored tensor name -> keep mask, bool.
+        updates: new values of the kept weights of some of these tensors.
+
+    Raises:
+        ProofError: names the first tensor and entry that differ, and how; or the masks are for another base.
+    """
+    for name in masks:
+        if name not in base.stored:
+            raise ProofError(f"the masks name {name}, which the base does not hold: they belong to another base.")
+    _compare_layouts(base, pruned)
+    for name in base.stored:
+        expected, found = base.bits(name), pruned.bits(name)
+        if name not in masks:
+            if (at := _first_difference(expected, found)) is not None:
+                raise ProofError(f"{name} is not pruned, and differs from the base's at {at}.")
+            continue
+        keep = masks[name]
+        if keep.shape != base.shape(name):
+            raise ProofError(f"{name}: the mask is {tuple(keep.shape)}, the weight {base.shape(name)}: another base's.")
+        is_updated = updates is not None and name in updates
+        if updates is not None and is_updated:
+            expected = _bits(updates.weight(name, keep), like=expected)
+        else:
+            expected.masked_fill_(~keep, 0)
+        if (at := _first_difference(expected, found)) is not None:
+            source = "the updated value" if is_updated else "the base's"
+            raise ProofError(f"{name}{list(at)} {_what_differs(keep, found, at, source)}.")
+
+
+def _compare_layouts(base: Checkpoint, pruned: Checkpoint) -> None:
+    if base.files != pruned.files:
+        raise ProofError(f"the weights are in {', '.join(pruned.files)}, and the base's in {', '.join(base.files)}.")
+    for name, place in base.stored.items():
+        there = pruned.stored.get(name)
+        if there is None or pruned.file_of[name] != base.file_of[name]:
+            raise ProofError(f"{name} is missing from {base.file_of[name]}.")
+        if (there.dtype, there.shape) != (place.dtype, place.shape):
+            raise ProofError(f"{name} is {there.dtype} {there.shape}, and the base's is {place.dtype} {place.shape}.")
+    for name in pruned.stored:
+        if name not in base.stored:
+            raise ProofError(f"{name} is not in the base.")
+    for file in base.files:
+        if base.header(file) != pruned.header(file):
+            raise ProofError(f"{file}: the header is not the base's.")
+
+
+def _bits(values: Tensor, like: Tensor) -> Tensor:
+    if values.element_size() != like.element_size():
+        raise ProofError(f"updated values are {values.dtype}: another type than the base's.")
+    return values.view(like.dtype)
+
+
+def _first_difference(expected: Tensor, found: Tensor) -> tuple[int, ...] | None:
+    if torch.equal(expected, found):
+        return None
+    first = int((expected != found).view(-1).to(torch.uint8).argmax())
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(first), expected.shape))
+
+
+def _what_differs(keep: Tensor, found: Tensor, at: tuple[int, ...], source: str) -> str:
+    if keep[at]:
+        return f"is kept, and is not {source}"
+    sign_only = int(found[at]) == torch.iinfo(found.dtype).min
+    return f"was removed, and is {'−0.0' if sign_only else 'not zero'}: expected +0.0"
+
+
+def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+    """Check that every matrix obeys its layer's pattern, on its axis, in every competing group.
+
+    Args:
+        manifest: settings.prune and layers are read.
+        masks: stored tensor name -> keep mask, (O, C), or (E, O, C) for stacked experts.
+
+    Raises:
+        ProofError: names the first matrix and group that do not obey, or a matrix whose part in the MLP is not known.
+    """
+    prune, layers = manifest["settings"]["prune"], {layer["layer"]: layer for layer in manifest["layers"]}
+    removed: dict[tuple[int, Projection], list[int]] = {}
+    for name, keep in masks.items():
+        number = re.search(r"\.(\d+)\.", name)
+        if number is None or int(number[1]) not in layers:
+            raise ProofError(f"{name}: the manifest says nothing of its layer.")
+        layer = layers[int(number[1])]
+        pattern = _pattern(prune, layer)
+        for projection, matrix in _matrices(name, keep, masks):
+            for axis in _axes(projection, pattern, prune):
+                _check_groups(f"{name} ({projection})", matrix, pattern, axis, exact=prune["allocation"] == "uniform")
+            removed.setdefault((layer["layer"], projection), []).append(matrix.numel() - int(matrix.count_nonzero()))
+            removed[layer["layer"], projection].append(matrix.numel())
+    for (index, projection), counts in removed.items():
+        share = sum(counts[::2]) / sum(counts[1::2])
+        told = layers[index]["sparsity"][projection]
+        if abs(share - told) > 1e-9:
+            raise ProofError(f"layer {index}: {projection} has lost {share:.6f}, and the manifest says {told:.6f}.")
+
+
+def _pattern(prune: Mapping[str, Any], layer: Mapping[str, Any]) -> Pattern:
+    """Under `owl` every layer has its own; an unstructured one's share is then the layer's own."""
+    return parse_pattern(layer["pattern"], prune["sparsity"] if layer["pattern"] == "unstructured" else None)
+
+
+def _axes(projection: Projection, pattern: Pattern, prune: Mapping[str, Any]) -> list[int | None]:
+    if prune["layout"] == "transposable" and projection != "down_proj":
+        return [0, 1]
+    return [competition_axis(projection, prune["method"], pattern, prune["layout"])]
+
+
+def _matrices(name: str, keep: Tensor, masks: Mapping[str, Tensor]) -> Iterator[tuple[Projection, Tensor]]:
+    held = _projections(name, keep, masks)
+    for expert in keep.view(-1, *keep.shape[-2:]):
+        yield from zip(held, expert.chunk(len(held)), strict=True)
+
+
+def _projections(name: str, keep: Tensor, masks: Mapping[str, Tensor]) -> tuple[Projection, ...]:
+    spelled = name.removesuffix(".weight").rpartition(".")[2]
+    if spelled in _SPELLED:
+        return _SPELLED[spelled]
+    # A model nobody listed: of the three matrices side by side, down is the one that lies the other way.
+    beside = name.removesuffix(".weight").rpartition(".")[0]
+    shapes = [tuple(masks[other].shape) for other in masks if other.startswith(f"{beside}.")]
+    shape = tuple(keep.shape)
+    if len(shapes) == 3 and shape != shape[::-1]:
+        return ("down_proj",) if shapes.count(shape) == 1 else ("gate_proj",)
+    raise ProofError(f"{name}: expected a matrix called {', '.join(_SPELLED)}, to know along which axis it is pruned.")
+
+
+def _check_groups(what: str, keep_OC: Tensor, pattern: Pattern, axis: int | None, *, exact: bool) -> None:
+    if pattern.group is None and axis is None:
+        return  # the whole matrix competes: its share is compared with the manifest's
+    size = keep_OC.shape[axis or 0]
+    if pattern.group is not None:
+        if size % pattern.group:
+            raise ProofError(f"{what}: {pattern} does not tile its axis {axis}.")
+        groups = keep_OC.unflatten(axis or 0, (-1, pattern.group))
+        kept = groups.sum(dim=2 if axis == 1 else 1, dtype=torch.int32)  # (O, groups) or (groups, C)
+        expected = pattern.keep or 0
+    else:
+        kept = keep_OC.sum(dim=axis, keepdim=True, dtype=torch.int32)
+        expected = size - pattern.removed_from(size) if exact else int(kept.view(-1)[0])
+    wrong = (kept != expected).nonzero()
+    if len(wrong):
+        first = tuple(int(i) for i in wrong[0])
+        line, group = first if axis == 1 else first[::-1]
+        raise ProofError(
+            f"{what}: {'row' if axis == 1 else 'column'} {line}, group {group}: {int(kept[first])} kept, expected "
+            f"{expected}. {pattern} does not hold along axis {axis}."
+        )

@@ -1,0 +1,130 @@
+"""Pruning one GLU MLP from its statistics: masks, and new values for the weights that stay where a method has them.
+
+Pure: tensors in, tensors out, no model and no tokens. Axes: O out_features, C in_features, I intermediate, H hidden.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from dass.method.mask import keep_mask
+from dass.method.methods import PROJECTIONS, Projection
+from dass.method.pattern import Pattern
+from dass.method.plan import Plan
+from dass.method.reconstruct import DEFAULT_DAMPING as REFIT_DAMPING
+from dass.method.reconstruct import refit
+from dass.method.score import importance
+from dass.method.sparsegpt import DEFAULT_DAMPING as SPARSEGPT_DAMPING
+from dass.method.sparsegpt import sparsegpt
+from dass.method.statistics import MlpStatistics
+from dass.method.transposable import transposable_mask
+
+INPUTS: tuple[Projection, ...] = ("gate_proj", "up_proj")
+
+
+@dataclass(frozen=True)
+class PrunedMlp:
+    """What became of one MLP.
+
+    Attributes:
+        keep: bool, True = kept, shape of each weight.
+        weights: new values of the matrices that were updated (removed ones +0.0); the others only lose weights.
+        damping: the λ SparseGPT's Hessians took, as a share of their mean diagonal; None for the other methods.
+    """
+
+    keep: dict[Projection, Tensor]
+    weights: dict[Projection, Tensor]
+    damping: float | None = None
+
+    def with_weights(self, weights: Mapping[Projection, Tensor]) -> "PrunedMlp":
+        """The same masks with further new values."""
+        return replace(self, weights={**self.weights, **weights})
+
+
+def prune_mlp(
+    weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan, pattern: Pattern
+) -> PrunedMlp:
+    """Masks of gate, up and down; SparseGPT also gives new values.
+
+    Args:
+        weights: gate, up (I, H) and down (H, I), dense, any float dtype.
+        statistics: of this MLP, with Gram matrices for SparseGPT.
+        plan: method, layout, alpha, damping.
+        pattern: the pattern of this layer.
+
+    Raises:
+        InputError: groups that do not tile a matrix.
+        NumericalError: a Hessian no damping makes invertible.
+    """
+    if plan.method == "sparsegpt":
+        return _sparsegpt(weights, statistics, plan, pattern)
+    keep: dict[Projection, Tensor] = {}
+    for projection in PROJECTIONS:
+        score_OC = importance(weights[projection], projection, statistics.norms, plan.method, plan.alpha, plan.layout)
+        if _in_blocks(projection, plan):
+            keep[projection] = transposable_mask(score_OC)
+        else:
+            keep[projection] = keep_mask(score_OC, pattern, plan.axis(projection))
+    return PrunedMlp(keep, {})
+
+
+def refit_inputs(
+    pruned: PrunedMlp, weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan
+) -> PrunedMlp:
+    """Re-fit gate and up to the dense matrices' outputs. What feeds them does not change when the layer is pruned."""
+    assert statistics.gram_x_HH is not None
+    return pruned.with_weights(
+        {name: _refit(name, pruned, weights, statistics.gram_x_HH, None, plan) for name in INPUTS}
+    )
+
+
+def refit_down(
+    pruned: PrunedMlp, weights: Mapping[Projection, Tensor], gram_II: Tensor, moment_HI: Tensor | None, plan: Plan
+) -> PrunedMlp:
+    """Re-fit down to the dense MLP's output, given what the pruned gate and up feed it.
+
+    Args:
+        pruned: masks, and the values to start from.
+        weights: dense weights.
+        gram_II: ZᵀZ of the inputs that the pruned MLP's down projection gets, float32.
+        moment_HI: YᵀZ with Y the dense MLP's output and the same Z; None: Y is what the dense down makes of Z.
+        plan: damping.
+    """
+    return pruned.with_weights({"down_proj": _refit("down_proj", pruned, weights, gram_II, moment_HI, plan)})
+
+
+def _refit(
+    name: Projection,
+    pruned: PrunedMlp,
+    weights: Mapping[Projection, Tensor],
+    gram_CC: Tensor,
+    moment_OC: Tensor | None,
+    plan: Plan,
+) -> Tensor:
+    damping = REFIT_DAMPING if plan.damping is None else plan.damping
+    return refit(
+        weights[name], pruned.keep[name], gram_CC, damping, moment_OC=moment_OC, start_OC=pruned.weights.get(name)
+    )
+
+
+def _sparsegpt(
+    weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan, pattern: Pattern
+) -> PrunedMlp:
+    damping = SPARSEGPT_DAMPING if plan.damping is None else plan.damping
+    results = {}
+    for projection in PROJECTIONS:
+        gram_CC = statistics.gram_z_II if projection == "down_proj" else statistics.gram_x_HH
+        assert gram_CC is not None
+        choose = transposable_mask if _in_blocks(projection, plan) else None
+        results[projection] = sparsegpt(weights[projection], gram_CC, pattern, damping, choose=choose)
+    return PrunedMlp(
+        {name: result.keep_OC for name, result in results.items()},
+        {name: result.weight_OC for name, result in results.items()},
+        max(result.damping for result in results.values()),
+    )
+
+
+def _in_blocks(projection: Projection, plan: Plan) -> bool:
+    # down's groups along I already are its contraction axis: nothing to reconcile there.
+    return plan.layout == "transposable" and projection != "down_proj"

@@ -1,0 +1,140 @@
+"""What is asked of the engine: method, pattern, layout, update, allocation. Checked once, before any work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+from dass.errors import InputError
+from dass.method.allocation import DEFAULT_BOUND
+from dass.method.methods import DEFAULT_ALPHA, Layout, Method, Projection, competition_axis
+from dass.method.pattern import Pattern, parse_pattern
+
+Update = Literal["none", "reconstruct", "reconstruct-mlp"]
+Allocation = Literal["uniform", "owl"]
+Propagation = Literal["pruned", "dense"]
+
+DEFAULT_MIN_EXPERT_TOKENS = 256
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to remove and what to do with the weights that stay. Made by `plan`.
+
+    Attributes:
+        method: which score chooses.
+        pattern: what share goes, and in which groups.
+        alpha: exponent of the neuron norm in DaSS's gate and up scores.
+        layout: along which axis the N:M groups of gate and up lie.
+        update: whether kept weights are re-fitted after the mask is fixed.
+        allocation: the same share from every layer, or less from layers with outliers.
+        owl_bound: largest distance of a layer's sparsity from the target under `owl`.
+        propagation: whether a layer's statistics come from pruned or from dense predecessors.
+        damping: λ of SparseGPT and of the re-fit; None takes each one's default.
+        min_expert_tokens: an expert routed fewer tokens than this is judged on all tokens of its layer.
+    """
+
+    method: Method
+    pattern: Pattern
+    alpha: float = DEFAULT_ALPHA
+    layout: Layout = "paper"
+    update: Update = "none"
+    allocation: Allocation = "uniform"
+    owl_bound: float = DEFAULT_BOUND
+    propagation: Propagation = "pruned"
+    damping: float | None = None
+    min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
+
+    @property
+    def changes_kept_weights(self) -> bool:
+        """Whether weights that stay get new values."""
+        return self.method == "sparsegpt" or self.update != "none"
+
+    @property
+    def needs_gram_x(self) -> bool:
+        """Whether XᵀX of the MLP's input is needed."""
+        return self.changes_kept_weights
+
+    @property
+    def needs_gram_z(self) -> bool:
+        """Whether ZᵀZ of the dense intermediate activations is needed (a re-fit takes the pruned ones')."""
+        return self.method == "sparsegpt" or (self.update != "none" and self.propagation == "dense")
+
+    def axis(self, projection: Projection) -> int | None:
+        """The axis along which this projection's weights compete."""
+        return competition_axis(projection, self.method, self.pattern, self.layout)
+
+
+def plan(
+    method: str = "dass",
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    alpha: float = DEFAULT_ALPHA,
+    *,
+    layout: str = "paper",
+    update: str = "none",
+    allocation: str = "uniform",
+    owl_bound: float = DEFAULT_BOUND,
+    propagation: str = "pruned",
+    damping: float | None = None,
+    min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS,
+) -> Plan:
+    """Check what is asked for.
+
+    Raises:
+        InputError: a value that is not known, is out of range, or does not go with another one.
+    """
+    if not 0.0 <= alpha < float("inf"):
+        raise InputError(f"alpha is {alpha}: expected a finite exponent of 0 or more, for example {DEFAULT_ALPHA}.")
+    if damping is not None and not 0.0 < damping <= 10.0:
+        raise InputError(f"damping is {damping}: expected a share above 0 and up to 10, for example 0.01.")
+    if min_expert_tokens < 0:
+        raise InputError(f"min_expert_tokens is {min_expert_tokens}: expected 0 or more tokens.")
+    made = Plan(
+        _one_of("method", method, get_args(Method)),
+        parse_pattern(pattern, sparsity),
+        alpha,
+        _one_of("layout", layout, get_args(Layout)),
+        _one_of("update", update, get_args(Update)),
+        _one_of("allocation", allocation, get_args(Allocation)),
+        owl_bound,
+        _one_of("propagation", propagation, get_args(Propagation)),
+        damping,
+        min_expert_tokens,
+    )
+    _check_together(made)
+    return made
+
+
+def _check_together(made: Plan) -> None:
+    group, is_2_4 = made.pattern.group, (made.pattern.keep, made.pattern.group) == (2, 4)
+    if made.layout == "contraction" and group is None:
+        raise InputError('layout is "contraction" and pattern "unstructured": only N:M has groups. Use layout: paper.')
+    if made.layout == "transposable" and not is_2_4:
+        raise InputError(f'layout is "transposable" and pattern "{made.pattern}": expected pattern 2:4.')
+    if made.update == "reconstruct-mlp" and made.propagation == "dense":
+        raise InputError(
+            'update is "reconstruct-mlp" and propagation "dense": it needs the tokens, not their statistics. '
+            "Use propagation: pruned, or update: reconstruct."
+        )
+    if made.allocation == "owl":
+        if made.layout == "transposable":
+            raise InputError('allocation is "owl" and layout "transposable": every layer is 2:4 there. Use uniform.')
+        if not 0.0 < made.owl_bound < min(made.pattern.sparsity, 1.0 - made.pattern.sparsity):
+            raise InputError(
+                f"owl_bound is {made.owl_bound:g}: expected above 0 and less than "
+                f"{min(made.pattern.sparsity, 1.0 - made.pattern.sparsity):g}, so that no layer loses all or nothing."
+            )
+        if group is not None and made.owl_bound <= 0.5 / group:
+            raise InputError(
+                f"owl_bound is {made.owl_bound:g}: a group of {group} gives up whole weights, so less than "
+                f"{0.5 / group:g} moves no layer. Use more, or pattern: unstructured."
+            )
+
+
+def _one_of(name: str, value: str, known: Sequence[_Choice]) -> _Choice:
+    for each in known:
+        if each == value:
+            return each
+    raise InputError(f"{name} is {value!r}: expected one of {', '.join(known)}.")

@@ -1,0 +1,97 @@
+"""Statistics of one GLU MLP over the calibration tokens: norms, and Gram matrices where a method wants them.
+
+Axes: N tokens (or B windows, T tokens), H hidden, I intermediate.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dass.method.score import ActivationNorms
+
+
+@dataclass(frozen=True)
+class MlpStatistics:
+    """What one MLP saw.
+
+    Attributes:
+        tokens: how many tokens it was given.
+        norms: L2 norms of its input channels and of its intermediate neurons.
+        gram_x_HH: XᵀX of its inputs, float32, or None when not collected.
+        gram_z_II: ZᵀZ of its dense intermediate activations, float32, or None when not collected.
+        starved: it is an expert that the router gave too few tokens; these are of all of its layer's tokens instead.
+    """
+
+    tokens: int
+    norms: ActivationNorms
+    gram_x_HH: Tensor | None = None
+    gram_z_II: Tensor | None = None
+    starved: bool = False
+
+    @property
+    def is_finite(self) -> bool:
+        """False when an activation was NaN or infinite."""
+        return bool(self.norms.x_H.isfinite().all() and self.norms.z_I.isfinite().all())
+
+
+class StatisticsSum:
+    """Adds up batches. Sums are float32 inside a window and float64 across windows and batches."""
+
+    def __init__(self, sizes: tuple[int, int], device: torch.device, *, gram_x: bool, gram_z: bool) -> None:
+        """Start from nothing for an MLP of `sizes` (I, H)."""
+        intermediate, hidden = sizes
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self._tokens = zeros(1)
+        self._squares_x_H, self._squares_z_I = zeros(hidden), zeros(intermediate)
+        self._gram_x_HH = zeros(hidden, hidden) if gram_x else None
+        self._gram_z_II = zeros(intermediate, intermediate) if gram_z else None
+
+    def add(self, x: Tensor, z: Tensor) -> None:
+        """Add a batch: x (B, T, H) or (N, H), and z of the same tokens (..., I)."""
+        self._tokens += x.shape[:-1].numel()
+        self._squares_x_H += _sum_of_squares(x)
+        self._squares_z_I += _sum_of_squares(z)
+        if self._gram_x_HH is not None:
+            self._gram_x_HH += gram(x)
+        if self._gram_z_II is not None:
+            self._gram_z_II += gram(z)
+
+    def merge(self, sum_: Callable[..., None]) -> None:
+        """Add what other processes have seen: `sum_` adds up tensors over all of them, in place (`Ranks.sum_`)."""
+        parts = (self._tokens, self._squares_x_H, self._squares_z_I, self._gram_x_HH, self._gram_z_II)
+        sum_(*(part for part in parts if part is not None))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens added so far."""
+        return int(self._tokens.item())
+
+    def result(self) -> MlpStatistics:
+        """The statistics of all that was added."""
+        return MlpStatistics(
+            self.tokens,
+            ActivationNorms(self._squares_x_H.sqrt(), self._squares_z_I.sqrt()),
+            None if self._gram_x_HH is None else self._gram_x_HH.float(),
+            None if self._gram_z_II is None else self._gram_z_II.float(),
+        )
+
+
+def gram(x: Tensor, other: Tensor | None = None) -> Tensor:
+    """XᵀX over all tokens of a batch (..., C), or OᵀX with another (..., D): float32 (C, C) or (D, C)."""
+    x_NC = x.reshape(-1, x.shape[-1]).float()
+    left_ND = x_NC if other is None else other.reshape(-1, other.shape[-1]).float()
+    return left_ND.T @ x_NC
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    """Sum over windows and tokens: float32 inside a window, float64 across windows, so batches of any size agree.
+
+    One window at a time: a temporary as large as the batch costs more in page faults than the squares do.
+    """
+    x_BTC = x.reshape(-1, *x.shape[-2:])
+    return torch.stack([window.float().square().sum(dim=0) for window in x_BTC]).double().sum(dim=0)

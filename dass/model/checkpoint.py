@@ -1,0 +1,268 @@
+"""A checkpoint folder read lazily, one tensor at a time, and written as a copy with some weights changed.
+
+Reads `model.safetensors`, or the shards `model.safetensors.index.json` names. A copy keeps the shards, their headers
+and the order of tensors byte for byte; only the data of changed tensors differs.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dass.errors import InputError
+from dass.model.tensor_bytes import DTYPES, bytes_of
+
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
+_CHUNK_BYTES = 1 << 24
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its dtype as safetensors spells it, its shape, and its bytes [begin, end) in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Checkpoint:
+    """The tensors of a checkpoint folder. Opening reads headers only.
+
+    Attributes:
+        folder: the folder.
+        file_of: tensor name -> file name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the index and the headers.
+
+        Raises:
+            InputError: no safetensors, a shard is missing or truncated, or the index is damaged, names an absent tensor
+                or a file outside the folder.
+        """
+        self.folder = folder
+        self._headers: dict[str, tuple[bytes, dict[str, StoredTensor]]] = {}
+        index = folder / INDEX_FILE
+        if (folder / SINGLE_FILE).is_file():
+            self._read_header(SINGLE_FILE)
+        elif index.is_file():
+            weight_map = _read_weight_map(index)
+            for shard in sorted(set(weight_map.values())):
+                self._read_header(shard)
+            for name, shard in weight_map.items():
+                if name not in self._headers[shard][1]:
+                    raise InputError(f"{index} says {shard} holds {name}, and it does not. Fetch the checkpoint again.")
+        else:
+            raise InputError(f"No {SINGLE_FILE} or {INDEX_FILE} in {folder}: expected a safetensors checkpoint.")
+        self.file_of = {name: file for file, (_, tensors) in self._headers.items() for name in tensors}
+        if not self.file_of:
+            raise InputError(f"{folder} holds no tensor: expected a model's weights. Fetch the checkpoint again.")
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the safetensors files."""
+        return list(self._headers)
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor's place, in file order."""
+        return {name: place for _, tensors in self._headers.values() for name, place in tensors.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self.stored[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor.
+
+        Raises:
+            InputError: a type that is not pruned (float8, integers).
+        """
+        spelled = self.stored[name].dtype
+        if spelled not in DTYPES:
+            raise InputError(
+                f"{name} is stored as {spelled}: expected float32, bfloat16 or float16. "
+                "Take the checkpoint that is not quantized, or dequantize this one and save it again."
+            )
+        return DTYPES[spelled]
+
+    def check_prunable(self) -> None:
+        """Refuse quantized weights, before any work.
+
+        Raises:
+            InputError: a matrix, or a stack of them, of a type that is not pruned (float8, packed integers), or a
+                config that says the weights are quantized.
+        """
+        for name, place in self.stored.items():
+            if len(place.shape) in (2, 3) and place.dtype not in _BESIDE_WEIGHTS:
+                self.dtype(name)
+        quantization = self._config().get("quantization_config")
+        if quantization:
+            method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
+            raise InputError(
+                f"{self.folder / CONFIG_FILE} has a quantization_config ({method}): expected weights that are not "
+                "quantized. Take the checkpoint before quantization, or dequantize this one and save it again."
+            )
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """Type of the largest tensor."""
+        return self.dtype(max(self.stored, key=lambda name: self.stored[name].end - self.stored[name].begin))
+
+    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Read tensors to host memory. They are copies: the file may go away.
+
+        Raises:
+            InputError: a type that is not pruned, or a file that was cut short since it was opened.
+        """
+        loaded = {name: torch.empty(self.shape(name), dtype=self.dtype(name)) for name in names}
+        for name, out in loaded.items():
+            self.read_into(name, out)
+        return loaded
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Read one tensor into a tensor of its shape in host memory, without a copy where type and strides allow."""
+        assert out.shape == self.shape(name), name
+        if out.dtype != self.dtype(name) or not out.is_contiguous():
+            out.copy_(self.load([name])[name])
+            return
+        path, place = self.folder / self.file_of[name], self.stored[name]
+        with path.open("rb") as source:
+            source.seek(place.begin)
+            _read_exactly(source, out, path)
+
+    def bits(self, name: str) -> Tensor:
+        """A tensor's bits as integers of its width, in its shape. Types that torch does not know come as bytes.
+
+        For comparing: there NaN equals itself, and −0.0 is not +0.0.
+
+        Raises:
+            InputError: the file was cut short since it was opened.
+        """
+        path, place = self.folder / self.file_of[name], self.stored[name]
+        raw = torch.empty(place.end - place.begin, dtype=torch.uint8)
+        with path.open("rb") as source:
+            source.seek(place.begin)
+            _read_exactly(source, raw, path)
+        entries = math.prod(place.shape)
+        width = _INTEGERS.get(len(raw) // entries) if entries and len(raw) % entries == 0 else None
+        return raw if width is None else raw.view(width).view(place.shape)
+
+    def header(self, file: str) -> bytes:
+        """A file's bytes up to the first tensor's."""
+        return self._headers[file][0]
+
+    def iterate(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor in turn, one in memory at a time."""
+        for name in self.stored:
+            yield name, self.load([name])[name]
+
+    def copy(self, folder: Path, changed: Callable[[str, Tensor], Tensor | None]) -> None:
+        """Write the same tensors to `folder`, some of them changed.
+
+        Args:
+            folder: where to; its files are made or overwritten, and synced to disk.
+            changed: gets a tensor's name and value (float tensors only) and returns the new value, same shape and
+                dtype, or None to keep it. At most one tensor is in memory at a time.
+        """
+        for file, (header, tensors) in self._headers.items():
+            with (self.folder / file).open("rb") as source, (folder / file).open("wb") as target:
+                target.write(header)
+                for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
+                    source.seek(place.begin)
+                    if place.dtype in DTYPES:
+                        before = torch.empty(place.shape, dtype=DTYPES[place.dtype])
+                        _read_exactly(source, before, self.folder / file)
+                        target.write(bytes_of(_changed(name, before, changed)))
+                    else:
+                        _copy_bytes(source, target, place.end - place.begin)
+                target.flush()
+                os.fsync(target.fileno())
+        if (self.folder / INDEX_FILE).is_file() and SINGLE_FILE not in self._headers:
+            (folder / INDEX_FILE).write_bytes((self.folder / INDEX_FILE).read_bytes())
+
+    def _config(self) -> dict[str, Any]:
+        """The config, or nothing where there is none to read: whoever builds a model from it says so."""
+        try:
+            config = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    def _read_header(self, file: str) -> None:
+        path = self.folder / file
+        try:
+            with safe_open(path, framework="pt"):  # the library's own checks: offsets, overlaps, total size
+                pass
+            with path.open("rb") as source:
+                prefix = source.read(8)
+                header = source.read(struct.unpack("<Q", prefix)[0])
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing. Fetch the checkpoint again.") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged or truncated ({error}). Fetch the checkpoint again.") from None
+        entries: dict[str, Any] = json.loads(header)
+        start = len(prefix) + len(header)
+        tensors = {
+            name: StoredTensor(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                start + entry["data_offsets"][0],
+                start + entry["data_offsets"][1],
+            )
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+        self._headers[file] = (prefix + header, tensors)
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, out of an index whose file names stay in its folder."""
+    again = "Fetch the checkpoint again."
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{index} is not JSON ({error}). {again}") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f'{index} has no "weight_map": expected tensor names with the file that holds each. {again}')
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file:
+            raise InputError(f"{index} says {name} is in {file!r}: expected the name of a file beside it. {again}")
+    return weight_map
+
+
+def _read_exactly(source: BufferedReader, out: Tensor, path: Path) -> None:
+    """Fill a contiguous tensor from where the file stands. Not through a memory map, whose pages would count twice."""
+    wanted = bytes_of(out)
+    if source.readinto(wanted) != len(wanted):
+        raise InputError(f"{path} was cut short while it was read. Fetch the checkpoint again.")
+
+
+def _changed(name: str, before: Tensor, changed: Callable[[str, Tensor], Tensor | None]) -> Tensor:
+    after = changed(name, before)
+    if after is None:
+        return before
+    assert (after.shape, after.dtype) == (before.shape, before.dtype), name
+    return after.contiguous()
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    for begin in range(0, size, _CHUNK_BYTES):
+        target.write(source.read(min(_CHUNK_BYTES, size - begin)))

@@ -1,0 +1,214 @@
+"""A decoder whose weights stay on disk: one layer is in memory while it is used.
+
+The model is built from its config with parameters on the meta device and buffers (rotary tables, embedding scales)
+for real; a layer's parameters are read from the checkpoint when the layer is entered and dropped when it is left.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from dass.errors import InputError
+from dass.model.checkpoint import Checkpoint
+from dass.model.decoder import Decoder
+from dass.model.memory import keep_large_blocks_apart, release_freed_memory
+from dass.model.names import StoredNames
+from dass.model.prefetch import Prefetcher
+
+
+class StreamedDecoder(Decoder):
+    """A `Decoder` that reads each layer from a checkpoint folder."""
+
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype | None = None, prefetch: bool | None = None
+    ) -> None:
+        """Read the config and the tensors' places; no weight yet.
+
+        Args:
+            folder: a transformers checkpoint folder with safetensors.
+            device: where layers compute.
+            dtype: type to compute in; None takes the checkpoint's.
+            prefetch: whether the next layer is read while one is in use, which takes a second layer's host memory.
+                None does so where layers compute on another device than the host.
+
+        Raises:
+            InputError: no config of a causal LM, no safetensors, quantized weights, or a layer whose parameters the
+                checkpoint does not hold.
+        """
+        keep_large_blocks_apart()
+        self._checkpoint = Checkpoint(folder)
+        self._checkpoint.check_prunable()
+        model = _skeleton(folder, dtype or self._checkpoint.main_dtype)
+        super().__init__(model)
+        self.device = device
+        self.dtype = model.dtype
+        model.eval()
+        shapes = {name: place.shape for name, place in self._checkpoint.stored.items()}
+        self._names = StoredNames(shapes, model)
+        prefix = self.layers_name.rpartition(".")[0]
+        wanted = [f"{prefix}.{name}" for name, _ in model.get_submodule(prefix).named_parameters()]
+        missing = [name for name in wanted if name not in self._names]
+        if missing:
+            raise InputError(
+                f"{folder} does not hold {missing[0]} ({len(missing)} of {type(model).__name__}'s parameters)."
+            )
+        for name in wanted:
+            self._stored_dtype(name)
+        layers = list(self._layers)  # `embed` puts others in their place for a while
+
+        def read_layer(index: int) -> list[tuple[str, Tensor]]:
+            return list(self._stored_values(layers[index], self.layer_name(index)))
+
+        on_host = device.type == "cpu"
+        self._ahead = Prefetcher(read_layer, len(layers)) if (prefetch or (prefetch is None and not on_host)) else None
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """The layer with its weights on `device`; they are dropped at the end."""
+        layer = self._layers[index]
+        if self._ahead is None:
+            self._fill(layer, self._stored_values(layer, self.layer_name(index)))
+        else:
+            self._fill(layer, self._ahead.get(index))
+        try:
+            yield layer
+        finally:
+            _drop(layer)
+            release_freed_memory()
+
+    def stored_weights(self, index: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The loaded ones where they are as stored; else read from the checkpoint.
+
+        Computing in another type must not show in the scores, and a layer that is not loaded has no weights.
+        """
+        prefix = self.layer_name(index)
+        loaded = super().stored_weights(index, names)
+        if all(not loaded[name].is_meta and self._stored_dtype(f"{prefix}.{name}") == self.dtype for name in names):
+            return loaded
+        return {name: self._read(f"{prefix}.{name}").to(self.device) for name in names}
+
+    def to_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut tensors of parameters' shapes, such as masks, into what the checkpoint's tensors are."""
+        return self._names.to_stored(tensors)
+
+    def from_stored(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put a layer's tensors together from the checkpoint's."""
+        prefix = self.layer_name(index)
+        names = [f"{prefix}.{name}" for name, _ in self.structure(index).named_parameters()]
+        return self._names.from_stored(names, tensors)
+
+    @contextmanager
+    def embeddings(self) -> Iterator[None]:
+        """What is outside the layers is in memory only while this is open."""
+        outside = self._outside_layers()
+        for prefix, module in outside:
+            self._fill(module, self._stored_values(module, prefix, recurse=False), recurse=False)
+        try:
+            yield
+        finally:
+            for _, module in outside:
+                _drop(module, recurse=False)
+
+    def _outside_layers(self) -> list[tuple[str, nn.Module]]:
+        """Modules of the decoder that hold parameters or buffers of their own, layers aside."""
+        base_name = self.layers_name.rpartition(".")[0]
+        inside = {id(module) for layer in self._layers for module in layer.modules()}
+        return [
+            (f"{base_name}.{name}" if name else base_name, module)
+            for name, module in self.model.get_submodule(base_name).named_modules()
+            if id(module) not in inside and (module._parameters or module._buffers)
+        ]
+
+    def _stored_values(self, module: nn.Module, prefix: str, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """A module's parameters and stored buffers in host memory, by name inside the module, one at a time."""
+        for name in [name for name, _ in module.named_parameters(recurse=recurse)]:
+            yield name, self._read(f"{prefix}.{name}")
+        for name in [name for name, _ in module.named_buffers(recurse=recurse)]:
+            if f"{prefix}.{name}" in self._names:  # a router's correction bias, for one; rotary tables are not stored
+                yield name, self._read(f"{prefix}.{name}")
+
+    def _fill(self, module: nn.Module, values: Iterable[tuple[str, Tensor]], recurse: bool = True) -> None:
+        """Put a module on `device`, with these values in the types that the model has them in."""
+        for name, value in values:
+            dtype = _get(module, name).dtype
+            # First the copy, which is quick out of page-locked memory, then the type: there it is the device's work.
+            _set(module, name, value.to(self.device, non_blocking=True).to(dtype))
+        for name, buffer in list(module.named_buffers(recurse=recurse)):
+            _set(module, name, buffer.to(self.device))
+
+    def _read(self, name: str) -> Tensor:
+        """A parameter or buffer as it is stored, in host memory: assembled from its pieces one at a time."""
+        pin_memory = self.device.type == "cuda"
+        whole = torch.empty(self._names.shape(name), dtype=self._stored_dtype(name), pin_memory=pin_memory)
+        for piece in self._names.pieces(name):
+            self._checkpoint.read_into(piece.stored, whole[piece.at])
+        return whole
+
+    def _stored_dtype(self, name: str) -> torch.dtype:
+        """The type that holds every piece of a parameter exactly."""
+        dtypes = [self._checkpoint.dtype(piece.stored) for piece in self._names.pieces(name)]
+        return reduce(torch.promote_types, dtypes)
+
+
+def _drop(module: nn.Module, recurse: bool = True) -> None:
+    for name, parameter in list(module.named_parameters(recurse=recurse)):
+        _set(module, name, parameter.to("meta"))
+
+
+def _get(module: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    value = getattr(module.get_submodule(owner), leaf)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter or buffer."""
+    owner, _, leaf = name.rpartition(".")
+    is_parameter = isinstance(_get(module, name), nn.Parameter)
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+
+
+def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # a wrong value shows as whatever fails on it: KeyError, TypeError, validation errors
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        raise InputError(
+            f"{folder} has no config that transformers can read, or make a causal LM from. {reason}"
+        ) from error
+    assert isinstance(model, PreTrainedModel)
+    _keep_some_in_float32(model, dtype)
+    return model
+
+
+def _keep_some_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Widen what transformers loads in float32 whatever the model's type, such as a router's correction bias."""
+    patterns = model._get_dtype_plan(dtype)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if any(re.search(pattern, name) for pattern in patterns):
+            value.data = value.data.float()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside keep real buffers and get parameters without memory."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,4 @@
+"""Who is champion, why, and can it be proved.
+
+Nothing here makes or changes a version.
+"""

@@ -1,0 +1,116 @@
+"""The rules a version must hold to become champion: each one's limit, its value here, and whether it holds.
+
+Pure: what is judged was read before. A rule that cannot be judged does not hold.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tasks.workspace.settings import Promote
+
+KERNELS = {"2:4": "sparse tensor cores, 2:4 along in_features"}
+"""Kernels a rule can name, and what they run."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a version.
+
+    Attributes:
+        manifest: its manifest.
+        evaluation: its metrics/evaluation.json.
+        git_dirty: whether it was made from uncommitted files; None when that is not known.
+        proof: the name of the step its proof failed at, "" when every step held, None when it was not asked for.
+        champion_ratio: perplexity ratio of the present champion; None when there is none, or this is it.
+    """
+
+    manifest: dict[str, Any]
+    evaluation: dict[str, Any]
+    git_dirty: bool | None
+    proof: str | None
+    champion_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One rule's outcome.
+
+    Attributes:
+        rule: its name under `promote` in params.yaml.
+        limit: what was asked.
+        value: what was found; None where nothing was measured.
+        passed: whether it holds.
+        told: by how much it failed, or how it holds, in words.
+    """
+
+    rule: str
+    limit: float | str | bool
+    value: float | str | bool | None
+    passed: bool
+    told: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
+    """Every rule that is set, in the order of params.yaml."""
+    evaluation = evidence.evaluation
+    rulings: list[Ruling] = []
+    if rules.max_ratio is not None:
+        rulings.append(_at_most("max_ratio", rules.max_ratio, evaluation["ratio"]))
+    if rules.min_sparsity is not None:
+        rulings.append(_at_least("min_sparsity", rules.min_sparsity, evaluation["sparsity"]["mlp"]))
+    for task, limit in rules.max_task_drop.items():
+        rulings += _task_drop(task, limit, evaluation.get("tasks", {}).get(task), task in rules.optional_tasks)
+    if rules.max_layer_error is not None:
+        rulings.append(_layer_error(rules.max_layer_error, evidence.manifest["layers"]))
+    if rules.kernel is not None:
+        rulings.append(_kernel(rules.kernel, evidence.manifest["layers"]))
+    if rules.margin is not None and evidence.champion_ratio is not None:
+        rulings.append(_at_most("margin", evidence.champion_ratio * (1 + rules.margin), evaluation["ratio"]))
+    if rules.clean_git:
+        told = {True: "made from files that were not committed", False: "", None: "not made in a git repository"}
+        dirty = evidence.git_dirty
+        rulings.append(Ruling("clean_git", True, None if dirty is None else not dirty, dirty is False, told[dirty]))
+    if rules.proof:
+        rulings.append(_proof(evidence.proof))
+    return rulings
+
+
+def _at_most(rule: str, limit: float, value: float) -> Ruling:
+    passed = value <= limit
+    return Ruling(rule, limit, value, passed, "" if passed else f"{value - limit:.4g} above")
+
+
+def _at_least(rule: str, limit: float, value: float) -> Ruling:
+    passed = value >= limit
+    return Ruling(rule, limit, value, passed, "" if passed else f"{limit - value:.4g} below")
+
+
+def _task_drop(task: str, limit: float, measured: dict[str, float] | None, optional: bool) -> list[Ruling]:
+    rule = f"max_task_drop.{task}"
+    if measured is None:
+        return [Ruling(rule, limit, None, optional, "not evaluated" + (", and optional" if optional else ""))]
+    return [_at_most(rule, limit, measured["dense"] - measured["pruned"])]
+
+
+def _layer_error(limit: float, layers: list[dict[str, Any]]) -> Ruling:
+    errors = {layer["layer"]: layer["relative_error"] for layer in layers}
+    if None in errors.values():
+        return Ruling("max_layer_error", limit, None, False, "not measured under propagation: dense")
+    worst = max(errors, key=lambda index: errors[index])
+    ruling = _at_most("max_layer_error", limit, errors[worst])
+    return Ruling("max_layer_error", limit, ruling.value, ruling.passed, f"layer {worst}, {ruling.told}".rstrip(", "))
+
+
+def _kernel(kernel: str, layers: list[dict[str, Any]]) -> Ruling:
+    runs = [able for layer in layers for able in layer["runs_2_4"].values()]
+    value = f"{sum(runs)} of {len(runs)} matrices"
+    return Ruling("kernel", kernel, value, all(runs), "" if all(runs) else "prune.layout decides which it runs")
+
+
+def _proof(failed: str | None) -> Ruling:
+    if failed is None:
+        return Ruling("proof", True, None, False, "not checked")
+    return Ruling("proof", True, not failed, not failed, f"failed at: {failed}" if failed else "")

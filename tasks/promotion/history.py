@@ -1,0 +1,183 @@
+"""`dass history` and `dass diff`: what there is, and what lies between two versions. No model is loaded."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from dass.masks.difference import compare_masks
+from dass.masks.mask_file import MaskFile
+from tasks.promotion.champion import settle
+from tasks.registry.ledger import Entry, Ledger
+from tasks.registry.tracking import tracking
+from tasks.registry.version_folder import EVALUATION, MANIFEST, MASKS, SETTINGS
+from tasks.registry.versions import all_versions, file_of, find_version, record_of
+from tasks.workspace.flat import flat
+from tasks.workspace.folder import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from rich.console import Group
+    from rich.table import Table
+
+_PROOFS = {"verified": "passed", "failed": "failed"}
+
+
+def history(ws: Workspace, model: str) -> dict[str, Any]:
+    """Every version of a model, newest first, and what the ledger says of each.
+
+    Returns:
+        {"model", "repaired": a line or None, "versions": [{"version", "aliases", "method", "pattern", "sparsity",
+        "ratio", "tasks_mean", "when", "by", "commit", "proof", "events"}]}
+
+    Raises:
+        InputError: there is no such model.
+        BrokenLedger: the ledger is not whole.
+        TrackingError: MLflow failed.
+    """
+    with tracking(ws) as client:
+        ledger = Ledger.open(client, model)
+        repaired = settle(client, model)
+        entries = ledger.entries()
+        ledger.check_heads(entries)
+        aliases: dict[str, list[str]] = {}
+        for alias, version in client.get_registered_model(model).aliases.items():
+            aliases.setdefault(str(version), []).append(alias)
+        versions = [
+            _row(
+                made,
+                sorted(aliases.get(str(made.version), [])),
+                [each for each in entries if each.version == str(made.version)],
+            )
+            for made in all_versions(client, model)
+        ]
+    return {"model": model, "repaired": repaired, "versions": versions}
+
+
+def _row(made: "ModelVersion", aliases: list[str], entries: list[Entry]) -> dict[str, Any]:
+    tags = made.tags
+    proofs = [each for each in entries if each.event in _PROOFS]
+    by = next((each.actor for each in entries if each.event == "registered"), None)
+    return {
+        "version": str(made.version),
+        "aliases": aliases,
+        **{name: tags.get(name) for name in ("method", "pattern")},
+        **{name: _number(tags.get(tag)) for name, tag in _FIGURES.items()},
+        "when": datetime.fromtimestamp(made.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        "by": by,
+        "commit": tags.get("git_commit"),
+        "proof": _PROOFS[proofs[-1].event] if proofs else None,
+        "events": [{"n": each.n, "event": each.event, "time": each.time, "actor": each.actor} for each in entries],
+    }
+
+
+_FIGURES = {"sparsity": "sparsity.mlp", "ratio": "ratio", "tasks_mean": "tasks.mean"}
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def history_table(record: dict[str, Any]) -> "Table":
+    """The history for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"Versions of {escape(record['model'])}", title_justify="left")
+    for heading in (
+        "version",
+        "alias",
+        "method",
+        "pattern",
+        "sparsity",
+        "ratio",
+        "zero-shot",
+        "when",
+        "by",
+        "commit",
+        "proof",
+    ):
+        table.add_column(
+            heading, justify="right" if heading in ("version", "sparsity", "ratio", "zero-shot") else "left"
+        )
+    for each in record["versions"]:
+        table.add_row(
+            each["version"],
+            ", ".join(each["aliases"]),
+            each["method"] or "",
+            each["pattern"] or "",
+            _shown(each["sparsity"], "{:.1%}"),
+            _shown(each["ratio"], "{:.3f}"),
+            _shown(each["tasks_mean"], "{:.3f}"),
+            each["when"].replace("T", " ").removesuffix("+00:00"),
+            escape(each["by"] or ""),
+            (each["commit"] or "")[:8],
+            each["proof"] or "not checked",
+        )
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
+    """What lies between two versions: settings, calibration data, figures, and how many mask bits moved.
+
+    Returns:
+        {"model", "before", "after": version numbers, "settings" and "figures": {key: [before, after]} of those that
+        differ, "calibration": {key: [before, after]} likewise, "masks": [{"tensor", "moved", "share", "jaccard"}]}
+
+    Raises:
+        InputError: there is no such version, or the two are of different models.
+        TrackingError: MLflow failed.
+    """
+    with tracking(ws) as client:
+        pair = [find_version(client, model, version) for version in (before, after)]
+        manifests, evaluations, settings = (
+            [record_of(client, made, name) for made in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
+        )
+        with file_of(client, pair[0], MASKS) as one, file_of(client, pair[1], MASKS) as other:
+            moved = compare_masks(MaskFile(one), MaskFile(other))
+    return {
+        "model": model,
+        "before": str(pair[0].version),
+        "after": str(pair[1].version),
+        "settings": _changed(*({**each, "promote": {}} for each in settings)),  # what is asked, not what was made
+        "calibration": _changed(*(manifest["calibration"] for manifest in manifests)),
+        "figures": _changed(*evaluations),
+        "masks": [each.as_json() for each in sorted(moved, key=lambda each: _in_order(each.tensor))],
+    }
+
+
+def _in_order(tensor: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in tensor.split(".")]
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
+    before, after = flat(before), flat(after)
+    keys = dict.fromkeys([*before, *after])
+    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+
+
+def diff_tables(record: dict[str, Any]) -> "Group":
+    """The differences for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+
+    parts: list[Any] = []
+    names = (f"version {record['before']}", f"version {record['after']}")
+    for what in ("settings", "calibration", "figures"):
+        if not record[what]:
+            parts.append(f"{what}: the same")
+            continue
+        table = Table(what, *names, title_justify="left")
+        for key, (before, after) in record[what].items():
+            table.add_row(key, str(before), str(after))
+        parts.append(table)
+    moved = [each for each in record["masks"] if each["moved"]]
+    if not moved:
+        return Group(*parts, f"masks: the same in all {len(record['masks'])} matrices")
+    table = Table("mask of", "bits moved", "share", "Jaccard of what is kept")
+    for each in record["masks"]:
+        table.add_row(each["tensor"], f"{each['moved']:,}", f"{each['share']:.2%}", f"{each['jaccard']:.4f}")
+    return Group(*parts, table)

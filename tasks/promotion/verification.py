@@ -1,0 +1,233 @@
+"""`dass verify`: whether a version is exactly what the registry says it is, step by step.
+
+Every step is taken, also behind one that failed: what is wrong shows more clearly from several sides. Tensors are
+streamed; no model is built.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dass.errors import InputError
+from dass.files import read_json, sha256_file
+from dass.masks.mask_file import MaskFile, check_masks_fit
+from dass.masks.proof import ProofError, prove_patterns, prove_weights
+from dass.masks.updates import Updates
+from dass.model.checkpoint import Checkpoint
+from tasks.promotion.champion import check_alias
+from tasks.registry import signing
+from tasks.registry.ledger import BrokenLedger, Ledger
+from tasks.registry.loading import base_of
+from tasks.registry.tracking import TrackingError, tracking
+from tasks.registry.version_folder import MANIFEST, MASKS, UPDATES, VERSION
+from tasks.registry.versions import all_versions, find_version, folder_of
+from tasks.workspace.folder import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a proof.
+
+    Attributes:
+        name: files, ledger, weights, pattern or replay.
+        passed: None when there was nothing to check it against.
+        told: what was found.
+    """
+
+    name: str
+    passed: bool | None
+    told: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All steps.
+
+    Attributes:
+        what: which version or folder.
+        steps: in order.
+    """
+
+    what: str
+    steps: list[Step]
+
+    @property
+    def failed(self) -> str:
+        """Names of the steps that failed, "" when none did."""
+        return ", ".join(step.name for step in self.steps if step.passed is False)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": not self.failed}
+
+
+def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = False) -> Proof:
+    """Verify a registered version, and write the outcome to the ledger when that is whole.
+
+    Args:
+        ws: its artifacts/base is used when it is the right one; DVC's remote is the one it names.
+        model: registered model.
+        version: number or alias.
+        replay: also prune again from base and calibration as DVC has them.
+
+    Raises:
+        InputError: there is no such version.
+        TrackingError: MLflow failed.
+    """
+    with tracking(ws) as client:
+        made = find_version(client, model, version)
+        with folder_of(client, made) as folder:
+            steps = _steps(ws, client, model, folder, made, replay)
+        proof = Proof(f"{model} version {made.version}", steps)
+        record_proof(client, made, proof)
+        return proof
+
+
+def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[Proof]:
+    """Verify every version of a model, newest first.
+
+    Raises:
+        InputError: there is none.
+    """
+    with tracking(ws) as client:
+        numbers = [str(made.version) for made in all_versions(client, model)]
+    if not numbers:
+        raise InputError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
+    for number in numbers:
+        yield verify_version(ws, model, number, replay=replay)
+
+
+def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = False) -> Proof:
+    """Verify a version's folder that was downloaded or copied, against the version that has the same manifest.
+
+    Nothing is written to the ledger: what is wrong with a copy says nothing of the version.
+
+    Raises:
+        InputError: it is no version's folder.
+        TrackingError: MLflow failed.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} has no {MANIFEST}: expected a registered version's folder, or a version's number.")
+    digest = sha256_file(folder / MANIFEST)
+    with tracking(ws) as client:
+        same = [made for made in all_versions(client, model) if made.tags.get("manifest") == digest]
+        return Proof(str(folder), _steps(ws, client, model, folder, same[0] if same else None, replay))
+
+
+def record_proof(client: "MlflowClient", made: "ModelVersion", proof: Proof) -> None:
+    """Append the outcome to the ledger, unless the ledger itself is what is broken."""
+    steps = [[step.name, step.passed, step.told[:200]] for step in proof.steps]
+    ledger = Ledger.open(client, made.name)
+    try:
+        ledger.record(
+            "failed" if proof.failed else "verified", str(made.version), made.tags["manifest"], {"steps": steps}
+        )
+    except (BrokenLedger, KeyError):
+        return  # the proof says so
+
+
+def _steps(
+    ws: Workspace,
+    client: "MlflowClient",
+    model: str,
+    folder: Path,
+    made: "ModelVersion | None",
+    replay: bool,
+) -> list[Step]:
+    checks: dict[str, Callable[[], str]] = {
+        "files": lambda: _check_files(client, model, folder),
+        "ledger": lambda: _check_ledger(client, model, folder, made),
+        "weights": lambda: _check_weights(ws, folder),
+        "pattern": lambda: _check_pattern(folder),
+    }
+    if replay:
+        from tasks.promotion.replay import replayed  # here: it prunes, and transformers takes seconds
+
+        checks["replay"] = lambda: replayed(ws, folder)
+    return [_step(name, check) for name, check in checks.items()]
+
+
+def _step(name: str, check: Callable[[], str]) -> Step:
+    try:
+        return Step(name, True, check())
+    except TrackingError:
+        raise  # nothing was learned
+    except Exception as error:  # whatever a damaged file makes a reader raise: what cannot be read is not proved
+        told = (
+            str(error) if type(error).__module__.startswith(("dass.", "tasks.")) else f"{type(error).__name__}: {error}"
+        )
+        return Step(name, False, " ".join(told.split()))
+
+
+def _check_files(client: "MlflowClient", model: str, folder: Path) -> str:
+    """Every file has the digest that was signed, and the key is one that the registered model names."""
+    key = read_json(folder / VERSION)["key"]
+    signing.check(folder, signing.registered_key(client, model, key))
+    return f"all files are as signed with key {key[:16]}"
+
+
+def _check_ledger(client: "MlflowClient", model: str, folder: Path, made: "ModelVersion | None") -> str:
+    """The chain is whole, names this manifest and this key, and the aliases are where it put them."""
+    ledger = Ledger.open(client, model)
+    entries = ledger.entries()
+    ledger.check_heads(entries)
+    digest = sha256_file(folder / MANIFEST)
+    if made is None:
+        raise BrokenLedger(f"no version of {model} was registered with the manifest {digest[:16]}.")
+    registered = [each for each in entries if each.event == "registered" and each.version == str(made.version)]
+    if not registered:
+        raise BrokenLedger(f"version {made.version} is not in the ledger of {model}.")
+    entry = registered[-1]
+    if entry.manifest != digest:
+        raise BrokenLedger(f"the manifest is {digest[:16]}, and the ledger registered {entry.manifest[:16]}.")
+    if entry.details["key"] != read_json(folder / VERSION)["key"]:
+        raise BrokenLedger(f"it is signed with another key than the one the ledger names in entry {entry.n}.")
+    check_alias(client, ledger, entries)
+    return f"entry {entry.n} of {len(entries)} names this manifest, and the chain is whole"
+
+
+def _check_weights(ws: Workspace, folder: Path) -> str:
+    """The pruned checkpoint is its base times its masks."""
+    manifest, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
+    masks, updates = MaskFile(folder / MASKS), Updates(sorted((folder / UPDATES).glob("*.safetensors")))
+    if masks.digest != manifest["masks"]["digest"]:
+        raise ProofError(
+            f"the masks' digest is {masks.digest[:16]}, the manifest says {manifest['masks']['digest'][:16]}."
+        )
+    stored = manifest["updates"]["digest"] if manifest["updates"] else None
+    if (updates.digest if updates else None) != stored:
+        raise ProofError("the updated weights are not those the manifest names.")
+    with base_of(ws, manifest) as base_folder:
+        base = Checkpoint(base_folder)
+        if version["artifact"] == "masks":
+            check_masks_fit(base, masks)
+            return "the masks are the manifest's and fit its base; the weights are made from them when they are loaded"
+        prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None)
+    changed = (
+        f"{len(updates)} tensors have the new values the manifest names" if updates else "kept ones are the base's"
+    )
+    return f"removed weights are +0.0, {changed}, everything else is untouched"
+
+
+def _check_pattern(folder: Path) -> str:
+    """Every matrix obeys its layer's pattern in every group, by its masks."""
+    manifest, masks = read_json(folder / MANIFEST), MaskFile(folder / MASKS)
+    prove_patterns(manifest, masks)
+    return f"{manifest['settings']['prune']['pattern']} holds in every group of {len(masks)} matrices"
+
+
+def proof_table(proof: Proof) -> "Table":
+    """Step by step, for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{escape(proof.what)}: {'not proved' if proof.failed else 'proved'}"
+    table = Table("step", "", "what was found", title=title, title_justify="left")
+    for step in proof.steps:
+        table.add_row(step.name, "passed" if step.passed else "FAILED", escape(step.told))
+    return table

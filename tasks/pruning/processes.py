@@ -1,0 +1,87 @@
+"""Pruning by several processes of this machine, from a process that only waits: `engine.processes`.
+
+torchrun starts the ranks; each is the program `tasks.pruning.rank`. They write finished layers into the run's work
+folder, and whoever waits sees them appear there.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+from dass.engine.run import CheckpointRun, LayerRecord, read_report
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+_TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+    "--nproc-per-node",
+)
+_POLL_SECONDS = 0.05
+STARTER = "DASSSTARTER"
+
+
+class ProcessesError(RuntimeError):
+    """A pruning process died. Finished layers stay."""
+
+
+def is_rank() -> bool:
+    """Whether this process was itself started by torchrun."""
+    return "WORLD_SIZE" in os.environ
+
+
+class JoinedProcesses:
+    """`engine.processes` ranks at work on a run. Started with the first layer that is asked for and not finished."""
+
+    def __init__(self, workspace: Workspace, settings: Settings, run: CheckpointRun) -> None:
+        self._workspace, self._settings, self._run = workspace, settings, run
+        self._job: subprocess.Popen[bytes] | None = None
+        self._log = run.folder / "processes.log"
+
+    def layer(self, index: int) -> LayerRecord:
+        """Wait until a layer is finished.
+
+        Raises:
+            ProcessesError: a process died.
+        """
+        path = self._run.mask_file(index)
+        if index >= self._run.finished and self._job is None:
+            self._job = self._start()
+        while not path.exists():
+            assert self._job is not None
+            status = self._job.poll()
+            if status is not None and not path.exists():
+                processes = self._settings.engine.processes
+                raise ProcessesError(
+                    f"Pruning with {processes} processes stopped in layer {index} (status {status}): {self._reason()}. "
+                    f"Finished layers are kept; run again to go on. Log: {self._log}"
+                )
+            time.sleep(_POLL_SECONDS)
+        return LayerRecord(read_report(path), resumed=index < self._run.finished)
+
+    def close(self) -> None:
+        """Stop the processes, if they still run."""
+        if self._job is None:
+            return
+        if sys.exc_info()[0] is not None:
+            self._job.terminate()
+        self._job.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        processes = self._settings.engine.processes
+        settings = self._run.folder / "settings.json"  # what the flow has read: params.yaml may change meanwhile
+        settings.write_text(self._settings.model_dump_json(by_alias=True), encoding="utf-8")
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                [*_TORCHRUN, str(processes), "-m", "tasks.pruning.rank", str(self._workspace.root), str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": str(threads), **os.environ, STARTER: str(os.getpid())},
+            )
+
+    def _reason(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [line.removeprefix("dass: ") for line in lines if line.startswith("dass: ")]
+        return (told or ["a process died"])[0]

@@ -1,0 +1,163 @@
+"""One pruning run of a workspace, layer by layer, and the folder of masks it ends in.
+
+Finished layers lie under .dass/work/<fingerprint> (`dass.engine.run`). A run that died goes on behind the last of them
+and ends in the same bytes.
+"""
+
+import platform
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from dass.engine.layerwise import Buffering
+from dass.engine.pruner import ENGINE_VERSION
+from dass.engine.ranks import ALONE, Ranks
+from dass.engine.run import CheckpointRun, LayerRecord
+from dass.errors import InputError
+from dass.files import complete_folder, digest_of, read_json, write_json
+from dass.masks.mask_file import MaskFile, removed_shares, save_masks
+from dass.masks.updates import Updates
+from dass.method.plan import Plan
+from dass.model.checkpoint import Checkpoint
+from dass.model.streaming import StreamedDecoder
+from tasks.pruning.processes import JoinedProcesses, is_rank
+from tasks.workspace.devices import choose_device, choose_dtype
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+MASKS, STATISTICS, MANIFEST, UPDATES = "masks.safetensors", "statistics.safetensors", "manifest.json", "updates"
+_FORMAT = "dass-manifest-1"
+
+
+class PruningRun:
+    """One pruning run, layer by layer. `layer` must be called for 0, 1, 2 ... `layer_count` − 1.
+
+    Attributes:
+        fingerprint: digest of everything the masks depend on; names the work folder.
+        layer_count: number of decoder layers.
+    """
+
+    def __init__(self, workspace: Workspace, settings: Settings, ranks: Ranks = ALONE) -> None:
+        """Open the base checkpoint.
+
+        Raises:
+            InputError: settings the model cannot be pruned with; the stages before have not run.
+        """
+        engine, self._plan = settings.engine, settings.prune.plan
+        self._base_folder = workspace.base
+        self._base = read_stage(workspace.base / "source.json", "sources")
+        self._calibration = read_stage(workspace.calibration / "calibration.json", "calibration")
+        decoder = StreamedDecoder(workspace.base, choose_device(engine.device), choose_dtype(engine.dtype))
+        self._engine = {
+            "version": ENGINE_VERSION,
+            "device": decoder.device.type,
+            "dtype": str(decoder.dtype).removeprefix("torch."),
+            "batch_tokens": engine.batch_tokens,
+        }
+        inputs = {"base": self._base["digest"], "calibration": self._calibration["digest"], "engine": self._engine}
+        self.fingerprint = digest_of({**inputs, "prune": _named(self._plan)})
+        self._work = workspace.work
+        folder = self._work / self.fingerprint
+        tokens = load_file(workspace.calibration / "tokens.safetensors")["input_ids"]
+        self._run = CheckpointRun(
+            decoder,
+            tokens,
+            self._plan,
+            folder,
+            statistics=workspace.statistics / digest_of({**inputs, "collected": _collected(self._plan)}),
+            buffering=Buffering(
+                None if engine.batch_tokens == "auto" else engine.batch_tokens, engine.hidden_states, folder
+            ),
+            ranks=ranks,
+            checkpoint_every=engine.checkpoint_every,
+        )
+        self.layer_count = self._run.layer_count
+        self._processes: JoinedProcesses | None = None
+        if engine.processes > 1 and not is_rank():
+            self._processes = JoinedProcesses(workspace, settings, self._run)
+
+    def layer(self, index: int) -> LayerRecord:
+        """Prune one layer, or replay it when an earlier run finished it.
+
+        Raises:
+            NumericalError: its activations are NaN or infinite.
+            ProcessesError: it was left to several processes, and one of them died.
+        """
+        return self._run.layer(index) if self._processes is None else self._processes.layer(index)
+
+    def finish(self, masks_folder: Path) -> None:
+        """Gather all layers into artifacts/masks: masks, statistics, manifest. No times: equal runs, equal bytes."""
+        with complete_folder(masks_folder) as folder:
+            save_masks(self._run.masks, folder / MASKS)
+            save_file(self._run.norms(), folder / STATISTICS)
+            if self._plan.changes_kept_weights:
+                (folder / UPDATES).mkdir()
+                for path in self._run.updates.files:
+                    shutil.copyfile(path, folder / UPDATES / path.name.removeprefix("updates_"))
+            write_json(folder / MANIFEST, self._manifest(folder))
+
+    def close(self) -> None:
+        """Stop what is still running and give back memory; finished layers stay."""
+        self._run.close()
+        if self._processes is not None:
+            self._processes.close()
+
+    def discard(self) -> None:
+        """Forget the finished layers of other runs; this one's stay for `seconds_per_layer`."""
+        for other in self._work.iterdir():
+            if other.name != self.fingerprint:
+                shutil.rmtree(other)
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        masks, updates = MaskFile(folder / MASKS), updates_of(folder)
+        reports = [asdict(report) for report in self._run.reports()]
+        for report in reports:
+            del report["seconds"]
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "engine": self._engine,
+            "base": self._base,
+            "calibration": self._calibration,
+            "settings": {"prune": _named(self._plan)},
+            "versions": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("torch", "transformers", "safetensors")},
+            },
+            "masks": {"file": MASKS, "digest": masks.digest},
+            # What changed besides zeros: the kept weights of these tensors.
+            "updates": {"folder": UPDATES, "digest": updates.digest, "tensors": sorted(updates)} if updates else None,
+            "sparsity": removed_shares(masks, Checkpoint(self._base_folder)),
+            "layers": reports,
+        }
+
+
+def _named(plan: Plan) -> dict[str, Any]:
+    """A plan as the manifest names it; the sparsity is the one the pattern has."""
+    return {**asdict(plan), "pattern": str(plan.pattern), "sparsity": plan.pattern.sparsity}
+
+
+def _collected(plan: Plan) -> list[Any]:
+    return [plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens]
+
+
+def updates_of(masks_folder: Path) -> Updates:
+    """New values of kept weights in artifacts/masks; empty for methods that have none."""
+    return Updates(sorted((masks_folder / UPDATES).glob("*.safetensors")))
+
+
+def read_stage(path: Path, stage: str) -> dict[str, Any]:
+    """A JSON record that an earlier stage wrote.
+
+    Raises:
+        InputError: it is not there. The message names the stage to run.
+    """
+    try:
+        record: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        raise InputError(f"No {path}. Run: dass run, or dvc repro {stage}") from None
+    return record

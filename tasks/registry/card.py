@@ -1,0 +1,157 @@
+"""The model card of a version: what its README.md says, in the form the hub reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.workspace.flat import flat
+from tasks.workspace.settings import Settings
+
+_NOT_QUALIFIED = "unknown"
+
+
+def card(manifest: dict[str, Any], evaluation: dict[str, Any], settings: Settings, version: dict[str, Any]) -> str:
+    """The model card's text. Equal results give equal cards.
+
+    Args:
+        manifest: dass/manifest.json.
+        evaluation: dass/evaluation.json.
+        settings: what the run was made with.
+        version: dass/version.json.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base, name = manifest["base"], settings.register_.model
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=base.get("license") or _NOT_QUALIFIED,
+        base_model=_hub_id(base["uri"]),
+        tags=["pruned", "semi-structured-sparsity", manifest["settings"]["prune"]["method"]],
+    )
+    sections = [
+        f"# {name}",
+        f"{_uri(base['uri'])} with a share of its MLP weights removed: {described(manifest['settings']['prune'])}.",
+        "## Results",
+        _results(evaluation),
+        "## What was done",
+        _what_was_done(manifest, version),
+        "## What it gains",
+        _gains(manifest, evaluation, version),
+        "## Licence",
+        f"That of the base model: {base['license']}." if base.get("license") else "That of the base model; see there.",
+        "## Load and verify",
+        _use(name, version),
+        "## Settings",
+        _table(["setting", "value"], [[f"`{key}`", f"`{value}`"] for key, value in _settings(settings).items()]),
+    ]
+    return str(ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def described(prune: dict[str, Any]) -> str:
+    """The settings that made the masks, in words; defaults that change nothing are left out."""
+    told = [prune["method"], prune["pattern"], f"sparsity {prune['sparsity']:g}"]
+    if prune["method"] == "dass":
+        told.append(f"α {prune['alpha']:g}")
+    if prune["layout"] != "paper":
+        told.append(f"layout {prune['layout']}")
+    if prune["update"] != "none":
+        told.append(f"update {prune['update']}")
+    if prune["allocation"] != "uniform":
+        told.append(f"allocation {prune['allocation']} within {prune['owl_bound']:g}")
+    if prune["propagation"] != "pruned":
+        told.append(f"propagation {prune['propagation']}")
+    return ", ".join(told)
+
+
+def _results(evaluation: dict[str, Any]) -> str:
+    rows = [
+        ["perplexity, dense", f"{evaluation['dense']['perplexity']:.3f}"],
+        ["perplexity, pruned", f"{evaluation['pruned']['perplexity']:.3f}"],
+        ["ratio", f"{evaluation['ratio']:.3f}"],
+        ["zeros in the MLPs", f"{evaluation['sparsity']['mlp']:.2%}"],
+        ["zeros in the model", f"{evaluation['sparsity']['model']:.2%}"],
+    ]
+    for task, measured in evaluation.get("tasks", {}).items():
+        rows.append([f"{task}, dense", f"{measured['dense']:.3f}"])
+        rows.append([f"{task}, pruned", f"{measured['pruned']:.3f}"])
+    measured_on = f"Measured on {evaluation['tokens']:,} tokens of held-out text, context length "
+    return _table(["", "value"], rows) + f"\n\n{measured_on}{evaluation['context_length']}."
+
+
+def _what_was_done(manifest: dict[str, Any], version: dict[str, Any]) -> str:
+    base, calibration, engine = manifest["base"], manifest["calibration"], manifest["engine"]
+    rows = [
+        ["base", f"{_uri(base['uri'])}, {base['dtype']}, digest `{base['digest']}`"],
+        ["calibration", f"{calibration['tokens']:,} tokens of {_uri(calibration['source']['uri'])}"],
+        ["calibration digest", f"`{calibration['digest']}`"],
+        ["masks", f"digest `{manifest['masks']['digest']}`"],
+        ["kept weights", _kept(manifest)],
+        ["computed", f"{engine['device']}, {engine['dtype']}, engine {engine['version']}"],
+        ["versions", ", ".join(f"{package} {number}" for package, number in manifest["versions"].items())],
+        ["commit", f"`{version['git']['commit']}`" if version["git"]["commit"] else "not in git"],
+        ["signed with key", f"`{version['key']}`"],
+    ]
+    return _table(["", ""], rows)
+
+
+def _kept(manifest: dict[str, Any]) -> str:
+    updates = manifest["updates"]
+    if updates is None:
+        return "the base's, bit for bit"
+    return f"re-fitted in {len(updates['tensors'])} matrices, digest `{updates['digest']}`"
+
+
+def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[str, Any]) -> str:
+    runs = [able for layer in manifest["layers"] for able in layer["runs_2_4"].values()]
+    if any(runs):
+        kernels = (
+            f"Sparse tensor cores (2:4, NVIDIA Ampere and later) can run {sum(runs)} of {len(runs)} pruned matrices."
+        )
+    else:
+        kernels = "No pruned matrix has the 2:4 groups along in_features that sparse tensor cores need."
+    storage = (
+        "It is registered as masks, which are a sixteenth of the MLP weights' size or less; the base is fetched once."
+        if version["artifact"] == "masks"
+        else "As a checkpoint it is as large as its base: the zeros are stored."
+    )
+    return "\n".join(
+        [
+            f"- {kernels}",
+            "- Dense kernels multiply zeros like any other number: with them it is as fast as its base.",
+            f"- {storage} {evaluation['sparsity']['model']:.1%} of all weights are zero, and compress away.",
+        ]
+    )
+
+
+def _use(name: str, version: dict[str, Any]) -> str:
+    load = (
+        f'model = mlflow.transformers.load_model("models:/{name}@champion")'
+        if version["artifact"] == "checkpoint"
+        else f'model = dass.load("models:/{name}@champion")'
+    )
+    module = "mlflow" if version["artifact"] == "checkpoint" else "dass"
+    return (
+        f"```python\nimport {module}\n\n{load}\n```\n\n"
+        "```sh\ndass verify VERSION            # files, ledger, weights = base times masks, pattern\n"
+        "dass verify VERSION --replay   # and prune again from the same data\n```"
+    )
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    return flat(settings.model_dump(mode="json", by_alias=True, include={"calibration", "prune", "engine", "evaluate"}))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _uri(uri: str | list[str]) -> str:
+    return f"`{uri if isinstance(uri, str) else f'{uri[0]} and {len(uri) - 1} more'}`"
+
+
+def _hub_id(uri: str | list[str]) -> str | None:
+    """The base's name on the hub, where it has one."""
+    if isinstance(uri, list) or "://" in uri or uri.startswith((".", "/", "~")) or uri.count("/") != 1:
+        return None
+    return uri.partition("@")[0]

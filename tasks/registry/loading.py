@@ -1,0 +1,269 @@
+"""Loading a version as a transformers model, and writing its full checkpoint.
+
+A version with a checkpoint is read as it lies. One with masks only becomes base × masks (× updates): the base is taken
+from where it is, or fetched again, and every one of its files must have the digest that the manifest gives it.
+"""
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, get_args
+
+from dass.errors import InputError
+from dass.files import complete_folder, digest_of, read_json, sha256_file
+from dass.masks.mask_file import MaskFile, apply_to_checkpoint
+from dass.masks.updates import Updates
+from dass.model.checkpoint import Checkpoint
+from tasks.registry.signing import SignatureError, check, refuse_links_and_pickles, registered_key
+from tasks.registry.tracking import tracking
+from tasks.registry.version_folder import FORMAT, MANIFEST, MASKS, UPDATES, VERSION
+from tasks.registry.versions import find_version, folder_of
+from tasks.sources.base import fetch_model
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import DType, Source
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from transformers import PreTrainedModel
+
+_REGISTERED = "models:/"
+
+
+def load(where: str | Path, base: Path | None = None) -> "PreTrainedModel":
+    """A version as a transformers causal LM, in the dtype it is stored in.
+
+    Args:
+        where: a version folder, "models:/NAME@ALIAS" or "models:/NAME/3". The registry is at MLFLOW_TRACKING_URI, else
+            the mlflow.db of the workspace in the current folder. The signature of what comes from there is checked.
+        base: for masks-only versions, a folder with the base; None finds or fetches it.
+
+    Raises:
+        InputError: there is no such version, it is none, or its base is not to be had.
+        SignatureError: it is not what was signed.
+        TrackingError: MLflow cannot be reached.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with opened(where) as folder, checkpoint_of(folder, base, workspace_here()) as checkpoint:
+        return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+
+
+def materialize_version(folder: Path, target: Path, base: Path | None = None, ws: Workspace | None = None) -> None:
+    """Write the full checkpoint of a version.
+
+    Args:
+        folder: the version folder.
+        target: where to; complete or not there.
+        base: as in `base_of`.
+        ws: as in `base_of`.
+
+    Raises:
+        InputError: `target` holds something; as `load`.
+        SignatureError: a symlink or a pickle is in the version.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not empty: expected a new folder. Choose another, or remove it.")
+    kept = _checkpoint_in(folder)
+    with complete_folder(target) as made:
+        if kept is None:
+            _apply_masks(folder, made, base, ws)
+        else:
+            shutil.copytree(kept, made, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def materialize_registered(ws: Workspace, model: str, version: str, target: Path) -> None:
+    """Write the full checkpoint of a registered version, after its signature was found to hold.
+
+    Raises:
+        InputError: there is no such version; as `materialize_version`.
+        SignatureError: it is not what was signed.
+        TrackingError: MLflow failed.
+    """
+    with tracking(ws) as client, signed_folder(client, find_version(client, model, version)) as folder:
+        materialize_version(folder, target, ws=ws)
+
+
+@contextmanager
+def opened(where: str | Path) -> Generator[Path]:
+    """The folder of a version, as `load` names it. What comes from the registry is checked before it is given."""
+    if not str(where).startswith(_REGISTERED):
+        folder = Path(where)
+        if not folder.is_dir():
+            raise InputError(f"No folder {folder}: expected a version folder or models:/NAME@ALIAS.")
+        yield folder
+        return
+    name, wanted = _parse(str(where))
+    named = "MLFLOW_TRACKING_URI" in os.environ
+    ws = Workspace(Path.cwd()) if named else Workspace.at(Path.cwd())
+    with tracking(ws) as client, signed_folder(client, find_version(client, name, wanted)) as folder:
+        yield folder
+
+
+@contextmanager
+def signed_folder(client: "MlflowClient", made: "ModelVersion") -> Generator[Path]:
+    """The folder of a registered version, after its signature was found to hold.
+
+    Raises:
+        SignatureError: it does not, or the version is not signed.
+    """
+    if "key" not in made.tags:
+        raise SignatureError(f"{made.name} version {made.version} is not signed: it has no tag key.")
+    public_pem = registered_key(client, made.name, made.tags["key"])
+    with folder_of(client, made) as folder:
+        check(folder, public_pem)
+        yield folder
+
+
+@contextmanager
+def checkpoint_of(folder: Path, base: Path | None = None, ws: Workspace | None = None) -> Generator[Path]:
+    """The pruned checkpoint of a version folder: where it lies, or base × masks for as long as the context is open."""
+    kept = _checkpoint_in(folder)
+    if kept is not None:
+        yield kept
+        return
+    with TemporaryDirectory(prefix="dass-pruned-", dir=_scratch(ws)) as scratch:
+        _apply_masks(folder, Path(scratch), base, ws)
+        yield Path(scratch)
+
+
+@contextmanager
+def base_of(ws: Workspace | None, manifest: dict[str, Any], base: Path | None = None) -> Generator[Path]:
+    """A folder with exactly the files of the base that a manifest names, each of the digest it gives.
+
+    Args:
+        ws: its artifacts/base is used when that is the base; relative sources are relative to it.
+        manifest: dass/manifest.json.
+        base: where the base is; None looks into the workspace, then fetches it from where it was fetched first.
+
+    Raises:
+        InputError: it is another base, or cannot be fetched.
+    """
+    wanted = _files_of(manifest)
+    tried = []
+    with TemporaryDirectory(prefix="dass-base-", dir=_scratch(ws)) as scratch:
+        present = base or (ws.base if ws and ws.base.is_dir() else None)
+        if present is not None:
+            found = _digests(present, wanted)
+            if found == wanted:
+                yield _only(present, wanted, Path(scratch) / "base")
+                return
+            tried.append(f"{present} has {digest_of(found)}")
+        if base is None:
+            for dtype in _dtypes(manifest["base"]):
+                fetched = Path(scratch) / f"fetched-{dtype}"
+                told = _fetch(manifest["base"], ws.root if ws else Path(), dtype, fetched)
+                found = _digests(fetched, wanted)
+                if told is None and found == wanted:
+                    yield _only(fetched, wanted, Path(scratch) / "base")
+                    return
+                tried.append(told or f"{manifest['base']['uri']} has {digest_of(found)} now")
+                shutil.rmtree(fetched)
+        raise InputError(
+            f"The masks belong to the base with digest {digest_of(wanted)}, and {'; '.join(dict.fromkeys(tried))}. "
+            "Give the folder of that base."
+        )
+
+
+def _parse(uri: str) -> tuple[str, str]:
+    rest = uri.removeprefix(_REGISTERED)
+    separator = "/" if "/" in rest else "@"
+    name, _, wanted = rest.rpartition(separator)
+    if not name or not wanted or wanted.isdecimal() != (separator == "/"):
+        raise InputError(f"{uri!r} names no version: expected models:/NAME@ALIAS or models:/NAME/3.")
+    return name, wanted
+
+
+def workspace_here() -> Workspace | None:
+    """The workspace in the current folder, if that is one."""
+    try:
+        return Workspace.at(Path.cwd())
+    except InputError:
+        return None
+
+
+def _scratch(ws: Workspace | None) -> Path | None:
+    """Beside the workspace's own large files rather than in /tmp, which may be small."""
+    return ws.private if ws and ws.private.is_dir() else None
+
+
+def _record(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        record = read_json(folder / name)
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no version folder: it has no {name}.") from None
+    except ValueError:
+        raise InputError(f"{folder / name} is damaged: it is not JSON.") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{folder / name} is damaged: expected an object.")
+    return record
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    """The checkpoint that a version folder holds; None when it holds masks only."""
+    version = _record(folder, VERSION)
+    if version.get("format") != FORMAT:
+        raise InputError(f"{folder / VERSION} has format {version.get('format')!r}: expected {FORMAT}.")
+    refuse_links_and_pickles(folder)
+    if version["checkpoint"] is None:
+        return None
+    path = folder / version["checkpoint"]
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_dir():
+        raise InputError(f"{folder / VERSION} names {version['checkpoint']!r}: expected a folder of the version.")
+    return path
+
+
+def _apply_masks(folder: Path, target: Path, base: Path | None, ws: Workspace | None) -> None:
+    """Base × masks, after both were found to be what the manifest says."""
+    manifest = _record(folder, MANIFEST)
+    masks, updates = MaskFile(folder / MASKS), Updates(sorted((folder / UPDATES).glob("*.safetensors")))
+    if masks.digest != manifest["masks"]["digest"]:
+        raise InputError(
+            f"{folder / MASKS} has digest {masks.digest}, and its manifest says {manifest['masks']['digest']}: "
+            "these are other masks."
+        )
+    said = (manifest["updates"] or {}).get("digest")
+    if (updates.digest if updates else None) != said:
+        raise InputError(f"{folder / UPDATES} does not hold the updates that the manifest names ({said}).")
+    with base_of(ws, manifest, base) as dense:
+        apply_to_checkpoint(Checkpoint(dense), masks, target, updates)
+
+
+def _files_of(manifest: dict[str, Any]) -> dict[str, str]:
+    files: dict[str, str] = manifest["base"]["files"]
+    for name in files:
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise InputError(f"The manifest names {name!r} as a file of the base: expected a name without folders.")
+    return files
+
+
+def _digests(folder: Path, wanted: dict[str, str]) -> dict[str, str]:
+    """Of those files that are there."""
+    return {name: sha256_file(folder / name) for name in wanted if (folder / name).is_file()}
+
+
+def _only(folder: Path, names: dict[str, str], target: Path) -> Path:
+    """A view of a folder without what does not belong to the base, such as source.json."""
+    target.mkdir()
+    for name in names:
+        (target / name).symlink_to((folder / name).resolve())
+    return target
+
+
+def _dtypes(base: dict[str, Any]) -> list[DType]:
+    """The manifest says what the base is stored in, not whether `sources.dtype` asked for it: both ways are tried."""
+    return ["auto", base["dtype"]] if base["dtype"] in get_args(DType) else ["auto"]
+
+
+def _fetch(base: dict[str, Any], root: Path, dtype: DType, folder: Path) -> str | None:
+    """Fetch the base as the stage `sources` did. Returns why that failed, in a few words, or None."""
+    folder.mkdir()
+    try:
+        pin = {"sha256": base["sha256"], "revision": base["revision"]}
+        fetch_model(Source(uri=base["uri"], sha256=base["sha256"]), pin, root, dtype, folder)
+    except InputError as error:
+        return f"it cannot be fetched from {base['uri']} ({str(error).rstrip('.')})"
+    return None

@@ -1,0 +1,401 @@
+"""The registry: one MLflow run and one registered model version for each result.
+
+A version is complete or absent. Everything is logged first; the version is made with all its tags at once; the ledger's
+entry and the alias come last. The same result registered again is the version that is already there.
+"""
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dass.errors import InputError
+from dass.files import digest_of, read_json, sha256_file
+from tasks.registry.ledger import Ledger
+from tasks.registry.signing import fingerprint, key_tag, public_key
+from tasks.registry.tracking import (
+    TrackingError,
+    artifact_location,
+    check_reachable,
+    tracking,
+    tracking_uri,
+    without_credentials,
+)
+from tasks.registry.version_folder import version_folder
+from tasks.workspace.flat import flat
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["ALIAS", "Registration", "check_reachable", "register"]
+
+ALIAS = "challenger"
+"""The newest result; what was promoted has other aliases."""
+
+_METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
+_DATASET_DIGEST = 36  # MLflow's longest
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Where a result is registered.
+
+    Attributes:
+        model: registered model's name.
+        version: its version that is this result.
+        run_id: the MLflow run that recorded it.
+        experiment_id: the run's experiment.
+        created: False when this very result was there before.
+        tracking_uri: where MLflow keeps it, without credentials.
+    """
+
+    model: str
+    version: str
+    run_id: str
+    experiment_id: str
+    created: bool
+    tracking_uri: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the stages made, read back from the workspace.
+
+    Attributes:
+        manifest: artifacts/masks/manifest.json.
+        manifest_digest: sha256 of that file's bytes.
+        evaluation: metrics/evaluation.json.
+        calibration_set: artifacts/calibration/calibration.json.
+        evaluation_set: artifacts/evaluation/dense.json.
+        settings: all settings but `register` and `promote`, which change nothing in the result.
+        artifact: what the version holds, "checkpoint" or "masks".
+    """
+
+    manifest: dict[str, Any]
+    manifest_digest: str
+    evaluation: dict[str, Any]
+    calibration_set: dict[str, Any]
+    evaluation_set: dict[str, Any]
+    settings: dict[str, Any]
+    artifact: str
+
+    @classmethod
+    def read(cls, workspace: Workspace, settings: Settings) -> "Result":
+        """Raises InputError: a stage has not run yet."""
+        needed = {
+            "manifest": workspace.masks / "manifest.json",
+            "evaluation": workspace.metrics / "evaluation.json",
+            "calibration_set": workspace.calibration / "calibration.json",
+            "evaluation_set": workspace.evaluation / "dense.json",
+        }
+        drawn = [workspace.plots / "layers.png", workspace.plots / "norms.png"]
+        masks = [workspace.masks / "masks.safetensors", workspace.masks / "statistics.safetensors"]
+        for path in [*needed.values(), *masks, workspace.pruned / "config.json", *drawn]:
+            if not path.is_file():
+                raise InputError(f"No {path}: there is no complete result to register. Run: dass run")
+        return cls(
+            **{name: read_json(path) for name, path in needed.items()},
+            manifest_digest=sha256_file(needed["manifest"]),
+            settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}),
+            artifact=settings.register_.artifact,
+        )
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal results: what idempotent registration goes by."""
+        return digest_of(
+            {
+                "masks": self.manifest["masks"]["digest"],
+                "base": self.manifest["base"]["digest"],
+                "evaluation": [self.evaluation_set["digest"], self.evaluation],
+                "settings": self.settings,
+                "artifact": self.artifact,
+            }
+        )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every number of metrics/evaluation.json under a dotted name."""
+        return {name: value for name, value in flat(self.evaluation).items() if type(value) in (int, float)}
+
+
+def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any]) -> Registration:
+    """Record the workspace's result as an MLflow run, register its folder, and point `challenger` at it.
+
+    Args:
+        workspace: every stage has run.
+        settings: what it ran with.
+        provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}, and "experiment":
+            {"name", "commit"} when the workspace was saved as a DVC experiment.
+
+    Raises:
+        InputError: a stage has not run, or the experiment or the signing key cannot be used.
+        SignatureError: artifacts/pruned holds what is not signed, such as a pickle.
+        TrackingError: MLflow failed. The run is marked FAILED and no version is left.
+    """
+    result = Result.read(workspace, settings)
+    model = settings.register_.model
+    with tracking(workspace) as client:
+        existing = _find(client, model, result.digest)
+        if existing is not None:
+            _complete(client, existing)
+            return _registration(workspace, client, existing, created=False)
+        experiment = _experiment(workspace, client, settings.register_.experiment)
+        _close_abandoned_runs(client, experiment, result.digest)
+        pem = public_key()  # before anything is written: the key may be unusable
+        tags = _tags(result, provenance, fingerprint(pem))
+        with _run(client, experiment, _run_name(settings), tags) as run_id:
+            model_id = _log_model(client, workspace, settings, provenance, experiment, run_id, tags)
+            _log_settings(client, run_id, settings)
+            _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
+            _log_files(workspace, client, run_id, settings)
+            _log_datasets(workspace, settings, result)
+            made = _publish(client, model, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
+        return _registration(workspace, client, made, created=True)
+
+
+def experiment_name(workspace: Workspace, settings: Settings) -> str:
+    """What a DVC experiment of the workspace's result is called: equal results, equal names."""
+    return f"dass-{Result.read(workspace, settings).digest[:12]}"
+
+
+def _find(client: "MlflowClient", model: str, digest: str) -> "ModelVersion | None":
+    # The name is compared here and not in the filter, whose syntax a name with quotes would break.
+    found = [made for made in client.search_model_versions(f"tags.registration = '{digest}'") if made.name == model]
+    return max(found, key=lambda made: int(made.version), default=None)
+
+
+def _complete(client: "MlflowClient", made: "ModelVersion") -> None:
+    """Do what is left when a process was killed right after it had made the version."""
+    if client.get_run(made.run_id).info.status == "RUNNING":
+        client.set_terminated(made.run_id, "FINISHED")
+    _record(Ledger.open(client, made.name), made)
+    _point_alias(client, made)
+
+
+def _registration(workspace: Workspace, client: "MlflowClient", made: "ModelVersion", created: bool) -> Registration:
+    return Registration(
+        model=made.name,
+        version=str(made.version),
+        run_id=made.run_id,
+        experiment_id=client.get_run(made.run_id).info.experiment_id,
+        created=created,
+        tracking_uri=without_credentials(tracking_uri(workspace)),
+    )
+
+
+def _experiment(workspace: Workspace, client: "MlflowClient", name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(client.create_experiment(name, artifact_location=artifact_location(workspace)))
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"register.experiment {name!r} was deleted in MLflow. "
+            f"Restore it (mlflow experiments restore -x {found.experiment_id}) or choose another name."
+        )
+    return str(found.experiment_id)
+
+
+def _close_abandoned_runs(client: "MlflowClient", experiment: str, digest: str) -> None:
+    """A process that was killed while it registered this result left its run RUNNING for ever."""
+    unfinished = f"tags.registration = '{digest}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], unfinished):
+        client.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextmanager
+def _run(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str]) -> Generator[str]:
+    """An MLflow run that ends FINISHED, or FAILED and without its model."""
+    import mlflow
+
+    # Not mlflow.start_run() alone: it adds the git remote's URL, which may hold a token.
+    run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+    try:
+        with mlflow.start_run(run_id):
+            yield run_id
+    except BaseException:
+        try:
+            _remove_models(client, experiment, run_id)  # first: a full disk may be why we are here
+        finally:
+            client.set_terminated(run_id, "FAILED")
+        raise
+
+
+def _remove_models(client: "MlflowClient", experiment: str, run_id: str) -> None:
+    """Delete what a failed run logged as a model, files included: nothing will ever point at them."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        get_artifact_repository(logged.artifact_location).delete_artifacts()
+        client.delete_logged_model(logged.model_id)
+
+
+def _log_model(
+    client: "MlflowClient",
+    workspace: Workspace,
+    settings: Settings,
+    provenance: dict[str, Any],
+    experiment: str,
+    run_id: str,
+    tags: dict[str, str],
+) -> str:
+    """Give MLflow the version's folder, byte for byte as it was signed."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model
+
+    params = {name: str(value) for name, value in settings.prune.model_dump().items()}
+    logged = client.create_logged_model(experiment, "pruned", source_run_id=run_id, tags=tags, params=params)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    model = Model(
+        artifact_path=logged.artifact_location,
+        run_id=run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+    )
+    with version_folder(workspace, settings, provenance, model) as folder:
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    return str(logged.model_id)
+
+
+def _log_settings(client: "MlflowClient", run_id: str, settings: Settings) -> None:
+    from mlflow.entities import Param
+
+    values = flat(settings.model_dump(mode="json", by_alias=True))
+    client.log_batch(run_id, params=[Param(name, _text(value)) for name, value in values.items()])
+
+
+def _log_metrics(
+    workspace: Workspace,
+    client: "MlflowClient",
+    run_id: str,
+    model_id: str,
+    result: Result,
+    seconds: dict[str, float],
+) -> None:
+    """The figures, seconds a stage, and for each layer (as step) its shares, error, norms and seconds."""
+    from mlflow.entities import Metric
+
+    from tasks.pruning.stages import (
+        seconds_per_layer,  # here: torch takes seconds, and a result known before needs none
+    )
+
+    layer_seconds = seconds_per_layer(workspace)
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    metrics = [Metric(name, value, now, 0, model_id=model_id) for name, value in result.figures.items()]
+    metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
+    for layer in result.manifest["layers"]:
+        step = layer["layer"]
+        measured = ("sparsity", "relative_error", "norm")
+        values = flat({"layer": {key: layer[key] for key in measured if layer[key] is not None}})
+        if layer_seconds is not None:
+            values["layer.seconds"] = layer_seconds[step]
+        metrics += [Metric(name, value, now, step) for name, value in values.items()]
+    for start in range(0, len(metrics), _METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+
+
+def _log_files(workspace: Workspace, client: "MlflowClient", run_id: str, settings: Settings) -> None:
+    client.log_artifact(run_id, str(workspace.masks / "manifest.json"))
+    client.log_artifact(run_id, str(workspace.metrics / "evaluation.json"))
+    client.log_artifact(run_id, str(workspace.plots / "layers.png"), "plots")
+    client.log_artifact(run_id, str(workspace.plots / "norms.png"), "plots")
+    client.log_dict(run_id, settings.model_dump(mode="json", by_alias=True), "settings.json")
+
+
+def _log_datasets(workspace: Workspace, settings: Settings, result: Result) -> None:
+    """Calibration and evaluation windows by digest and origin; the windows themselves stay with DVC."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.numpy_dataset import from_numpy
+    from safetensors.numpy import load_file
+
+    for context, folder, record in (
+        ("calibration", workspace.calibration, result.calibration_set),
+        ("evaluation", workspace.evaluation, result.evaluation_set),
+    ):
+        uri = record["source"]["uri"]
+        name = Path(uri if isinstance(uri, str) else uri[0]).name
+        origin = {**record["source"], "tokenizer": record["tokenizer"], "tokens_sha256": record["digest"]}
+        windows = load_file(folder / "tokens.safetensors")["input_ids"]
+        dataset = from_numpy(windows, CodeDatasetSource(origin), name=name, digest=record["digest"][:_DATASET_DIGEST])
+        mlflow.log_input(dataset, context=context)
+
+
+def _publish(
+    client: "MlflowClient", model: str, pem: str, run_id: str, model_id: str, tags: dict[str, str]
+) -> "ModelVersion":
+    """Make the version with all its tags, then the ledger's entry, then the alias; on failure no version is left."""
+    ledger, is_new = Ledger.start(client, model)
+    made = None
+    try:
+        client.set_registered_model_tag(model, key_tag(tags["key"]), pem)  # first: a version's key is always known
+        made = client.create_model_version(model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        if made.status != "READY":
+            raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
+        _record(ledger, made)
+        _point_alias(client, made)
+    except BaseException:
+        if made is not None:
+            client.delete_model_version(model, made.version)
+        if is_new:
+            client.delete_registered_model(model)
+            client.delete_run(ledger.run_id)
+        raise
+    return made
+
+
+def _record(ledger: Ledger, made: "ModelVersion") -> None:
+    """Tell the ledger of the version, unless it knows it."""
+    tags = made.tags
+    if "manifest" in tags:  # else it was registered before there were ledgers
+        details = {"key": tags.get("key"), "masks": tags["masks"], "base": tags["base"]}
+        ledger.record("registered", str(made.version), tags["manifest"], details, once=True)
+
+
+def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
+    aliases = client.get_registered_model(made.name).aliases
+    if str(aliases.get(ALIAS)) != str(made.version):
+        client.set_registered_model_alias(made.name, ALIAS, str(made.version))
+
+
+def _tags(result: Result, provenance: dict[str, Any], key: str) -> dict[str, str]:
+    """Where the result comes from. The same on the run, the logged model and the version."""
+    dirty = provenance["git_dirty"]
+    return {
+        "registration": result.digest,
+        "fingerprint": result.manifest["fingerprint"],
+        "base": result.manifest["base"]["digest"],
+        "masks": result.manifest["masks"]["digest"],
+        "manifest": result.manifest_digest,
+        "artifact": result.artifact,
+        "key": key,
+        "method": result.manifest["settings"]["prune"]["method"],
+        "pattern": result.manifest["settings"]["prune"]["pattern"],
+        "calibration": result.calibration_set["digest"],
+        "evaluation": result.evaluation_set["digest"],
+        "git_commit": provenance["git_commit"] or "none",
+        "git_dirty": "unknown" if dirty is None else str(dirty).lower(),
+        **{f"dvc.{path}": md5 for path, md5 in provenance["dvc"].items()},
+        **{f"dvc_experiment.{what}": value for what, value in provenance.get("experiment", {}).items()},
+    }
+
+
+def _figures_as_tags(result: Result) -> dict[str, str]:
+    names = ("dense.perplexity", "pruned.perplexity", "ratio", "sparsity.mlp", "sparsity.model", "context_length")
+    return {name: repr(result.figures[name]) for name in names}
+
+
+def _run_name(settings: Settings) -> str:
+    prune = settings.prune
+    return f"{settings.register_.model} {prune.method} {prune.pattern}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,145 @@
+"""`dass show`: what a workspace's result is, or a registered version, as a record and as tables."""
+
+from typing import TYPE_CHECKING, Any
+
+from dass.errors import InputError
+from dass.files import read_json
+from tasks.registry.card import described
+from tasks.registry.tracking import tracking, tracking_uri, without_credentials
+from tasks.registry.version_folder import EVALUATION, MANIFEST
+from tasks.registry.versions import find_version, record_of
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from rich.console import Group
+    from rich.table import Table
+
+
+def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
+    """Everything there is to say about one result.
+
+    Args:
+        workspace: where.
+        version: a registered version's number or alias; None is the result in the workspace's artifacts.
+
+    Returns:
+        {"settings", "evaluation", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers",
+        "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "tags"}}
+
+    Raises:
+        InputError: there is no result, or no such version.
+        TrackingError: MLflow failed.
+    """
+    model = load_settings(workspace.params).register_.model
+    if version is not None:
+        return _registered_version(workspace, model, version)
+    try:
+        manifest = read_json(workspace.masks / "manifest.json")
+        evaluation = read_json(workspace.metrics / "evaluation.json")
+    except FileNotFoundError as error:
+        raise InputError(f"No {error.filename}: there is no result yet. Run: dass run") from None
+    return _record(manifest, evaluation, _newest_version(workspace, model, manifest))
+
+
+def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest version with these masks of this base. Not by settings: params.yaml may be edited by now."""
+    if tracking_uri(workspace).startswith("sqlite:///") and not (workspace.root / "mlflow.db").exists():
+        return None  # and asking would make one
+    wanted = f"tags.masks = '{manifest['masks']['digest']}' and tags.base = '{manifest['base']['digest']}'"
+    with tracking(workspace) as client:
+        found = [made for made in client.search_model_versions(wanted) if made.name == model]
+        if not found:
+            return None
+        newest = max(found, key=lambda made: int(made.version))
+        return _registered(workspace, client.get_model_version(model, newest.version))
+
+
+def _registered_version(workspace: Workspace, model: str, version: str) -> dict[str, Any]:
+    with tracking(workspace) as client:
+        made = find_version(client, model, version)
+        manifest, evaluation = (record_of(client, made, name) for name in (MANIFEST, EVALUATION))
+        return _record(manifest, evaluation, _registered(workspace, made))
+
+
+def _registered(workspace: Workspace, made: "ModelVersion") -> dict[str, Any]:
+    return {
+        "model": made.name,
+        "version": str(made.version),
+        "aliases": sorted(made.aliases),
+        "run_id": made.run_id,
+        "tracking_uri": without_credentials(tracking_uri(workspace)),
+        "tags": dict(sorted(made.tags.items())),
+    }
+
+
+def _record(manifest: dict[str, Any], evaluation: dict[str, Any], registered: dict[str, Any] | None) -> dict[str, Any]:
+    kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
+    return {**{key: manifest[key] for key in kept}, "evaluation": evaluation, "registered": registered}
+
+
+def render(record: dict[str, Any]) -> "Group":
+    """The record as two tables for a terminal: the result, and its layers."""
+    from rich.console import Group
+
+    return Group(_result_table(record), _layers_table(record["layers"]))
+
+
+def _result_table(record: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    prune, evaluation, calibration = record["settings"]["prune"], record["evaluation"], record["calibration"]
+    table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
+    table.add_row("pruned by", described(prune))
+    table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
+    table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
+    table.add_row("ratio", f"{evaluation['ratio']:.3f}")
+    table.add_row("measured on", f"{evaluation['tokens']:,} tokens, context length {evaluation['context_length']}")
+    masked = evaluation["mask_sparsity"]["mlp"]
+    table.add_row("MLP sparsity", f"{evaluation['sparsity']['mlp']:.2%} (masks {masked:.2%})")
+    table.add_row("model sparsity", f"{evaluation['sparsity']['model']:.2%}")
+    table.add_row("calibrated on", f"{calibration['tokens']:,} tokens, {_digest(calibration['digest'])}")
+    base = record["base"]
+    table.add_row("base", f"{_uri(base['uri'])}, {base['dtype']}, {_digest(base['digest'])}")
+    table.add_row("masks", _digest(record["masks"]["digest"]))
+    table.add_row("fingerprint", _digest(record["fingerprint"]))
+    engine = record["engine"]
+    table.add_row("computed", f"{engine['device']}, {engine['dtype']}, torch {record['versions']['torch']}")
+    table.add_row("registered", _where(record["registered"]))
+    return table
+
+
+def _layers_table(layers: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Layers", title_justify="left", min_width=60)
+    for heading in ("layer", "gate", "up", "down", "output error", "median ‖z‖", "2:4 kernel runs"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        shares = [f"{layer['sparsity'][name]:.2%}" for name in _PROJECTIONS]
+        error = "" if layer["relative_error"] is None else f"{layer['relative_error']:.4f}"
+        runs = [name.removesuffix("_proj") for name in _PROJECTIONS if layer["runs_2_4"][name]]
+        table.add_row(str(layer["layer"]), *shares, error, f"{layer['norm']['median']:.3g}", ", ".join(runs) or "none")
+    return table
+
+
+def _digest(digest: str) -> str:
+    return f"sha256 {digest[:12]}"
+
+
+def _uri(uri: str | list[str]) -> str:
+    from rich.markup import escape
+
+    return escape(uri if isinstance(uri, str) else f"{uri[0]} and {len(uri) - 1} more")
+
+
+def _where(registered: dict[str, Any] | None) -> str:
+    from rich.markup import escape
+
+    if registered is None:
+        return "no"
+    aliases = f" ({', '.join(registered['aliases'])})" if registered["aliases"] else ""
+    return f"{escape(registered['model'])} version {registered['version']}{aliases}"

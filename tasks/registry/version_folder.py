@@ -1,0 +1,141 @@
+"""The folder that is registered as a version: a model MLflow can load, the records it rests on, and a signature.
+
+MLmodel, conda.yaml, ...      MLflow's own
+model/, components/           the pruned checkpoint, as MLflow's transformers flavour lays it out (not with masks only)
+README.md                     model card
+dass/                         manifest, masks, records, signature
+"""
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import version as version_of
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from dass.files import read_json, write_json
+from tasks.registry.card import card
+from tasks.registry.signing import SIGNATURE, fingerprint, public_key, sign
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+
+__all__ = ["RECORDS", "SIGNATURE", "version_folder"]
+
+RECORDS = "dass"
+MANIFEST = "dass/manifest.json"
+MASKS = "dass/masks.safetensors"
+UPDATES = "dass/updates"
+STATISTICS = "dass/statistics.safetensors"
+EVALUATION = "dass/evaluation.json"
+SETTINGS = "dass/settings.json"
+VERSION = "dass/version.json"
+CARD = "README.md"
+
+FORMAT = "dass-version-1"
+_CHECKPOINT = "model"  # where MLflow's transformers flavour puts a checkpoint
+_RUNS_WITH = ("torch", "transformers", "safetensors", "tokenizers")
+
+
+@contextmanager
+def version_folder(
+    workspace: Workspace, settings: Settings, provenance: dict[str, Any], model: "Model | None" = None
+) -> Generator[Path]:
+    """Build the folder of the workspace's result, signed. It is there for as long as the context is open.
+
+    Weights are hard links to artifacts/pruned: nothing of them is copied or loaded here.
+
+    Args:
+        workspace: every stage has run.
+        settings: what it ran with.
+        provenance: {"git_commit", "git_dirty", "dvc": {path: md5}}.
+        model: the MLmodel to fill in, with the ids that MLflow gave it.
+    """
+    from mlflow.models import Model
+
+    workspace.private.mkdir(parents=True, exist_ok=True)
+    # Beside the artifacts, for hard links; named so that what a killed run leaves is cleared.
+    with TemporaryDirectory(prefix=".version-", suffix=".partial", dir=workspace.private) as scratch:
+        folder = Path(scratch) / "version"
+        if settings.register_.artifact == "checkpoint":
+            _save_checkpoint(workspace, settings, folder, model or Model())
+        else:
+            _save_loader(folder, model or Model())
+        _save_records(workspace, settings, provenance, folder)
+        sign(folder)
+        yield folder
+
+
+def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, model: "Model") -> None:
+    """MLflow's transformers flavour of artifacts/pruned."""
+    import mlflow.transformers
+
+    weights = sorted(workspace.pruned.glob("*.safetensors"))
+    without_weights = folder.with_name("checkpoint")  # MLflow copies what it is given
+    shutil.copytree(workspace.pruned, without_weights, ignore=lambda *_: [path.name for path in weights])
+    mlflow.transformers.save_model(
+        str(without_weights),
+        str(folder),
+        task="text-generation",
+        mlflow_model=model,
+        pip_requirements=_requirements(),
+    )
+    (folder / "LICENSE.txt").unlink(missing_ok=True)  # says only that the hub has no model called like the folder
+    for path in weights:
+        _link(path, folder / _CHECKPOINT / path.name)
+    model.flavors["transformers"]["source_model_name"] = settings.register_.model
+    model.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    model.save(str(folder / "MLmodel"))
+
+
+def _save_loader(folder: Path, model: "Model") -> None:
+    """A pyfunc flavour without any weights; `tasks.registry.flavour` puts them together when the model is loaded."""
+    import mlflow.pyfunc
+
+    mlflow.pyfunc.save_model(
+        str(folder), loader_module="tasks.registry.flavour", mlflow_model=model, pip_requirements=_requirements()
+    )
+
+
+def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str, Any], folder: Path) -> None:
+    (folder / RECORDS).mkdir()
+    copied = {
+        MANIFEST: workspace.masks / "manifest.json",
+        MASKS: workspace.masks / "masks.safetensors",
+        STATISTICS: workspace.masks / "statistics.safetensors",
+        EVALUATION: workspace.metrics / "evaluation.json",
+    }
+    copied |= {f"{UPDATES}/{path.name}": path for path in sorted((workspace.masks / "updates").glob("*.safetensors"))}
+    for name, path in copied.items():
+        _link(path, folder / name)
+    artifact = settings.register_.artifact
+    version = {
+        "format": FORMAT,
+        "artifact": artifact,
+        "checkpoint": _CHECKPOINT if artifact == "checkpoint" else None,
+        "key": fingerprint(public_key()),
+        "git": {"commit": provenance["git_commit"], "dirty": provenance["git_dirty"]},
+        "dvc": provenance["dvc"],
+    }
+    write_json(folder / SETTINGS, settings.model_dump(mode="json", by_alias=True))
+    write_json(folder / VERSION, version)
+    text = card(read_json(folder / MANIFEST), read_json(folder / EVALUATION), settings, version)
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _requirements() -> list[str]:
+    # Given, because MLflow's own list wants torchvision. "+cpu" is no version a package index knows.
+    return [f"{package}=={version_of(package).partition('+')[0]}" for package in _RUNS_WITH]
+
+
+def _link(path: Path, target: Path) -> None:
+    """A second name for a file, or a copy on another disk. Nobody writes into either of them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path.resolve(), target)  # resolved: DVC may have linked it from its cache, by a symlink
+    except OSError:
+        shutil.copyfile(path, target)

@@ -1,0 +1,112 @@
+"""The dense model: fetched from wherever it is, and kept as a plain safetensors checkpoint.
+
+No code that comes with a model is ever run.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dass.errors import InputError
+from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
+from tasks.sources.checkpoint_folder import CHECKPOINT_FILES, cast_checkpoint, copy_checkpoint
+from tasks.sources.hub import HubId, commit_of, fetch_snapshot
+from tasks.sources.locate import check_digest, locate, uri_of
+from tasks.sources.pinned import pinned
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import DType, Settings, Source
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+_CARD = "README.md"  # says what the licence is; the card itself is the base's, and stays there
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """What is known of a model's origin.
+
+    Attributes:
+        sha256: digest of the file; None for a folder.
+        revision: commit on the hub; None elsewhere.
+        license: as the hub spells it ("apache-2.0"), from the model card or the GGUF file; None when neither says.
+    """
+
+    sha256: str | None
+    revision: str | None
+    license: str | None
+
+
+def fetch_base(ws: Workspace, settings: Settings) -> None:
+    """Write artifacts/base: the dense model as a plain safetensors checkpoint with its tokenizer, and source.json.
+
+    Raises:
+        InputError: the model cannot be fetched or read, is not what dass.lock.json says, or its tokenizer does not
+            fit. artifacts/base is then as it was.
+    """
+    from tasks.sources.tokens import check_tokenizer_fits
+
+    source, pin_ = settings.sources.model, pinned(ws, "model")
+    with complete_folder(ws.base) as folder:
+        fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
+        check_tokenizer_fits(folder)
+        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+        record = {
+            "uri": source.uri,
+            **asdict(fetched),
+            "dtype": read_json(folder / "config.json").get("dtype"),
+            "files": files,
+            "digest": digest_of(files),
+            "tokenizer": digest_of({name: sha for name, sha in files.items() if name in _TOKENIZER_FILES}),
+        }
+        write_json(folder / "source.json", record)
+
+
+def fetch_model(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path) -> FetchedModel:
+    """Fill `folder` with the checkpoint.
+
+    Raises:
+        InputError: the model cannot be fetched or read, or is not what `source` and `pin_` say.
+    """
+    where = locate(source, root)
+    if isinstance(where, HubId):
+        commit = pin_.get("revision") or commit_of(where, "model")
+        snapshot = fetch_snapshot(where, commit, [*CHECKPOINT_FILES, _CARD])
+        copy_checkpoint(snapshot, folder)
+        cast_checkpoint(folder, dtype)
+        return FetchedModel(None, commit, _license(snapshot))
+    if where.is_dir():
+        copied = copy_checkpoint(where, folder)
+        check_digest(source, digest_of(copied), pin_)
+        cast_checkpoint(folder, dtype)
+        return FetchedModel(None, None, _license(where))
+    return _convert_file(source, where, pin_, dtype, folder)
+
+
+def _license(folder: Path) -> str | None:
+    """The licence that a checkpoint's model card names."""
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard((folder / _CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except (OSError, ValueError):  # none, or one that cannot be read: the model is what counts
+        return None
+    named = card.data.get("license")
+    return named if isinstance(named, str) else None
+
+
+def _convert_file(source: Source, file: Path, pin_: dict[str, Any], dtype: DType, folder: Path) -> FetchedModel:
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise InputError(
+                f"{uri_of(source)} is no GGUF file: expected one, or a folder with config.json and safetensors."
+            )
+    import torch
+
+    from tasks.sources.gguf import convert_gguf
+
+    found = sha256_file(file)
+    check_digest(source, found, pin_)
+    license_ = convert_gguf(file, folder, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))
+    return FetchedModel(found, None, license_)

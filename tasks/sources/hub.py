@@ -1,0 +1,114 @@
+"""The hub, through its own libraries: commits, checkpoints and data sets.
+
+What was fetched once is used again when the hub cannot be reached. No code that comes with a repository is run.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dass.errors import InputError
+from tasks.workspace.settings import Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RepoType = Literal["model", "dataset"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository on the hub; revision None is its main branch."""
+
+    repo: str
+    revision: str | None
+
+
+def commit_of(hub: HubId, repo_type: RepoType) -> str:
+    """The commit a revision stands for: asked of the hub, or of what was fetched before when it cannot be reached.
+
+    Raises:
+        InputError: neither knows it.
+    """
+    if hub.revision is not None and _COMMIT.fullmatch(hub.revision):
+        return hub.revision
+    from huggingface_hub import HfApi, constants, file_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return str(HfApi().repo_info(hub.repo, revision=hub.revision, repo_type=repo_type).sha)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise _not_on_hub(hub, error) from error
+    except Exception as error:  # no connection, in whichever library's words
+        folder = file_download.repo_folder_name(repo_id=hub.repo, repo_type=repo_type)
+        ref = Path(constants.HF_HUB_CACHE) / folder / "refs" / (hub.revision or "main")
+        if ref.is_file():
+            return ref.read_text(encoding="ascii").strip()
+        raise _not_on_hub(hub, error) from error
+
+
+def fetch_snapshot(hub: HubId, commit: str, wanted: list[str]) -> Path:
+    """A commit's files in the hub's cache: fetched, or as they were fetched before the connection went.
+
+    Args:
+        hub: a model's repository.
+        commit: its commit.
+        wanted: glob patterns of the files.
+
+    Raises:
+        InputError: it is neither on the hub nor in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted))
+    except Exception as error:  # repository, revision, login and connection, in several libraries' words
+        try:
+            return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise _not_on_hub(hub, error) from error
+
+
+def fetch_rows(hub: HubId, source: Source, revision: str | None) -> "Dataset":
+    """The rows of a data set: `source` says which subset, files and split.
+
+    Raises:
+        InputError: the hub does not give it.
+    """
+    import datasets
+
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(
+            hub.repo,
+            name=source.subset,
+            data_files=source.data_files,
+            split=source.split or "train",
+            revision=revision,
+        )
+    except Exception as error:  # repository, revision, subset, split and connection, in several libraries' words
+        raise _not_on_hub(hub, error) from error
+
+
+def _not_on_hub(hub: HubId, error: Exception) -> InputError:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if isinstance(error, OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set"
+    revision = f"@{hub.revision}" if hub.revision else ""
+    return InputError(
+        f"{hub.repo}{revision} is no local path, and the hub does not give it ({reason}). "
+        "Check the name, the revision and the connection, or use a local folder or file."
+    )

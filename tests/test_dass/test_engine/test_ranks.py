@@ -1,0 +1,112 @@
+"""Processes that share the calibration windows make the masks that one process makes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dass.engine.ranks import ALONE, Ranks
+from dass.errors import InputError
+from dass.masks.mask_file import MaskFile
+from tests.models import save_tiny_checkpoint, tiny_tokens
+
+ROOT = Path(__file__).parents[3]
+_RANK = """
+import os, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file
+from dass.engine.layerwise import Buffering
+from dass.method.plan import plan
+from dass.engine.ranks import joined_ranks
+from dass.engine.run import CheckpointRun
+from dass.model.streaming import StreamedDecoder
+
+base, tokens, work, layers, dies_in = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+with joined_ranks() as ranks:
+    decoder = StreamedDecoder(base, torch.device("cpu"))
+    buffering = Buffering(batch_tokens=64)
+    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], plan(), work, buffering=buffering, ranks=ranks)
+    for index in range(layers):
+        if dies_in == str(index) and ranks.rank == 1:
+            os._exit(7)
+        run.layer(index)
+    ranks.wait()
+"""
+
+
+def start(base: Path, tokens: Path, work: Path, processes: int, layers: int, dies_in: str = "never") -> int:
+    script = work.with_suffix(".py")
+    script.write_text(_RANK, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    arguments = [str(script), str(base), str(tokens), str(work), str(layers), dies_in]
+    return subprocess.run(
+        [*torchrun, "--nproc-per-node", str(processes), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+    ).returncode
+
+
+def digests(work: Path) -> dict[str, str]:
+    return {path.name: MaskFile(path).digest for path in sorted(work.glob("layer_*.safetensors"))}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Path, Path]:
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": tiny_tokens(10, 32)}, tokens)
+    return save_tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16), tokens
+
+
+def test_two_and_four_ranks_make_the_masks_of_one(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2, 4):
+        work = tmp_path / f"work{processes}"
+        assert start(*tiny, work, processes, layers=3) == 0
+        found.append(digests(work))
+    assert len(found[0]) == 3
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(
+    tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    assert start(*tiny, work, 2, layers=3, dies_in="2") != 0
+    assert set(digests(work)) == {"layer_000.safetensors", "layer_001.safetensors"}
+    assert start(*tiny, work, 2, layers=3) == 0
+    assert start(*tiny, tmp_path / "undisturbed", 1, layers=3) == 0
+    assert digests(work) == digests(tmp_path / "undisturbed")
+
+
+@pytest.mark.real
+def test_ranks_agree_on_the_first_four_layers_of_a_real_model(
+    real_base: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": torch.randint(100, 40000, (8, 64), generator=torch.Generator().manual_seed(0))}, tokens)
+    found = []
+    for processes in (1, 2, 4):
+        work = tmp_path / f"work{processes}"
+        assert start(real_base(ROOT / "params.yaml"), tokens, work, processes, layers=4) == 0
+        found.append(digests(work))
+    assert len(found[0]) == 4
+    assert found[0] == found[1] == found[2]
+
+
+def test_shares_are_whole_batches_that_cover_every_window_once() -> None:
+    shares = [Ranks(rank, 3).share(20, 4) for rank in range(3)]
+    assert [window for share in shares for window in range(20)[share]] == list(range(20))
+    assert all(share.start % 4 == 0 for share in shares)
+    assert ALONE.share(20, 4) == slice(0, 20)
+
+
+def test_fewer_batches_than_processes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"4 processes share 2 batches of 8 windows \(16 in all\)"):
+        Ranks(0, 4).share(16, 8)

@@ -1,0 +1,186 @@
+"""A pruned checkpoint is proved bit by bit, and what was tampered with is named."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import dass
+from dass.masks.mask_file import MaskFiles
+from dass.masks.proof import ProofError, prove_patterns, prove_weights
+from dass.masks.updates import Updates
+from dass.method.plan import plan
+from dass.model.checkpoint import Checkpoint
+from tests.models import EVERY_FAMILY, save_tiny_checkpoint, tiny_model, tiny_tokens
+
+GATE = "model.layers.1.mlp.gate_proj.weight"
+OUTSIDE = "model.layers.1.self_attn.q_proj.weight"
+
+
+class Pruned:
+    """A tiny checkpoint, pruned: base, masks, updates and the parts of the manifest that are read."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        if not (folder / "base").exists():
+            save_tiny_checkpoint(folder / "base")
+        report = dass.prune_checkpoint(
+            folder / "base", folder / "pruned", tiny_tokens(), work=folder / "work", **options
+        )
+        self.base, self.folder = Checkpoint(folder / "base"), folder / "pruned"
+        self.masks = dict(MaskFiles(sorted((folder / "work").glob("*/layer_*.safetensors"))))
+        self.updates = Updates(sorted((folder / "work").glob("*/updates_*.safetensors")))
+        what = plan(**options)
+        prune = {**asdict(what), "pattern": str(what.pattern), "sparsity": what.pattern.sparsity}
+        self.manifest = {"settings": {"prune": prune}, "layers": [asdict(layer) for layer in report.layers]}
+
+    def prove(self) -> None:
+        prove_weights(self.base, Checkpoint(self.folder), self.masks, self.updates or None)
+        prove_patterns(self.manifest, self.masks)
+
+    def change(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Write the checkpoint again with one tensor changed."""
+        file = self.folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors[name] = change(tensors[name].clone())
+        save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Pruned:
+    return Pruned(tmp_path)
+
+
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"sparsity": 0.37},
+    {"pattern": "2:4"},
+    {"pattern": "1:4", "method": "wanda"},
+    {"pattern": "2:4", "layout": "contraction"},
+    {"pattern": "2:4", "layout": "transposable", "update": "reconstruct"},
+    {"method": "magnitude"},
+    {"method": "sparsegpt"},
+    {"method": "sparsegpt", "pattern": "2:4", "layout": "transposable"},
+    {"allocation": "owl"},
+    {"allocation": "owl", "pattern": "4:8", "owl_bound": 0.2},
+]
+
+
+@pytest.mark.parametrize("options", PLANS, ids=lambda options: " ".join(map(str, options.values())) or "dass")
+def test_every_kind_of_result_is_proved(options: dict[str, Any], tmp_path: Path) -> None:
+    Pruned(tmp_path, **options).prove()
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_every_family_is_proved(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "base")
+    Pruned(tmp_path, pattern="2:4").prove()
+
+
+def kept(mask: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[5])
+
+
+def put(at: tuple[int, ...], value: float) -> Callable[[Tensor], Tensor]:
+    def change(weight: Tensor) -> Tensor:
+        weight[at] = value
+        return weight
+
+    return change
+
+
+def test_a_changed_kept_weight_is_named_with_its_place(pruned: Pruned) -> None:
+    at = kept(pruned.masks[GATE])
+    pruned.change(GATE, lambda weight: put(at, float(weight[at]) * 1.01)(weight))
+    with pytest.raises(ProofError, match=rf"gate_proj.weight\[{at[0]}, {at[1]}\] is kept, and is not the base's"):
+        pruned.prove()
+
+
+@pytest.mark.parametrize(("value", "told"), [(-0.0, "−0.0"), (1e-38, "not zero"), (float("nan"), "not zero")])
+def test_a_removed_weight_is_nothing_but_positive_zero(value: float, told: str, pruned: Pruned) -> None:
+    pruned.change(GATE, put(kept(~pruned.masks[GATE]), value))
+    with pytest.raises(ProofError, match=rf"was removed, and is {told}: expected \+0\.0"):
+        pruned.prove()
+
+
+def test_a_change_outside_the_mlps_is_named(pruned: Pruned) -> None:
+    pruned.change(OUTSIDE, put((3, 2), 0.5))
+    with pytest.raises(
+        ProofError, match=r"self_attn.q_proj.weight is not pruned, and differs from the base's at \(3, 2\)"
+    ):
+        pruned.prove()
+
+
+def test_updated_weights_are_those_that_were_stored(tmp_path: Path) -> None:
+    pruned = Pruned(tmp_path, method="sparsegpt", pattern="2:4")
+    pruned.prove()
+    at = kept(pruned.masks[GATE])
+    pruned.change(GATE, lambda weight: put(at, float(weight[at]) + 0.1)(weight))
+    with pytest.raises(ProofError, match="is kept, and is not the updated value"):
+        pruned.prove()
+
+
+def test_new_values_that_the_manifest_does_not_name_are_no_base_times_masks(tmp_path: Path) -> None:
+    pruned = Pruned(tmp_path, method="sparsegpt", pattern="2:4")
+    with pytest.raises(ProofError, match="is kept, and is not the base's"):
+        prove_weights(pruned.base, Checkpoint(pruned.folder), pruned.masks, None)
+
+
+def test_a_missing_or_additional_tensor_is_named(pruned: Pruned) -> None:
+    file = pruned.folder / "model.safetensors"
+    whole = load_file(file)
+    save_file({name: value for name, value in whole.items() if name != OUTSIDE}, file, {"format": "pt"})
+    with pytest.raises(ProofError, match="q_proj.weight is missing"):
+        pruned.prove()
+    save_file({**whole, "model.extra.weight": torch.zeros(2)}, file, {"format": "pt"})
+    with pytest.raises(ProofError, match="model.extra.weight is not in the base"):
+        pruned.prove()
+
+
+def test_another_type_or_header_is_told(pruned: Pruned) -> None:
+    file = pruned.folder / "model.safetensors"
+    whole = load_file(file)
+    save_file(whole, file, {"format": "pt", "by": "somebody"})
+    with pytest.raises(ProofError, match=r"model\.safetensors: the header is not the base's"):
+        pruned.prove()
+    save_file({**whole, GATE: whole[GATE].half()}, file, {"format": "pt"})
+    with pytest.raises(ProofError, match=r"gate_proj.weight is F16 .*the base's is F32"):
+        pruned.prove()
+
+
+def test_masks_of_another_base_are_told(pruned: Pruned) -> None:
+    pruned.masks["model.layers.9.mlp.gate_proj.weight"] = pruned.masks[GATE]
+    with pytest.raises(ProofError, match=r"layers.9.* belong to another base"):
+        pruned.prove()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pattern": "2:4"}, {"pattern": "2:4", "layout": "transposable"}, {"method": "wanda"}]
+)
+def test_a_mask_with_two_bits_swapped_does_not_hold_its_pattern(options: dict[str, Any], tmp_path: Path) -> None:
+    pruned = Pruned(tmp_path, **options)
+    mask = pruned.masks[GATE].clone()
+    one, other = mask.nonzero()[0], (~mask).nonzero()[-1]
+    mask[tuple(one)], mask[tuple(other)] = False, True
+    pruned.masks[GATE] = mask
+    with pytest.raises(ProofError, match=r"layers.1.mlp.gate_proj.weight \(gate_proj\): .* does not hold along axis"):
+        prove_patterns(pruned.manifest, pruned.masks)
+
+
+@pytest.mark.parametrize("options", [{"method": "magnitude"}, {"allocation": "owl"}])
+def test_a_share_other_than_the_manifests_is_told(options: dict[str, Any], tmp_path: Path) -> None:
+    pruned = Pruned(tmp_path, **options)
+    pruned.masks[GATE] = torch.ones_like(pruned.masks[GATE])
+    with pytest.raises(ProofError, match="layer 1: gate_proj has lost 0.000000, and the manifest says"):
+        prove_patterns(pruned.manifest, pruned.masks)
+
+
+def test_a_matrix_nobody_knows_is_not_proved(pruned: Pruned) -> None:
+    pruned.masks["model.layers.1.mlp.square.weight"] = torch.ones(4, 4, dtype=torch.bool)
+    with pytest.raises(ProofError, match="to know along which axis"):
+        prove_patterns(pruned.manifest, pruned.masks)

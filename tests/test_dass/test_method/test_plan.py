@@ -1,0 +1,101 @@
+"""What is asked for is checked once, and what goes wrong is said before any work."""
+
+from typing import Any
+
+import pytest
+
+from dass.errors import InputError
+from dass.method.plan import Plan, plan
+
+
+def test_the_defaults_are_the_papers() -> None:
+    made = plan()
+    assert (made.method, str(made.pattern), made.pattern.sparsity, made.alpha) == ("dass", "unstructured", 0.5, 0.5)
+    assert (made.layout, made.update, made.allocation, made.propagation) == ("paper", "none", "uniform", "pruned")
+    assert plan() == Plan("dass", made.pattern)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "random"}, "method is 'random': expected one of dass, wanda, magnitude, sparsegpt"),
+        ({"layout": "rows"}, "layout is 'rows': expected one of paper, contraction, transposable"),
+        ({"update": "finetune"}, "update is 'finetune': expected one of none, reconstruct, reconstruct-mlp"),
+        ({"allocation": "layered"}, "allocation is 'layered': expected one of uniform, owl"),
+        ({"propagation": "both"}, "propagation is 'both': expected one of pruned, dense"),
+        ({"alpha": -0.1}, "alpha is -0.1: expected a finite exponent of 0 or more"),
+        ({"alpha": float("inf")}, "alpha is inf"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"damping": 0.0}, "damping is 0.0: expected a share above 0 and up to 10"),
+        ({"damping": 11.0}, "damping is 11.0"),
+        ({"damping": float("nan")}, "damping is nan"),
+        ({"min_expert_tokens": -1}, "min_expert_tokens is -1: expected 0 or more tokens"),
+        ({"pattern": "4:2"}, "keeping 4 of 2"),
+        ({"pattern": "2:4", "sparsity": 0.6}, "removes exactly 0.5"),
+        ({"sparsity": 1.0}, "between 0 and 1"),
+        ({"layout": "contraction"}, 'layout is "contraction" and pattern "unstructured": only N:M has groups'),
+        ({"layout": "transposable"}, 'layout is "transposable" and pattern "unstructured": expected pattern 2:4'),
+        (
+            {"layout": "transposable", "pattern": "4:8"},
+            'layout is "transposable" and pattern "4:8": expected pattern 2:4',
+        ),
+        (
+            {"update": "reconstruct-mlp", "propagation": "dense"},
+            'update is "reconstruct-mlp" and propagation "dense": it needs the tokens.*update: reconstruct',
+        ),
+        (
+            {"allocation": "owl", "layout": "transposable", "pattern": "2:4"},
+            'allocation is "owl" and layout "transposable": every layer is 2:4 there. Use uniform',
+        ),
+        ({"allocation": "owl", "sparsity": 0.05}, "owl_bound is 0.08: expected above 0 and less than 0.05"),
+        ({"allocation": "owl", "sparsity": 0.95}, "owl_bound is 0.08: expected above 0 and less than 0.05"),
+        ({"allocation": "owl", "owl_bound": 0.0}, "owl_bound is 0: expected above 0 and less than 0.5"),
+        (
+            {"allocation": "owl", "pattern": "2:4"},
+            "owl_bound is 0.08: a group of 4 gives up whole weights, so less than 0.125 moves no layer",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        plan(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_band_is_looked_at_under_owl_only() -> None:
+    assert plan(sparsity=0.05).allocation == "uniform"
+    assert plan(owl_bound=-1.0).owl_bound == -1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "x", "z"),
+    [
+        ({}, False, False),
+        ({"method": "sparsegpt"}, True, True),
+        ({"update": "reconstruct"}, True, False),  # down is fitted to what the pruned gate and up feed it
+        ({"update": "reconstruct", "propagation": "dense"}, True, True),
+        ({"method": "wanda", "update": "reconstruct-mlp"}, True, False),
+    ],
+)
+def test_gram_matrices_are_collected_only_where_they_are_used(options: dict[str, Any], x: bool, z: bool) -> None:
+    made = plan(**options)
+    assert (made.needs_gram_x, made.needs_gram_z) == (x, z)
+    assert made.changes_kept_weights == x
+
+
+@pytest.mark.parametrize(
+    ("options", "gate", "down"),
+    [
+        ({}, 0, 1),
+        ({"pattern": "2:4"}, 0, 1),
+        ({"pattern": "2:4", "layout": "contraction"}, 1, 1),
+        ({"method": "wanda"}, 1, 1),
+        ({"method": "magnitude"}, None, None),
+        ({"method": "magnitude", "pattern": "2:4"}, 1, 1),
+        ({"method": "sparsegpt"}, None, None),
+        ({"method": "sparsegpt", "pattern": "2:4"}, 1, 1),
+    ],
+)
+def test_dass_competes_along_the_intermediate_axis(options: dict[str, Any], gate: int | None, down: int | None) -> None:
+    made = plan(**options)
+    assert (made.axis("gate_proj"), made.axis("up_proj"), made.axis("down_proj")) == (gate, gate, down)

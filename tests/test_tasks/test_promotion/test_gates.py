@@ -1,0 +1,106 @@
+"""What a version must hold to become champion, rule by rule."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.promotion.gates import Evidence, Ruling, judge
+from tasks.workspace.settings import Promote
+
+
+def layer(index: int, error: float | None, *, runs: bool = False) -> dict[str, Any]:
+    able = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), runs)
+    return {"layer": index, "relative_error": error, "runs_2_4": able}
+
+
+def evidence(**changes: Any) -> Evidence:
+    known: dict[str, Any] = {
+        "manifest": {"layers": [layer(0, 0.2), layer(1, 0.4)]},
+        "evaluation": {"ratio": 2.0, "sparsity": {"mlp": 0.5}, "tasks": {"arc": {"dense": 0.40, "pruned": 0.35}}},
+        "git_dirty": False,
+        "proof": "",
+        "champion_ratio": None,
+    }
+    return Evidence(**{**known, **changes})
+
+
+def one(rule: str, limit: Any, *, optional: tuple[str, ...] = (), **changes: Any) -> Ruling:
+    found = judge(Promote(**{rule: limit, "optional_tasks": list(optional), "proof": False}), evidence(**changes))
+    assert len(found) == 1
+    return found[0]
+
+
+def test_nothing_is_asked_where_no_rule_is_set() -> None:
+    assert judge(Promote(proof=False), evidence()) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "holds", "fails", "told"),
+    [
+        ("max_ratio", 2.0, 1.9, "0.1 above"),
+        ("min_sparsity", 0.5, 0.6, "0.1 below"),
+        ("max_layer_error", 0.4, 0.3, "layer 1, 0.1 above"),
+    ],
+)
+def test_a_limit_holds_when_it_is_met_and_says_by_how_much_it_failed(
+    rule: str, holds: float, fails: float, told: str
+) -> None:
+    assert one(rule, holds).passed
+    refused = one(rule, fails)
+    assert (refused.passed, refused.rule, refused.limit, refused.told) == (False, rule, fails, told)
+
+
+def test_a_task_may_lose_as_much_as_its_rule_allows() -> None:
+    assert one("max_task_drop", {"arc": 0.06}).passed
+    refused = one("max_task_drop", {"arc": 0.04})
+    assert (refused.rule, refused.passed) == ("max_task_drop.arc", False)
+    assert refused.value == pytest.approx(0.05)
+
+
+def test_a_task_that_was_not_evaluated_fails_unless_it_is_optional() -> None:
+    refused = one("max_task_drop", {"hellaswag": 0.1})
+    assert (refused.passed, refused.value, refused.told) == (False, None, "not evaluated")
+    assert one("max_task_drop", {"hellaswag": 0.1}, optional=("hellaswag",)).passed
+
+
+def test_an_optional_task_that_was_evaluated_still_has_to_hold() -> None:
+    assert not one("max_task_drop", {"arc": 0.01}, optional=("arc",)).passed
+
+
+def test_an_optional_task_without_a_rule_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'arc' has no rule in max_task_drop"):
+        Promote(optional_tasks=["arc"])
+
+
+def test_errors_that_were_not_measured_do_not_hold() -> None:
+    assert not one("max_layer_error", 0.5, manifest={"layers": [layer(0, 0.2), layer(1, None)]}).passed
+
+
+def test_a_kernel_must_run_every_matrix() -> None:
+    assert one("kernel", "2:4", manifest={"layers": [layer(0, 0.1, runs=True)]}).passed
+    refused = one("kernel", "2:4", manifest={"layers": [layer(0, 0.1, runs=True), layer(1, 0.1)]})
+    assert (refused.passed, refused.value) == (False, "3 of 6 matrices")
+
+
+@pytest.mark.parametrize(("champion", "passed"), [(1.9, True), (1.7, False)])
+def test_the_ratio_may_be_worse_than_the_champions_by_the_margin(champion: float, passed: bool) -> None:
+    ruling = one("margin", 0.1, champion_ratio=champion)
+    assert ruling.passed == passed
+    assert ruling.limit == pytest.approx(1.1 * champion)
+
+
+def test_without_a_champion_the_margin_asks_nothing() -> None:
+    assert judge(Promote(margin=0.0, proof=False), evidence()) == []
+
+
+@pytest.mark.parametrize(("dirty", "passed"), [(False, True), (True, False), (None, False)])
+def test_a_clean_tree_is_a_commit_and_nothing_else(dirty: bool | None, passed: bool) -> None:
+    assert one("clean_git", True, git_dirty=dirty).passed == passed
+
+
+@pytest.mark.parametrize(("proof", "passed"), [("", True), ("weights", False), (None, False)])
+def test_a_proof_that_failed_or_was_not_made_does_not_hold(proof: str | None, passed: bool) -> None:
+    ruling = judge(Promote(), evidence(proof=proof))[-1]
+    assert (ruling.rule, ruling.passed) == ("proof", passed)
+    assert ("weights" in ruling.told) == (proof == "weights")

@@ -1,0 +1,297 @@
+"""A version is proved step by step, and whatever was tampered with is named."""
+
+import random
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from dass.errors import InputError
+from dass.files import read_json, sha256_file, write_json
+from dass.masks.mask_file import MaskFile, save_masks
+from tasks.promotion.verification import Proof, verify_all, verify_folder, verify_version
+from tasks.registry import signing
+from tasks.registry.registration import register
+from tasks.registry.tracking import TrackingError, tracking
+from tasks.registry.version_folder import MANIFEST, MASKS
+from tasks.registry.versions import find_version, folder_of
+from tasks.workspace.folder import Workspace
+from tests.workspaces import STAGES, change_settings, copy_workspace, finish_workspace
+
+PROVENANCE: dict[str, Any] = {
+    "git_commit": "0123abc",
+    "git_dirty": False,
+    "dvc": {"artifacts/base": "aa.dir", "artifacts/calibration": "bb.dir"},
+    "seconds": {},
+}
+GATE = "model.layers.1.mlp.gate_proj.weight"
+WEIGHTS = "model/model.safetensors"
+STEPS = ["files", "ledger", "weights", "pattern"]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One version is registered."""
+    workspace, settings = finish_workspace(tmp_path_factory.mktemp("registered"), prune__pattern="2:4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register(workspace, settings, PROVENANCE)
+    return workspace
+
+
+@pytest.fixture
+def ws(template: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """The registered workspace; its version's files and its database are as before when the test ends.
+
+    Not a copy: MLflow's records hold absolute paths.
+    """
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    kept = template.root / "kept"
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    shutil.copytree(template.root / "mlartifacts", kept / "mlartifacts")
+    shutil.copy(template.root / "mlflow.db", kept)
+    yield template
+    shutil.rmtree(template.root / "mlartifacts")
+    (kept / "mlartifacts").rename(template.root / "mlartifacts")
+    shutil.copy(kept / "mlflow.db", template.root)
+
+
+@contextmanager
+def stored(ws: Workspace, version: str = "1") -> Iterator[Path]:
+    """The version's folder in the store itself."""
+    with tracking(ws) as client, folder_of(client, find_version(client, "tiny", version)) as folder:
+        assert folder.is_relative_to(ws.root)
+        yield folder
+
+
+def prove(ws: Workspace, version: str = "1") -> Proof:
+    return verify_version(ws, "tiny", version)
+
+
+def told(proof: Proof, step: str) -> str:
+    [found] = [each for each in proof.steps if each.name == step]
+    assert found.passed is False, proof
+    return found.told
+
+
+def execute(ws: Workspace, sql: str, *values: Any) -> None:
+    with closing(sqlite3.connect(ws.root / "mlflow.db")) as database:
+        assert database.execute(sql, values).rowcount == 1
+        database.commit()
+
+
+def lines(ws: Workspace) -> dict[str, str]:
+    with closing(sqlite3.connect(ws.root / "mlflow.db")) as database:
+        return dict(database.execute("select key, value from params where key like 'entry.%' order by key"))
+
+
+def rewrite(folder: Path, change: Callable[[torch.Tensor, torch.Tensor], object], name: str = GATE) -> None:
+    """Change a tensor of the stored checkpoint, the header staying as it is."""
+    tensors = load_file(folder / WEIGHTS)
+    keep = MaskFile(folder / MASKS)[GATE]
+    change(tensors[name], keep)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def put(value: float, *, where_kept: bool) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    def change(weight: torch.Tensor, keep: torch.Tensor) -> None:
+        weight[tuple((keep if where_kept else ~keep).nonzero()[3])] = value
+
+    return change
+
+
+def test_a_whole_version_is_proved_and_the_ledger_says_so(ws: Workspace) -> None:
+    proof = prove(ws)
+    assert [(step.name, step.passed) for step in proof.steps] == [(name, True) for name in STEPS], proof
+    assert '"event":"verified"' in list(lines(ws).values())[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"register__artifact": "masks"}, {"prune__method": "sparsegpt", "prune__pattern": "2:4"}],
+    ids=["masks only", "updated weights"],
+)
+def test_other_kinds_of_versions_are_proved(changes: dict[str, Any], tmp_path: Path) -> None:
+    workspace, settings = finish_workspace(tmp_path, **changes)
+    register(workspace, settings, PROVENANCE)
+    proof = prove(workspace)
+    assert not proof.failed, proof
+
+
+def test_a_flipped_byte_is_caught_wherever_it_is(ws: Workspace) -> None:
+    draw = random.Random(0)
+    with stored(ws) as folder:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for number in range(90):
+            path = files[number % len(files)]
+            content = path.read_bytes()
+            at = draw.randrange(len(content))
+            path.write_bytes(content[:at] + bytes([content[at] ^ (1 << draw.randrange(8))]) + content[at + 1 :])
+            assert "files" in prove(ws).failed, (path, at)
+            path.write_bytes(content)
+    assert not prove(ws).failed
+    for number in range(10):
+        known = lines(ws)
+        key = sorted(known)[-1 - number]  # the end of the chain is the hardest
+        at = draw.randrange(len(known[key]))
+        flipped = known[key][:at] + chr(ord(known[key][at]) ^ 1) + known[key][at + 1 :]
+        execute(ws, "update params set value = ? where key = ?", flipped, key)
+        assert told(prove(ws), "ledger")
+        execute(ws, "update params set value = ? where key = ?", known[key], key)
+    assert not prove(ws).failed
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "expected"),
+    [
+        (put(0.125, where_kept=True), GATE, r"gate_proj.weight\[.*\] is kept, and is not the base's"),
+        (put(-0.0, where_kept=False), GATE, r"was removed, and is −0\.0: expected \+0\.0"),
+        (put(1e-30, where_kept=False), GATE, r"was removed, and is not zero"),
+        (lambda weight, _: weight.add_(1), "model.norm.weight", "model.norm.weight is not pruned, and differs"),
+    ],
+    ids=["kept", "minus zero", "tiny", "outside"],
+)
+def test_a_changed_weight_is_named_whoever_signs_it(ws: Workspace, change: Any, name: str, expected: str) -> None:
+    with stored(ws) as folder:
+        rewrite(folder, change, name)
+        proof = prove(ws)
+        assert "model/model.safetensors" in told(proof, "files")
+        assert re.search(expected, told(proof, "weights"))
+        (folder / signing.SIGNATURE).unlink()
+        signing.sign(folder)  # somebody who has the key
+        proof = prove(ws)
+        assert proof.failed == "weights"
+        assert re.search(expected, told(proof, "weights"))
+
+
+def test_a_version_signed_with_another_key_is_told(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stored(ws) as folder:
+        (folder / signing.SIGNATURE).unlink()
+        monkeypatch.setenv("DASS_SIGNING_KEY", str(tmp_path / "other.pem"))
+        signing.sign(folder)
+        assert "was made with another key" in told(prove(ws), "files")
+
+
+def test_a_manifest_that_was_edited_is_told_even_when_the_tags_agree(ws: Workspace) -> None:
+    with stored(ws) as folder:
+        manifest = read_json(folder / MANIFEST)
+        manifest["calibration"]["tokens"] += 1
+        write_json(folder / MANIFEST, manifest)
+        digest = sha256_file(folder / MANIFEST)
+        execute(ws, "update model_version_tags set value = ? where key = 'manifest'", digest)
+        proof = prove(ws)
+        assert MANIFEST in told(proof, "files")
+        assert "the ledger registered" in told(proof, "ledger")
+
+
+def test_masks_that_do_not_hold_the_pattern_are_named(ws: Workspace) -> None:
+    with stored(ws) as folder:
+        masks = dict(MaskFile(folder / MASKS))
+        keep = masks[GATE]
+        keep[tuple(keep.nonzero()[0])] = False
+        save_masks(masks, folder / MASKS)
+        proof = prove(ws)
+        assert "layers.1.mlp.gate_proj.weight (gate_proj)" in told(proof, "pattern")
+        assert "the masks' digest" in told(proof, "weights")
+
+
+def test_two_shards_that_changed_places_are_told(tmp_path: Path) -> None:
+    workspace, _ = finish_workspace(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(workspace.root / "model")
+    (workspace.root / "model" / "model.safetensors").unlink()
+    model.save_pretrained(workspace.root / "model", max_shard_size="60KB")
+    settings = change_settings(workspace)
+    for stage in STAGES:
+        stage(workspace, settings)
+    register(workspace, settings, PROVENANCE)
+    with stored(workspace) as folder:
+        one, other = sorted((folder / "model").glob("model-*.safetensors"))[:2]
+        one.rename(folder / "spare")
+        other.rename(one)
+        (folder / "spare").rename(other)
+        proof = prove(workspace)
+        assert one.name in told(proof, "files")
+        assert told(proof, "weights")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "link"])
+def test_what_is_no_part_of_a_version_is_refused(ws: Workspace, kind: str, tmp_path: Path) -> None:
+    with stored(ws) as folder:
+        if kind == "pickle":
+            (folder / "model" / "pytorch_model.bin").write_bytes(b"x")
+        else:
+            (tmp_path / "elsewhere").write_bytes(b"x")
+            (folder / "model" / "notes.txt").symlink_to(tmp_path / "elsewhere")
+        assert ("pickle" if kind == "pickle" else "symlink") in told(prove(ws), "files")
+
+
+def test_an_alias_set_by_hand_is_told(ws: Workspace) -> None:
+    with tracking(ws) as client:
+        client.set_registered_model_alias("tiny", "champion", "1")
+    assert "which the ledger never promoted" in told(prove(ws), "ledger")
+
+
+def test_a_line_that_was_taken_out_is_told(ws: Workspace) -> None:
+    prove(ws)
+    execute(ws, "delete from params where key = 'entry.000000'")
+    assert "entry 0 is missing" in told(prove(ws), "ledger")
+
+
+def test_a_tail_that_was_cut_is_told(ws: Workspace) -> None:
+    prove(ws)
+    execute(ws, "delete from params where key = 'entry.000001'")
+    assert "its end was cut off" in told(prove(ws), "ledger")
+
+
+def test_another_base_is_told(ws: Workspace, tmp_path: Path) -> None:
+    other = copy_workspace(ws, tmp_path / "other")
+    weights = other.base / "model.safetensors"
+    tensors = load_file(weights)
+    tensors[GATE] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    shutil.rmtree(other.root / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{ws.root / 'mlflow.db'}")
+        assert "belong to the base with digest" in told(prove(other), "weights")
+
+
+def test_a_copied_folder_is_proved_by_its_manifest(ws: Workspace, tmp_path: Path) -> None:
+    with stored(ws) as folder:
+        copy = shutil.copytree(folder, tmp_path / "copy")
+    before = lines(ws)
+    assert not verify_folder(ws, "tiny", copy).failed
+    (copy / "README.md").write_text("better")
+    assert "README.md" in told(verify_folder(ws, "tiny", copy), "files")
+    assert lines(ws) == before, "a copy says nothing of the version"
+    with pytest.raises(InputError, match="expected a registered version's folder"):
+        verify_folder(ws, "tiny", tmp_path)
+
+
+def test_every_version_is_verified(ws: Workspace) -> None:
+    assert [proof.what for proof in verify_all(ws, "tiny")] == ["tiny version 1"]
+    with pytest.raises(InputError, match="has no model 'nobody'"):
+        list(verify_all(ws, "nobody"))
+
+
+@pytest.mark.parametrize("version", ["7", "nobody"])
+def test_a_version_that_does_not_exist_is_named(ws: Workspace, version: str) -> None:
+    with pytest.raises(InputError, match=f"no version or alias '{version}'"):
+        prove(ws, version)
+
+
+def test_a_server_that_does_not_answer_is_told(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with pytest.raises(TrackingError, match="127.0.0.1:9"):
+        prove(ws)

@@ -1,0 +1,69 @@
+"""The model card: what a version is, in the form the hub reads."""
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dass.files import read_json
+from tasks.registry.card import card
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+VERSION: dict[str, Any] = {
+    "artifact": "checkpoint",
+    "key": "ab" * 32,
+    "git": {"commit": "c" * 40, "dirty": False},
+    "dvc": {},
+}
+
+
+@pytest.fixture
+def records(finished: Workspace) -> tuple[dict[str, Any], dict[str, Any]]:
+    manifest: dict[str, Any] = read_json(finished.masks / "manifest.json")
+    return manifest, read_json(finished.metrics / "evaluation.json")
+
+
+def text_of(records: tuple[dict[str, Any], dict[str, Any]], settings: Settings, **changes: Any) -> str:
+    return card(*records, settings, {**VERSION, **changes})
+
+
+def test_it_holds_what_the_hub_reads(records: Any, settings: Settings) -> None:
+    records[0]["base"] |= {"license": "apache-2.0", "uri": "org/name@main"}
+    data = ModelCard(text_of(records, settings)).data.to_dict()
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == "org/name"
+    assert data["library_name"] == "transformers"
+    assert "dass" in data["tags"]
+
+
+def test_a_licence_nobody_named_is_not_invented(records: Any, settings: Settings) -> None:
+    text = text_of(records, settings)
+    assert ModelCard(text).data.to_dict()["license"] == "unknown"
+    assert "see there" in text
+
+
+def test_results_name_their_context_length(records: Any, settings: Settings) -> None:
+    text = text_of(records, settings)
+    assert f"| ratio | {records[1]['ratio']:.3f} |" in text
+    assert "context length 32" in text
+
+
+def test_equal_results_give_equal_cards(records: Any, settings: Settings) -> None:
+    assert text_of(records, settings) == text_of(records, settings)
+
+
+def test_it_says_which_matrices_a_kernel_can_run(records: Any, settings: Settings) -> None:
+    assert "No pruned matrix has the 2:4 groups" in text_of(records, settings)
+    for layer in records[0]["layers"]:
+        layer["runs_2_4"]["down_proj"] = True
+    assert "run 3 of 9 pruned matrices" in text_of(records, settings)
+
+
+def test_masks_are_loaded_another_way_than_a_checkpoint(records: Any, settings: Settings) -> None:
+    assert 'mlflow.transformers.load_model("models:/tiny@champion")' in text_of(records, settings)
+    assert 'dass.load("models:/tiny@champion")' in text_of(records, settings, artifact="masks")
+
+
+def test_it_says_how_to_verify(records: Any, settings: Settings) -> None:
+    assert "dass verify VERSION --replay" in text_of(records, settings)

@@ -1,0 +1,382 @@
+"""Registration against real MLflow: SQLite in the workspace, and a server on this machine."""
+
+import os
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from dass.errors import InputError
+from dass.files import read_json, sha256_file
+from tasks.registry import ledger, registration
+from tasks.registry.loading import load, signed_folder
+from tasks.registry.registration import Registration, check_reachable, register
+from tasks.registry.tracking import TrackingError
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+from tests.models import LAYERS
+from tests.servers import free_port, mlflow_server
+from tests.workspaces import change_settings, copy_workspace
+
+PROVENANCE: dict[str, Any] = {
+    "git_commit": "0123abc",
+    "git_dirty": False,
+    "dvc": {"artifacts/base": "aa.dir", "metrics/evaluation.json": "bb"},
+    "seconds": {"prune": 1.5, "evaluate": 0.25},
+}
+
+
+def client_of(workspace: Workspace) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
+
+
+def all_runs(client: MlflowClient) -> list[Any]:
+    """But the ledgers'."""
+    experiments = [made.experiment_id for made in client.search_experiments() if made.name != ledger.EXPERIMENT]
+    return list(client.search_runs(experiments))
+
+
+def all_models(client: MlflowClient) -> list[Any]:
+    return list(client.search_logged_models([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+def test_the_registered_model_loads_and_generates_text(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = register(finished, settings, PROVENANCE)
+    assert (made.model, made.version, made.created) == ("tiny", "1", True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.tracking_uri)
+    pipeline = mlflow.transformers.load_model("models:/tiny@challenger")
+    text = pipeline("the model keeps", max_new_tokens=4)[0]["generated_text"]
+    assert text.startswith("the model keeps")
+    assert len(text) > len("the model keeps")
+
+
+def test_the_registered_weights_are_the_files_of_the_pruned_checkpoint(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    [copied] = (finished.root / "mlartifacts").rglob("model.safetensors")
+    assert copied.read_bytes() == (finished.pruned / "model.safetensors").read_bytes()
+
+
+def test_a_version_names_where_it_comes_from(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    tags = client_of(finished).get_model_version_by_alias("tiny", "challenger").tags
+    manifest, evaluation = read_json(finished.masks / "manifest.json"), read_json(finished.metrics / "evaluation.json")
+    assert tags["git_commit"] == "0123abc"
+    assert tags["git_dirty"] == "false"
+    assert tags["dvc.artifacts/base"] == "aa.dir"
+    assert tags["dvc.metrics/evaluation.json"] == "bb"
+    assert tags["base"] == manifest["base"]["digest"]
+    assert tags["masks"] == manifest["masks"]["digest"]
+    assert tags["fingerprint"] == manifest["fingerprint"]
+    assert float(tags["pruned.perplexity"]) == evaluation["pruned"]["perplexity"]
+    assert float(tags["sparsity.mlp"]) == 0.5
+
+
+def test_a_workspace_outside_git_says_so(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, {**PROVENANCE, "git_commit": None, "git_dirty": None})
+    tags = client_of(finished).get_model_version("tiny", "1").tags
+    assert (tags["git_commit"], tags["git_dirty"]) == ("none", "unknown")
+
+
+def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Workspace, settings: Settings) -> None:
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    run = client.get_run(made.run_id)
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(made.experiment_id).name == "tests"
+    assert run.data.params["prune.method"] == "dass"
+    assert run.data.params["sources.model.uri"] == "./model"
+    assert run.data.params["sources.model.sha256"] == "null"
+    assert run.data.params["calibration.samples"] == "6"
+
+    evaluation, manifest = read_json(finished.metrics / "evaluation.json"), read_json(finished.masks / "manifest.json")
+    assert run.data.metrics["ratio"] == evaluation["ratio"]
+    assert run.data.metrics["dense.perplexity"] == evaluation["dense"]["perplexity"]
+    assert run.data.metrics["sparsity.model"] == evaluation["sparsity"]["model"]
+    assert run.data.metrics["seconds.prune"] == 1.5
+    errors = client.get_metric_history(made.run_id, "layer.relative_error")
+    assert [(metric.step, metric.value) for metric in errors] == [
+        (layer["layer"], layer["relative_error"]) for layer in manifest["layers"]
+    ]
+    for name in ("layer.sparsity.gate_proj", "layer.sparsity.down_proj", "layer.norm.median", "layer.seconds"):
+        assert len(client.get_metric_history(made.run_id, name)) == LAYERS
+
+    files = {file.path for file in [*client.list_artifacts(made.run_id), *client.list_artifacts(made.run_id, "plots")]}
+    assert files == {
+        "manifest.json",
+        "evaluation.json",
+        "settings.json",
+        "plots",
+        "plots/layers.png",
+        "plots/norms.png",
+    }
+
+    datasets = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert datasets["calibration"].name == "text.txt"
+    assert manifest["calibration"]["digest"].startswith(datasets["calibration"].digest)
+    assert datasets["evaluation"].name == "held_out.txt"
+    assert read_json(finished.evaluation / "dense.json")["digest"] in datasets["evaluation"].source
+
+
+def test_masks_restored_from_a_cache_register_without_seconds(finished: Workspace, settings: Settings) -> None:
+    shutil.rmtree(finished.private)
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    assert client.get_metric_history(made.run_id, "layer.seconds") == []
+    assert len(client.get_metric_history(made.run_id, "layer.relative_error")) == LAYERS
+
+
+def test_models_can_be_searched_by_figure(finished: Workspace, settings: Settings) -> None:
+    made = register(finished, settings, PROVENANCE)
+    found = client_of(finished).search_logged_models(
+        [made.experiment_id], "metrics.ratio > 0 AND params.sparsity = '0.5'"
+    )
+    assert len(found) == 1
+
+
+def test_the_same_result_is_registered_once(finished: Workspace, settings: Settings) -> None:
+    first = register(finished, settings, PROVENANCE)
+    second = register(finished, settings, {**PROVENANCE, "seconds": {}})
+    assert second == Registration(**{**vars(first), "created": False})
+    client = client_of(finished)
+    assert len(client.search_model_versions()) == len(all_runs(client)) == 1
+
+
+def test_another_result_is_a_new_version_and_the_new_challenger(finished: Workspace, settings: Settings) -> None:
+    first = register(finished, settings, PROVENANCE)
+    changed = change_settings(finished, prune__alpha=0.25)
+    second = register(finished, changed, PROVENANCE)
+    assert (second.version, second.created) == ("2", True)
+    client = client_of(finished)
+    assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "2"
+
+    again = register(finished, settings, PROVENANCE)  # back to what version 1 holds
+    assert (again.version, again.created) == (first.version, False)
+    assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "1"
+
+
+def test_the_same_result_under_another_name_is_another_model(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    renamed = register(finished, change_settings(finished, register__model='it\'s "tiny" 2'), PROVENANCE)
+    assert (renamed.model, renamed.version, renamed.created) == ('it\'s "tiny" 2', "1", True)
+
+
+def test_a_failure_while_logging_leaves_a_failed_run_and_nothing_else(finished: Workspace, settings: Settings) -> None:
+    (finished.evaluation / "tokens.safetensors").write_bytes(b"damaged")  # needed last of all that is logged
+    with pytest.raises(Exception, match="header"):
+        register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    assert [run.info.status for run in all_runs(client)] == ["FAILED"]
+    assert client.search_registered_models() == []
+    assert all_models(client) == []
+    assert list((finished.root / "mlartifacts").rglob("*.safetensors")) == []
+
+
+def test_a_failure_after_the_version_was_made_removes_it(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    register(finished, settings, PROVENANCE)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registration, "_point_alias", fail)
+        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+    client = client_of(finished)
+    assert [str(made.version) for made in client.search_model_versions()] == ["1"]
+    assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registration, "_point_alias", fail)
+        register(finished, change_settings(finished, register__model="new"), PROVENANCE)
+    assert [model.name for model in client.search_registered_models()] == ["tiny"]
+
+
+def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, settings: Settings) -> None:
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    client.delete_registered_model_alias("tiny", "challenger")
+    client.update_run(made.run_id, "RUNNING")
+    assert not register(finished, settings, PROVENANCE).created
+    assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "1"
+    assert client.get_run(made.run_id).info.status == "FINISHED"
+
+
+def test_a_version_is_in_the_ledger_before_it_has_the_alias(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    tags = client.get_model_version("tiny", "1").tags
+    [entry] = ledger.Ledger.open(client, "tiny").entries()
+    assert (entry.event, entry.version) == ("registered", "1")
+    assert entry.manifest == tags["manifest"] == sha256_file(finished.masks / "manifest.json")
+    assert entry.details == {"key": tags["key"], "masks": tags["masks"], "base": tags["base"]}
+    assert tags["ledger.head"] == entry.head
+
+
+def test_a_process_killed_before_the_ledgers_entry_is_completed(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registration, "_record", lambda *_: None)
+        register(finished, settings, PROVENANCE)
+    book = ledger.Ledger.open(client_of(finished), "tiny")
+    assert book.entries() == []
+    assert not register(finished, settings, PROVENANCE).created
+    assert [entry.event for entry in book.entries()] == ["registered"]
+
+
+def test_a_failure_with_a_new_model_leaves_no_ledger(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registration, "_point_alias", fail)
+    with pytest.raises(KeyboardInterrupt):
+        register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    experiment = client.get_experiment_by_name(ledger.EXPERIMENT)
+    assert list(client.search_runs([experiment.experiment_id])) == []
+
+
+def test_nothing_is_registered_behind_a_broken_ledger(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    with closing(sqlite3.connect(finished.root / "mlflow.db")) as database, database:
+        database.execute("UPDATE params SET value = '{}' WHERE key = 'entry.000000'")
+    with pytest.raises(ledger.BrokenLedger, match="entry 0 was edited"):
+        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+    client = client_of(finished)
+    assert [str(made.version) for made in client.search_model_versions()] == ["1"]
+    assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
+
+
+def test_a_process_killed_before_the_version_does_not_stay_running(finished: Workspace, settings: Settings) -> None:
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    client.delete_model_version("tiny", "1")
+    client.update_run(made.run_id, "RUNNING")
+    again = register(finished, settings, PROVENANCE)
+    assert again.created
+    assert client.get_run(made.run_id).info.status == "KILLED"
+
+
+def test_a_result_that_is_not_complete_is_refused(finished: Workspace, settings: Settings) -> None:
+    (finished.metrics / "evaluation.json").unlink()
+    with pytest.raises(InputError, match=r"No .*evaluation\.json.* Run: dass run"):
+        register(finished, settings, PROVENANCE)
+    assert all_runs(client_of(finished)) == []
+
+
+def test_a_deleted_experiment_is_refused(finished: Workspace, settings: Settings) -> None:
+    client = client_of(finished)
+    client.delete_experiment(client.create_experiment("tests"))
+    with pytest.raises(InputError, match="register.experiment 'tests' was deleted in MLflow"):
+        register(finished, settings, PROVENANCE)
+
+
+def test_a_folder_with_an_odd_name_is_no_hindrance(finished_template: Workspace, tmp_path: Path) -> None:
+    workspace = copy_workspace(finished_template, tmp_path / "größer #1 50%20 & 'more'")
+    made = register(workspace, change_settings(workspace), PROVENANCE)
+    assert made.created
+    assert list((workspace.root / "mlartifacts").rglob("model.safetensors"))
+
+
+def test_registering_is_silent_and_leaves_the_environment_alone(
+    finished: Workspace, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = dict(os.environ)
+    register(finished, settings, PROVENANCE)
+    assert dict(os.environ) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, settings: Settings) -> None:
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    names = {*client.get_run(made.run_id).data.tags, *all_models(client)[0].tags}
+    assert not [name for name in names if "git" in name.lower() and name not in ("git_commit", "git_dirty")]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    return free_port()
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(
+    finished: Workspace, closed_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    password = uuid.uuid4().hex
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://kim:{password}@127.0.0.1:{closed_port}")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"MLFLOW_TRACKING_URI is http://127.0.0.1:{closed_port} ") as caught:
+        check_reachable(finished)
+    assert time.monotonic() - began < 30
+    assert password not in f"{caught.getrepr(chain=True)}{caplog.text}"
+
+
+@pytest.mark.parametrize("uri", ["ftp-like://somewhere", "postgresql://kim:s3cret@127.0.0.1:1/mlflow", "http://[::1"])
+def test_an_address_that_cannot_be_used_is_refused(
+    finished: Workspace, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is .* cannot be used") as caught:
+        check_reachable(finished)
+    assert time.monotonic() - began < 30
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_embedded_default_needs_no_check(finished: Workspace) -> None:
+    (finished.root / "mlflow.db").unlink()
+    check_reachable(finished)
+    assert not (finished.root / "mlflow.db").exists()
+
+
+@pytest.fixture
+def server(migrated_db: Path, tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server that keeps its files itself."""
+    with mlflow_server(f"sqlite:///{migrated_db}", tmp_path) as uri:
+        yield uri
+
+
+def test_a_server_registers_serves_and_recognises_the_result(
+    finished: Workspace, settings: Settings, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    check_reachable(finished)
+    made = register(finished, settings, PROVENANCE)
+    assert (made.version, made.created, made.tracking_uri) == ("1", True, server)
+    assert not register(finished, settings, PROVENANCE).created
+    assert not (finished.root / "mlartifacts").exists()
+    pipeline = mlflow.transformers.load_model("models:/tiny@challenger")
+    assert pipeline("the model", max_new_tokens=4)[0]["generated_text"].startswith("the model")
+
+    masks_only = register(finished, change_settings(finished, register__artifact="masks"), PROVENANCE)
+    assert masks_only.version == "2"
+    client = MlflowClient(server)
+    for number in ("1", "2"):
+        with signed_folder(client, client.get_model_version("tiny", number)) as folder:
+            assert (folder / "dass" / "manifest.json").is_file()
+    weights = [load(f"models:/tiny/{number}", base=finished.base).state_dict() for number in (1, 2)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    (finished.evaluation / "tokens.safetensors").write_bytes(b"damaged")
+    with pytest.raises(Exception, match="header"):
+        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+    assert sorted(str(version.version) for version in client.search_model_versions()) == ["1", "2"]
+    assert len(all_models(client)) == 2
+
+
+def test_a_refusal_of_mlflow_is_one_line(finished: Workspace, settings: Settings) -> None:
+    with pytest.raises(TrackingError, match=r"^MLflow at sqlite:.*"):
+        register(finished, settings, {**PROVENANCE, "dvc": {"a\nb": "x"}})

