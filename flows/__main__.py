@@ -1,5 +1,5 @@
 """`python -m flows` is `dass`."""
 
-from flows.cli.pipeline import main
+from flows.cli.main import main
 
 main()

@@ -63,7 +63,7 @@ def test_no_module_imports_relatively() -> None:
 
 def test_an_import_inside_a_function_is_seen() -> None:
     assert imported_floors(
-        "def f():\n    from flows.cli.pipeline import main\n    import torch, tasks.versioning.pins\n"
+        "def f():\n    from flows.cli.main import main\n    import torch, tasks.versioning.pins\n"
     ) == {
         "flows",
         "tasks",

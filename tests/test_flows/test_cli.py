@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.pipeline import run_command
+from flows.cli.main import run_command
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import ROOT, Commands
 
@@ -74,7 +74,7 @@ def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixtur
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
-    code = "import sys, flows.cli.pipeline; print({'torch', 'prefect', 'mlflow', 'dvc', 'transformers'} & set(sys.modules))"
+    code = "import sys, flows.cli.main; print({'torch', 'prefect', 'mlflow', 'dvc', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

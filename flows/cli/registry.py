@@ -1,0 +1,172 @@
+"""Commands that look at registered versions and decide about them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dass.errors import InputError
+from flows.cli.app import app
+from flows.cli.options import (
+    REGISTRY_PANEL,
+    JsonOption,
+    VersionArgument,
+    WorkspaceOption,
+    model_of,
+    open_workspace,
+)
+from flows.cli.output import print_json, show_decision, show_table, tell
+from flows.exit_status import DONE, FAILED
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
+def history(
+    model: Annotated[str | None, typer.Option(help="Registered model; default: register.model.")] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Show every version of the model, newest first: what it is, who made it when, and whether it was proved.
+
+    With --json also every event of the ledger.
+
+    \b
+        dass history
+        dass history --model smollm2-135m-dass --json
+    """
+    ws = open_workspace(workspace)
+    from tasks.promotion.history import history as read_history
+    from tasks.promotion.history import history_table
+
+    record = read_history(ws, model or model_of(ws))
+    if record["repaired"]:
+        tell(record["repaired"])
+    if as_json:
+        print_json(record)
+    else:
+        show_table(history_table(record))
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
+def diff(
+    before: Annotated[str, typer.Argument(metavar="V1", help="A version's number or alias.")],
+    after: Annotated[str, typer.Argument(metavar="V2", help="Another one.")],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Show what lies between two versions: settings, calibration data, figures, and how many mask bits moved.
+
+    \b
+        dass diff champion challenger
+        dass diff 1 2 --json
+    """
+    ws = open_workspace(workspace)
+    from tasks.promotion.history import diff as read_diff
+    from tasks.promotion.history import diff_tables
+
+    record = read_diff(ws, model_of(ws), before, after)
+    if as_json:
+        print_json(record)
+    else:
+        show_table(diff_tables(record))
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
+def verify(
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION|FOLDER", help="A version's number, alias or downloaded folder.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version of the model.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also prune again from the data DVC kept, and compare the masks.")
+    ] = False,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> int:
+    r"""Prove a version: files and signature, ledger, weights = base times masks, pattern. Status 1 when a step fails.
+
+    \b
+        dass verify champion
+        dass verify --all
+        dass verify 3 --replay
+    """
+    if (version is None) != every:
+        raise InputError("verify takes a VERSION, a FOLDER, or --all. See: dass verify --help")
+    ws = open_workspace(workspace)
+    from tasks.promotion.verification import proof_table, verify_all, verify_folder, verify_version
+    from tasks.registry.registration import check_reachable
+
+    check_reachable(ws)
+    model = model_of(ws)
+    if version is None:
+        proofs = list(verify_all(ws, model, replay=replay))
+    elif Path(version).is_dir():
+        proofs = [verify_folder(ws, model, Path(version), replay=replay)]
+    else:
+        proofs = [verify_version(ws, model, version, replay=replay)]
+    if as_json:
+        print_json([proof.as_json() for proof in proofs])
+    else:
+        for proof in proofs:
+            show_table(proof_table(proof))
+    return FAILED if any(proof.failed for proof in proofs) else DONE
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
+def promote(
+    version: VersionArgument = "challenger",
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote although a rule does not hold; recorded as such.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; needed with --force.")] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> int:
+    r"""Make a version champion if every rule under `promote` in params.yaml holds. Status 1 when it is refused.
+
+    \b
+        dass promote
+        dass promote 3
+        dass promote 3 --force --reason "demo on Friday"
+    """
+    ws = open_workspace(workspace)
+    from flows.prefect_api import check_api
+
+    check_api()
+    from flows.promote import promote as promote_flow
+
+    decision = promote_flow(str(ws.root), version, force, reason)
+    if as_json:
+        print_json(decision.as_json())
+    else:
+        show_decision(decision)
+    return DONE if decision.promoted else FAILED
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
+def rollback(
+    reason: Annotated[str, typer.Option("--reason", help="Why; goes to the ledger.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="An earlier champion; default: the one before.")
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Make an earlier champion the champion again, after its proof was checked once more.
+
+    \b
+        dass rollback --reason "worse answers in production"
+        dass rollback --to 2 --reason "..."
+    """
+    ws = open_workspace(workspace)
+    from flows.prefect_api import check_api
+
+    check_api()
+    from flows.promote import rollback as rollback_flow
+
+    done = rollback_flow(str(ws.root), reason, to)
+    if done.told:
+        tell(done.told)
+    if as_json:
+        print_json({"version": done.entry.version, "entry": done.entry.n, **done.entry.details})
+    else:
+        print(f"{done.entry.model}: version {done.entry.version} is champion again (ledger entry {done.entry.n}).")
