@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dass.errors import InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.pins import refresh_pins
+from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 
@@ -68,6 +69,7 @@ def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
         InputError: the settings cannot be used, or a source is missing.
     """
     with _dvc(ws) as repo:
+        _retry(lambda: _mend(repo))
         return refresh_pins(ws, load_settings(ws.params), _stages_with_pinned_code(_stages(repo)), root)
 
 
@@ -84,6 +86,7 @@ def start_run(ws: Workspace) -> Started:
     """
     settings, text = _read_settings(ws)
     with _dvc(ws) as repo:
+        _retry(lambda: _mend(repo))
         stages = _stages(repo)
         refresh_pins(ws, settings, _stages_with_pinned_code(stages))
         made = {out.fs_path for stage in stages for out in stage.outs}
@@ -161,8 +164,13 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
         stage.save()
         _compare(started, stage, lambda dep: dep.hash_info.value)
         stage.commit()
-        stage.dump(update_pipeline=False)
+        dump_stage(repo, stage)
         return stage, "restored"
+
+
+def _mend(repo: "Repo") -> None:
+    with _held(repo):
+        mend_state(repo)
 
 
 @contextmanager
@@ -196,7 +204,7 @@ def _record(repo: "Repo", stage: "PipelineStage") -> None:
         stage.md5 = stage.compute_md5()
         repo.stage_cache.save(stage)
         stage.commit()
-        stage.dump(update_pipeline=False)
+        dump_stage(repo, stage)
 
 
 def _check_inputs(stage: "PipelineStage") -> None:

@@ -283,7 +283,7 @@ def test_other_code_than_the_pipeline_depends_on_is_refused(tmp_path: Path) -> N
     config.write_text(config.read_text().replace("[core]\n", "[core]\n    no_scm = true\n"))
     copied = Workspace.at(copy)
     assert "tasks/pruning/run.py" in start_run(copied).inputs["prune"]
-    (copy / "tasks" / "pruning.py").write_text("changed = True\n")
+    (copy / "tasks" / "pruning" / "run.py").write_text("changed = True\n")
     with pytest.raises(InputError, match="depends on the code beside it, but the code that runs is in"):
         start_run(copied)
 
@@ -295,3 +295,41 @@ def test_recorded_outs_are_the_digests_of_dvc_lock(ws: Workspace) -> None:
         "made/first": stages["first"]["outs"][0]["md5"],
         "metrics/second.json": stages["second"]["outs"][0]["md5"],
     }
+
+
+def test_dvc_lock_is_replaced_and_never_cut_off(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_both(ws)
+    before = (ws.root / "dvc.lock").read_bytes()
+    edit(ws, "alpha: 0.5", "alpha: 0.25")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dvc.utils.serialize._yaml._dump", killed)  # the moment after DVC has truncated the file
+        run_both(ws)
+    assert (ws.root / "dvc.lock").read_bytes() == before
+    assert run_both(ws)[0] in ("ran", "restored")
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_an_empty_dvc_lock_is_made_anew_and_said(ws: Workspace, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    run_both(ws)
+    before = (ws.root / "dvc.lock").read_bytes()
+    (ws.root / "dvc.lock").write_text(content)
+    started = start_run(ws)
+    assert [run_if_changed(ws, name, never, started) for name in ("first", "second")] == ["restored", "restored"]
+    assert (ws.root / "dvc.lock").read_bytes() == before
+    assert "dvc.lock was empty" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", '{"read": {"a": [{"pi'])
+def test_a_cut_off_note_of_readers_and_writers_is_no_hindrance(
+    ws: Workspace, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_both(ws)
+    (ws.root / ".dvc" / "tmp" / "rwlock").write_text(content)
+    assert run_both(ws) == ["unchanged", "unchanged"]
+    edit(ws, "alpha: 0.5", "alpha: 0.75")
+    assert run_both(ws)[0] == "ran"
+    assert "rwlock was cut off" in caplog.text
