@@ -1,6 +1,7 @@
 """`dass.prune`: a model in memory. `dass.prune_checkpoint`: a checkpoint on disk, one layer in memory at a time."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from dass.engine.hidden import Place
 from dass.engine.layerwise import Buffering, wanted_by
 from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, check_fits, write_parameters
 from dass.engine.run import CheckpointRun
-from dass.files import complete_folder, digest_of, sha256_file
+from dass.files import clear_leftovers, complete_folder, digest_of, sha256_file
 from dass.masks.mask_file import apply_to_checkpoint
 from dass.method.methods import DEFAULT_ALPHA
 from dass.method.pattern import Pattern
@@ -207,7 +208,12 @@ def prune_checkpoint(
     decoder = StreamedDecoder(folder_in, torch.device(device), dtype)
     base = Checkpoint(folder_in)
     folder_out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = None if work is not None else Path(mkdtemp(prefix=f".{folder_out.name}.", dir=folder_out.parent))
+    clear_leftovers(folder_out.parent, folder_out.name)
+    temporary = (
+        None
+        if work is not None
+        else Path(mkdtemp(prefix=f".{folder_out.name}.", suffix=f".{os.getpid()}.partial", dir=folder_out.parent))
+    )
     folder = temporary or Path(str(work)) / _fingerprint(base, input_ids, what, decoder, batch_tokens)
     buffering = Buffering(batch_tokens, hidden_states, folder)
     layers: list[LayerReport] = []

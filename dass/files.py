@@ -1,16 +1,21 @@
 """Writing so that a file or folder is complete or absent, and reading with digests."""
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+# ".NAME.PROCESS.partial", or with a random part: ".NAME.RANDOM.PROCESS.partial".
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\w{8})?\.(?P<process>\d+)\.(?P<kind>partial|retired)")
 
 
 def fsync_path(path: Path) -> None:
@@ -30,6 +35,7 @@ def complete_file(path: Path) -> Iterator[Path]:
         OSError: the disk is full or fails; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path):
@@ -51,6 +57,7 @@ def complete_folder(path: Path) -> Iterator[Path]:
         OSError: the disk is full or fails; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -69,6 +76,49 @@ def complete_folder(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path, name: str = "") -> None:
+    """Undo in `folder` what processes that are gone were writing when they were killed.
+
+    They are known by the number at the end of a temporary name. What was half written is removed; what had been moved
+    aside, to be replaced a moment later, is put back.
+
+    Args:
+        folder: where to look; not in its subfolders.
+        name: only what belongs to this file or folder; "" is everything.
+    """
+    for leftover in sorted(folder.glob(f".{glob.escape(name)}*"), reverse=True):  # .retired comes before .partial
+        named = _TEMPORARY.fullmatch(leftover.name)
+        if named is None or (name and named["name"] != name) or is_alive(int(named["process"])):
+            continue
+        target = folder / named["name"]
+        if named["kind"] == "retired" and not target.exists():
+            os.replace(leftover, target)
+        elif leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(where: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder in `where` that is removed at the end; after a kill, by the next one of that name."""
+    where.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(where, name)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=f".{os.getpid()}.partial", dir=where) as folder:
+        yield Path(folder)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is running, ours or not."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

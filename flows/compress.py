@@ -18,7 +18,7 @@ from tasks.versioning.experiments import check_experiments, save_experiment
 from tasks.versioning.provenance import provenance
 from tasks.versioning.stages import Started, run_if_changed, start_run
 from tasks.workspace.folder import Workspace
-from tasks.workspace.lock import clear_leftovers, workspace_lock
+from tasks.workspace.lock import clear_workspace, workspace_lock
 from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run_of(workspace: str) -> Iterator[Run]:
     """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
     ws = Workspace.at(workspace)
     with workspace_lock(ws):
-        clear_leftovers(ws)
+        clear_workspace(ws)
         started = start_run(ws)
         registration.check_reachable(ws)
         check_experiments(ws, started.settings)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dass.errors import InputError
-from dass.files import sha256_file
+from dass.files import clear_leftovers, sha256_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,7 +151,9 @@ def _make_key(path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    clear_leftovers(path.parent, path.name)  # a private key that a killed process was writing
+    suffix = f".{os.getpid()}.partial"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(pem)

@@ -12,10 +12,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dass.files import read_json, write_json
+from dass.files import read_json, scratch_folder, write_json
 from tasks.registry.card import card
 from tasks.registry.signing import SIGNATURE, fingerprint, public_key, sign
 from tasks.workspace.folder import Workspace
@@ -57,10 +56,8 @@ def version_folder(
     """
     from mlflow.models import Model
 
-    workspace.private.mkdir(parents=True, exist_ok=True)
-    # Beside the artifacts, for hard links; named so that what a killed run leaves is cleared.
-    with TemporaryDirectory(prefix=".version-", suffix=".partial", dir=workspace.private) as scratch:
-        folder = Path(scratch) / "version"
+    with scratch_folder(workspace.private, "version") as scratch:  # beside the artifacts, for hard links
+        folder = scratch / "version"
         if settings.register_.artifact == "checkpoint":
             _save_checkpoint(workspace, settings, folder, model or Model())
         else:

@@ -37,9 +37,7 @@ def mend_state(repo: "Repo") -> None:
     path = Path(repo.root_dir) / "dvc.lock"
     if path.is_file() and not path.read_bytes().strip():
         path.unlink()
-        logger.warning(
-            "dvc.lock was empty, as a killed DVC leaves it: what its run-cache knows is restored, the rest is made again."
-        )
+        logger.warning("dvc.lock was empty, as a killed DVC leaves it: what its run-cache knows is restored.")
     _mend_rwlock(repo)
 
 

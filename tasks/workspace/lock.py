@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dass.errors import InputError
+from dass.files import clear_leftovers
 from tasks.workspace.folder import Workspace
 
 _held_here: set[Path] = set()
@@ -57,9 +57,15 @@ def _holder(text: str) -> str:
         return "process unknown, just started"
 
 
-def clear_leftovers(ws: Workspace) -> None:
-    """Remove what a killed run was writing. Call inside `workspace_lock`."""
-    for folder in (ws.base.parent, ws.metrics, ws.plots, ws.private):
-        for pattern in (".*.partial", ".*.retired"):
-            for leftover in folder.glob(pattern):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+def clear_workspace(ws: Workspace) -> None:
+    """Undo what a killed run was writing. Call inside `workspace_lock`."""
+    for folder in (
+        ws.root,
+        ws.base.parent,
+        ws.metrics,
+        ws.plots,
+        ws.private,
+        *ws.work.glob("*"),
+        *ws.statistics.glob("*"),
+    ):
+        clear_leftovers(folder)

@@ -3,6 +3,8 @@
 import errno
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dass.files import canonical_json, complete_file, complete_folder, digest_of, read_json, sha256_file, write_json
+from dass.files import (
+    canonical_json,
+    clear_leftovers,
+    complete_file,
+    complete_folder,
+    digest_of,
+    read_json,
+    scratch_folder,
+    sha256_file,
+    write_json,
+)
 
 
 def test_a_file_appears_only_when_the_block_succeeds(tmp_path: Path) -> None:
@@ -61,6 +73,57 @@ def test_a_folder_left_by_a_killed_run_is_not_built_upon(tmp_path: Path) -> None
     (left / "stale").touch()
     with complete_folder(tmp_path / "out") as temporary:
         assert os.listdir(temporary) == []
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_process_was_writing_is_removed_when_its_target_is_written_again(
+    tmp_path: Path, gone: int
+) -> None:
+    (tmp_path / f".out.{gone}.partial").mkdir()
+    (tmp_path / f".out.{gone}.partial" / "half").touch()
+    (tmp_path / f".out.8hex8hex.{gone}.partial").mkdir()
+    (tmp_path / f".x.json.{gone}.partial").touch()
+    (tmp_path / f".other.{gone}.partial").touch()
+    (tmp_path / f".out.{os.getppid()}.partial").touch()  # of a process that lives
+    (tmp_path / ".out.notes.partial").touch()  # somebody's own
+    with complete_folder(tmp_path / "out"), complete_file(tmp_path / "x.json") as file:
+        file.touch()
+    left = {f".other.{gone}.partial", f".out.{os.getppid()}.partial", ".out.notes.partial"}
+    assert set(os.listdir(tmp_path)) == {"out", "x.json", *left}
+
+
+def test_a_folder_that_was_moved_aside_by_a_killed_process_is_put_back(tmp_path: Path, gone: int) -> None:
+    retired = tmp_path / f".out.{gone}.retired"
+    retired.mkdir()
+    (retired / "a").write_text("old")
+    (tmp_path / f".out.{gone}.partial").mkdir()
+    clear_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    retired.mkdir()
+    clear_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_scratch_folder_goes_with_its_block_and_after_a_kill_with_the_next_one(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys; from dass.files import scratch_folder\n"
+        "with scratch_folder(pathlib.Path(sys.argv[1]), 'base') as folder:\n"
+        "    (folder / 'weights').touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])
+    assert len(list(tmp_path.rglob("weights"))) == 1
+    with scratch_folder(tmp_path, "base") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_values_have_one_digest_whatever_the_order() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.workspace.folder import Workspace
-from tasks.workspace.lock import clear_leftovers, workspace_lock
+from tasks.workspace.lock import clear_workspace, workspace_lock
 
 PARAMS = Path(__file__).parents[3] / "params.yaml"
 
@@ -44,14 +44,14 @@ def test_the_second_holder_of_a_workspace_is_refused_and_told_who_holds_it(ws: W
 
 
 def test_what_a_killed_run_was_writing_is_cleared(ws: Workspace) -> None:
-    folder, file = ws.root / "artifacts" / ".base.123.partial", ws.metrics / ".evaluation.json.123.partial"
-    version = ws.private / ".version-123.partial"
+    folder, file = ws.root / "artifacts" / ".base.99999999.partial", ws.metrics / ".evaluation.json.99999999.partial"
+    version = ws.private / ".version.ab_cd123.99999999.partial"
     folder.mkdir(parents=True)
     version.mkdir(parents=True)
     file.parent.mkdir()
     file.touch()
     (ws.metrics / "evaluation.json").touch()
-    clear_leftovers(ws)
+    clear_workspace(ws)
     assert [path.name for path in ws.metrics.iterdir()] == ["evaluation.json"]
     assert list((ws.root / "artifacts").iterdir()) == []
     assert not version.exists()
