@@ -1,13 +1,18 @@
-"""The two ways a caller hears that a request cannot be done.
+"""The ways a caller hears that a request cannot be done.
 
 ValueError
 ├── InputError        the request is wrong: which value, what was expected, what to do next
+│   └── UnavailableError   something it needs is not to be had here and now; of the thing itself nothing was learned
 └── NumericalError    the data is wrong: NaN or infinite activations, and the layer they came from
 """
 
 
 class InputError(ValueError):
     """A value the caller gave cannot be used. The message is one line and says what to do next."""
+
+
+class UnavailableError(InputError):
+    """What the request needs is missing, or cannot be reached. The message says where it was looked for."""
 
 
 class NumericalError(ValueError):

@@ -1,5 +1,6 @@
 """Commands that look at registered versions and decide about them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -92,22 +93,25 @@ def verify(
     if (version is None) != every:
         raise InputError("verify takes a VERSION, a FOLDER, or --all. See: dass verify --help")
     ws = open_workspace(workspace)
-    from tasks.promotion.verification import proof_table, verify_all, verify_folder, verify_version
+    from tasks.promotion.verification import Proof, proof_table, verify_all, verify_folder, verify_version
     from tasks.registry.registration import check_reachable
 
     check_reachable(ws)
     model = model_of(ws)
+    found: Iterable[Proof]
     if version is None:
-        proofs = list(verify_all(ws, model, replay=replay))
+        found = verify_all(ws, model, replay=replay)
     elif Path(version).is_dir():
-        proofs = [verify_folder(ws, model, Path(version), replay=replay)]
+        found = [verify_folder(ws, model, Path(version), replay=replay)]
     else:
-        proofs = [verify_version(ws, model, version, replay=replay)]
+        found = [verify_version(ws, model, version, replay=replay)]
+    proofs = []
+    for proof in found:
+        proofs.append(proof)
+        if not as_json:
+            show_table(proof_table(proof))  # at once: a version behind it may not be there to be verified
     if as_json:
         print_json([proof.as_json() for proof in proofs])
-    else:
-        for proof in proofs:
-            show_table(proof_table(proof))
     return FAILED if any(proof.failed for proof in proofs) else DONE
 
 

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dass.engine.pruner import ENGINE_VERSION
-from dass.errors import InputError
+from dass.errors import UnavailableError
 from dass.files import read_json
 from dass.masks.proof import ProofError
 from tasks.pruning import run, stages
@@ -26,12 +26,12 @@ def replayed(ws: Workspace, folder: Path) -> str:
 
     Raises:
         ProofError: other masks came out.
-        InputError: the data cannot be pulled, or this engine is another than the one that made the version.
+        UnavailableError: the data cannot be pulled, or this engine is another than the one that made the version.
     """
     recorded, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
     engine = recorded["engine"]
     if engine["version"] != ENGINE_VERSION:
-        raise InputError(
+        raise UnavailableError(
             f"engine version {engine['version']} made it, and this is {ENGINE_VERSION}: "
             f"check out commit {version['git']['commit']} and replay there."
         )

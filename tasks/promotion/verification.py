@@ -1,15 +1,19 @@
 """`dass verify`: whether a version is exactly what the registry says it is, step by step.
 
 Every step is taken, also behind one that failed: what is wrong shows more clearly from several sides. Tensors are
-streamed; no model is built.
+streamed; no model is built. Only damage and disagreement fail a step. What lies with the machine (a base that is not to
+be had, a full disk, a server that is down) proves nothing: it is raised, and the ledger is not told.
 """
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dass.errors import InputError
+import torch
+
+from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file
 from dass.masks.mask_file import MaskFile, check_masks_fit
 from dass.masks.proof import ProofError, prove_patterns, prove_weights
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from rich.table import Table
 
+_OUTCOMES = {True: "passed", False: "FAILED", None: "not taken"}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -36,13 +42,18 @@ class Step:
 
     Attributes:
         name: files, ledger, weights, pattern or replay.
-        passed: None when there was nothing to check it against.
-        told: what was found.
+        passed: None when it could not be taken here, which says nothing of the version.
+        told: what was found, or what was missing.
+        fault: why it could not be taken.
     """
 
     name: str
     passed: bool | None
     told: str
+    fault: Exception | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "passed": self.passed, "told": self.told}
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,11 @@ class Proof:
         return ", ".join(step.name for step in self.steps if step.passed is False)
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": not self.failed}
+        return {
+            "what": self.what,
+            "steps": [step.as_json() for step in self.steps],
+            "passed": all(step.passed for step in self.steps),
+        }
 
 
 def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = False) -> Proof:
@@ -77,13 +92,14 @@ def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = Fa
 
     Raises:
         InputError: there is no such version.
+        UnavailableError: its files, its base or, with `replay`, DVC's data are not to be had. Nothing was recorded.
         TrackingError: MLflow failed.
+        OSError: this machine refused (permissions, a full disk). Nothing was recorded.
     """
     with tracking(ws) as client:
         made = find_version(client, model, version)
         with folder_of(client, made) as folder:
-            steps = _steps(ws, client, model, folder, made, replay)
-        proof = Proof(f"{model} version {made.version}", steps)
+            proof = _proof(ws, client, f"{model} version {made.version}", model, folder, made, replay)
         record_proof(client, made, proof)
         return proof
 
@@ -93,13 +109,21 @@ def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[P
 
     Raises:
         InputError: there is none.
+        UnavailableError, OSError: as in `verify_version`, about the first of those that could not be verified; all the
+            others were.
     """
     with tracking(ws) as client:
         numbers = [str(made.version) for made in all_versions(client, model)]
     if not numbers:
         raise InputError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
+    faults: list[Exception] = []
     for number in numbers:
-        yield verify_version(ws, model, number, replay=replay)
+        try:
+            yield verify_version(ws, model, number, replay=replay)
+        except (UnavailableError, OSError) as fault:
+            faults.append(fault)
+    if faults:
+        raise faults[0]
 
 
 def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = False) -> Proof:
@@ -116,7 +140,7 @@ def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = Fal
     digest = sha256_file(folder / MANIFEST)
     with tracking(ws) as client:
         same = [made for made in all_versions(client, model) if made.tags.get("manifest") == digest]
-        return Proof(str(folder), _steps(ws, client, model, folder, same[0] if same else None, replay))
+        return _proof(ws, client, str(folder), model, folder, same[0] if same else None, replay)
 
 
 def record_proof(client: "MlflowClient", made: "ModelVersion", proof: Proof) -> None:
@@ -131,14 +155,16 @@ def record_proof(client: "MlflowClient", made: "ModelVersion", proof: Proof) -> 
         return  # the proof says so
 
 
-def _steps(
+def _proof(
     ws: Workspace,
     client: "MlflowClient",
+    what: str,
     model: str,
     folder: Path,
     made: "ModelVersion | None",
     replay: bool,
-) -> list[Step]:
+) -> Proof:
+    """Take every step. When one could not be taken and no other failed, what kept it from being taken is raised."""
     checks: dict[str, Callable[[], str]] = {
         "files": lambda: _check_files(client, model, folder),
         "ledger": lambda: _check_ledger(client, model, folder, made),
@@ -149,19 +175,39 @@ def _steps(
         from tasks.promotion.replay import replayed  # here: it prunes, and transformers takes seconds
 
         checks["replay"] = lambda: replayed(ws, folder)
-    return [_step(name, check) for name, check in checks.items()]
+    proof = Proof(what, [_step(name, check, folder) for name, check in checks.items()])
+    faults = [step.fault for step in proof.steps if step.fault is not None]
+    if faults and not proof.failed:
+        raise faults[0]
+    return proof
 
 
-def _step(name: str, check: Callable[[], str]) -> Step:
+def _step(name: str, check: Callable[[], str], folder: Path) -> Step:
     try:
         return Step(name, True, check())
-    except TrackingError:
-        raise  # nothing was learned
     except Exception as error:  # whatever a damaged file makes a reader raise: what cannot be read is not proved
-        told = (
-            str(error) if type(error).__module__.startswith(("dass.", "tasks.")) else f"{type(error).__name__}: {error}"
-        )
-        return Step(name, False, " ".join(told.split()))
+        told = " ".join(_told(error).split())
+        if name == "replay" and not isinstance(error, ProofError):  # all that it reads, an earlier step has checked
+            return Step(name, None, told, error)
+        return Step(name, None, told, error) if _is_fault(error, folder) else Step(name, False, told)
+
+
+def _told(error: Exception) -> str:
+    ours = type(error).__module__.startswith(("dass.", "tasks."))
+    return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def _is_fault(error: Exception, folder: Path) -> bool:
+    """Whether it lies with this machine, the network or a server: then nothing was learned of the version."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(
+        error, (UnavailableError, TrackingError, MlflowException, MemoryError, ImportError, torch.OutOfMemoryError)
+    ):
+        return True
+    if isinstance(error, FileNotFoundError) and error.filename:  # of the version's own files: it is damaged
+        return not Path(os.fsdecode(error.filename)).is_relative_to(folder)
+    return isinstance(error, OSError) or "(os error " in str(error)  # safetensors reads in Rust
 
 
 def _check_files(client: "MlflowClient", model: str, folder: Path) -> str:
@@ -229,5 +275,5 @@ def proof_table(proof: Proof) -> "Table":
     title = f"{escape(proof.what)}: {'not proved' if proof.failed else 'proved'}"
     table = Table("step", "", "what was found", title=title, title_justify="left")
     for step in proof.steps:
-        table.add_row(step.name, "passed" if step.passed else "FAILED", escape(step.told))
+        table.add_row(step.name, _OUTCOMES[step.passed], escape(step.told))
     return table

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
-from dass.errors import InputError
+from dass.errors import InputError, UnavailableError
 from dass.files import complete_folder, digest_of, read_json, sha256_file
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
 from dass.masks.updates import Updates
@@ -140,7 +140,7 @@ def base_of(ws: Workspace | None, manifest: dict[str, Any], base: Path | None = 
         base: where the base is; None looks into the workspace, then fetches it from where it was fetched first.
 
     Raises:
-        InputError: it is another base, or cannot be fetched.
+        UnavailableError: what is there is another base, and it cannot be fetched.
     """
     wanted = _files_of(manifest)
     tried = []
@@ -162,7 +162,7 @@ def base_of(ws: Workspace | None, manifest: dict[str, Any], base: Path | None = 
                     return
                 tried.append(told or f"{manifest['base']['uri']} has {digest_of(found)} now")
                 shutil.rmtree(fetched)
-        raise InputError(
+        raise UnavailableError(
             f"The masks belong to the base with digest {digest_of(wanted)}, and {'; '.join(dict.fromkeys(tried))}. "
             "Give the folder of that base."
         )

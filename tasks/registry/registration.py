@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
 from tasks.registry.ledger import Ledger
+from tasks.registry.place import local_path
 from tasks.registry.signing import fingerprint, key_tag, public_key
 from tasks.registry.tracking import (
     TrackingError,
@@ -25,6 +26,7 @@ from tasks.registry.tracking import (
     without_credentials,
 )
 from tasks.registry.version_folder import version_folder
+from tasks.registry.versions import check_present
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -136,6 +138,7 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
 
     Raises:
         InputError: a stage has not run, or the experiment or the signing key cannot be used.
+        UnavailableError: this very result was registered before, and the version's files are gone.
         SignatureError: artifacts/pruned holds what is not signed, such as a pickle.
         TrackingError: MLflow failed. The run is marked FAILED and no version is left.
     """
@@ -144,6 +147,7 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
     with tracking(workspace) as client:
         existing = _find(client, model, result.digest)
         if existing is not None:
+            check_present(client, existing, whole=True)
             _complete(client, existing)
             return _registration(workspace, client, existing, created=False)
         experiment = _experiment(workspace, client, settings.register_.experiment)
@@ -198,6 +202,12 @@ def _experiment(workspace: Workspace, client: "MlflowClient", name: str) -> str:
         raise InputError(
             f"register.experiment {name!r} was deleted in MLflow. "
             f"Restore it (mlflow experiments restore -x {found.experiment_id}) or choose another name."
+        )
+    folder = local_path(found.artifact_location)
+    if folder is not None and not folder.is_dir() and client.search_runs([found.experiment_id], max_results=1):
+        raise InputError(
+            f"register.experiment {name!r} keeps its files in {folder}, which is gone, and this workspace is "
+            f"{workspace.root}. Was it moved? Put {folder} back, or choose another experiment."
         )
     return str(found.experiment_id)
 

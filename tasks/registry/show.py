@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from dass.errors import InputError
 from dass.files import read_json
 from tasks.registry.card import described
-from tasks.registry.tracking import tracking, tracking_uri, without_credentials
+from tasks.registry.place import database
+from tasks.registry.tracking import is_embedded, tracking, tracking_uri, without_credentials
 from tasks.registry.version_folder import EVALUATION, MANIFEST
 from tasks.registry.versions import find_version, record_of
 from tasks.workspace.folder import Workspace
@@ -47,7 +48,7 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
 
 def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) -> dict[str, Any] | None:
     """The newest version with these masks of this base. Not by settings: params.yaml may be edited by now."""
-    if tracking_uri(workspace).startswith("sqlite:///") and not (workspace.root / "mlflow.db").exists():
+    if is_embedded(workspace) and not database(workspace).exists():
         return None  # and asking would make one
     wanted = f"tags.masks = '{manifest['masks']['digest']}' and tags.base = '{manifest['base']['digest']}'"
     with tracking(workspace) as client:

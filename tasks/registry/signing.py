@@ -85,6 +85,17 @@ def check(folder: Path, public_pem: str) -> None:
             raise SignatureError(_first_difference(folder, signed) or _damaged(folder / SIGNATURE)) from None
 
 
+def missing_files(folder: Path) -> list[str]:
+    """Names of signed files that are not in a folder. Their content is not looked at.
+
+    Raises:
+        SignatureError: the signature is damaged.
+    """
+    if not (folder / SIGNATURE).is_file():
+        return [SIGNATURE]
+    return [name for name in _signed_files(folder / SIGNATURE) if not (folder / name).is_file()]
+
+
 def public_key() -> str:
     """The public half of the signing key, PEM. The key is made when there is none yet.
 

@@ -10,10 +10,12 @@ import re
 import socket
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dass.errors import InputError
+from tasks.registry.place import artifacts, database, embedded_uri, follow_workspace
 from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # about 30 s in all; MLflow's own 7 take minutes
 }
+# Where a new store places what nobody placed; MLflow's own default is the folder that it happens to be started in.
+_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
@@ -41,13 +45,20 @@ class TrackingError(RuntimeError):
 
 def tracking_uri(workspace: Workspace) -> str:
     """Where MLflow keeps this workspace's runs: MLFLOW_TRACKING_URI, or mlflow.db in the workspace."""
-    return os.environ.get(_URI) or f"sqlite:///{workspace.root / 'mlflow.db'}"
+    return os.environ.get(_URI) or embedded_uri(workspace)
+
+
+def is_embedded(workspace: Workspace) -> bool:
+    """Whether that is the workspace's own mlflow.db."""
+    uri = tracking_uri(workspace)
+    path = Path(uri.removeprefix("sqlite:///"))  # a relative one is meant from here
+    return uri == embedded_uri(workspace) or (uri.startswith("sqlite:///") and path.resolve() == database(workspace))
 
 
 def artifact_location(workspace: Workspace) -> str | None:
     """Where a new experiment keeps its files; None where a server decides."""
     is_server = re.match(r"https?:|databricks", tracking_uri(workspace))
-    return None if is_server else (workspace.root / "mlartifacts").as_uri()
+    return None if is_server else artifacts(workspace).as_uri()
 
 
 def without_credentials(uri: str) -> str:
@@ -63,9 +74,14 @@ def tracking(workspace: Workspace) -> Generator["MlflowClient"]:
 
     Raises:
         TrackingError: MLflow refused or could not be reached.
+        InputError: the workspace was moved or copied, and its mlflow.db cannot be made to follow.
     """
     uri = tracking_uri(workspace)
-    with _environment({**_DEFAULTS, _URI: uri}):
+    ours = {}
+    if is_embedded(workspace):
+        follow_workspace(workspace)
+        ours = {_ROOT: artifacts(workspace).as_uri()}
+    with _environment({**_DEFAULTS, **ours, _URI: uri}):
         from mlflow import MlflowClient  # after its environment, and before its loggers are quietened: it sets them up
         from mlflow.exceptions import MlflowException
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dass.errors import InputError
+from dass.errors import InputError, UnavailableError
 from dass.files import read_json
+from tasks.registry.place import local_path
+from tasks.registry.signing import missing_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,9 +67,15 @@ def _named(model: str) -> str | None:
 
 @contextmanager
 def folder_of(client: "MlflowClient", made: "ModelVersion") -> Generator[Path]:
-    """The version's folder on this machine: where it lies, or a copy for as long as the context is open."""
+    """The version's folder on this machine: where it lies, or a copy for as long as the context is open.
+
+    Raises:
+        UnavailableError: it is not where it was registered.
+    """
+    location = _location(client, made)
+    check_present(client, made)
     with TemporaryDirectory(prefix="dass-version-") as scratch:
-        yield Path(_repository(client, made).download_artifacts("", _destination(client, made, scratch)))
+        yield local_path(location) or Path(_repository(location).download_artifacts("", scratch))
 
 
 @contextmanager
@@ -76,12 +84,19 @@ def file_of(client: "MlflowClient", made: "ModelVersion", path: str) -> Generato
 
     Raises:
         InputError: the version has no such file.
+        UnavailableError: its folder is not where it was registered.
     """
+    location = _location(client, made)
+    folder = local_path(location)
     with TemporaryDirectory(prefix="dass-version-") as scratch:
         try:
-            yield Path(_repository(client, made).download_artifacts(path, _destination(client, made, scratch)))
+            found = folder / path if folder else Path(_repository(location).download_artifacts(path, scratch))
+            if not found.is_file():
+                raise FileNotFoundError
         except FileNotFoundError:
+            check_present(client, made)
             raise InputError(f"{made.name} version {made.version} has no {path}: it was not made by dass.") from None
+        yield found
 
 
 def record_of(client: "MlflowClient", made: "ModelVersion", path: str) -> Any:
@@ -90,14 +105,40 @@ def record_of(client: "MlflowClient", made: "ModelVersion", path: str) -> Any:
         return read_json(file)
 
 
-def _repository(client: "MlflowClient", made: "ModelVersion") -> Any:
+def check_present(client: "MlflowClient", made: "ModelVersion", *, whole: bool = False) -> None:
+    """Look whether a version's files are where it was registered.
+
+    Args:
+        client: MLflow.
+        made: the version.
+        whole: look for each file that was signed, where they are on this machine; else for any.
+
+    Raises:
+        UnavailableError: they are not.
+        SignatureError: `whole`, and nothing tells which files there were.
+    """
+    location = _location(client, made)
+    folder = local_path(location)
+    if folder is None:
+        missing = [] if _repository(location).list_artifacts() else [location]
+    elif not folder.is_dir() or not any(folder.iterdir()):
+        missing = [str(folder)]
+    else:
+        missing = [str(folder / name) for name in missing_files(folder)] if whole else []
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        delete = f"MlflowClient().delete_model_version({made.name!r}, {str(made.version)!r})"
+        raise UnavailableError(
+            f"{made.name} version {made.version} is registered, and its files are gone: no {missing[0]}{more}. Was the "
+            "workspace moved, or its mlartifacts removed? Put them back there. If they are lost, delete the version in "
+            f"MLflow ({delete}) and run: dass run"
+        )
+
+
+def _repository(location: str) -> Any:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return get_artifact_repository(_location(client, made))
-
-
-def _destination(client: "MlflowClient", made: "ModelVersion", scratch: str) -> str | None:
-    return None if _location(client, made).startswith(("file:", "/")) else scratch
+    return get_artifact_repository(location)
 
 
 def _location(client: "MlflowClient", made: "ModelVersion") -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dass.errors import InputError
+from dass.errors import UnavailableError
 from dass.files import write_json
 from tasks.versioning.stages import quiet_dvc
 from tasks.workspace.folder import Workspace
@@ -18,7 +18,7 @@ def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
         folder: an empty folder; becomes a DVC repository without git.
 
     Raises:
-        InputError: neither the cache nor the remote has the data.
+        UnavailableError: neither the cache nor the remote has the data.
     """
     quiet_dvc()
     from dvc.exceptions import CheckoutError, DvcException
@@ -43,7 +43,7 @@ def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
                 repo.pull(force=True)
             except DvcException as error:
                 where = f"remote {default}" if default else "no remote (dvc remote add)"
-                raise InputError(
+                raise UnavailableError(
                     f"DVC has not got {' and '.join(wanted)} of this version: not in the cache of {ws.root}, and "
                     f"{where} did not deliver ({' '.join(str(error).split())[:200]}). Run dvc push where it was made."
                 ) from None

@@ -1,5 +1,6 @@
 """A version is proved step by step, and whatever was tampered with is named."""
 
+import errno
 import random
 import re
 import shutil
@@ -14,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dass.errors import InputError
+from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, save_masks
-from tasks.promotion.verification import Proof, verify_all, verify_folder, verify_version
+from tasks.promotion.verification import Proof, _step, verify_all, verify_folder, verify_version
 from tasks.registry import signing
 from tasks.registry.registration import register
 from tasks.registry.tracking import TrackingError, tracking
@@ -254,7 +255,7 @@ def test_a_tail_that_was_cut_is_told(ws: Workspace) -> None:
     assert "its end was cut off" in told(prove(ws), "ledger")
 
 
-def test_another_base_is_told(ws: Workspace, tmp_path: Path) -> None:
+def test_a_base_that_is_not_to_be_had_proves_nothing(ws: Workspace, tmp_path: Path) -> None:
     other = copy_workspace(ws, tmp_path / "other")
     weights = other.base / "model.safetensors"
     tensors = load_file(weights)
@@ -263,7 +264,64 @@ def test_another_base_is_told(ws: Workspace, tmp_path: Path) -> None:
     shutil.rmtree(other.root / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{ws.root / 'mlflow.db'}")
-        assert "belong to the base with digest" in told(prove(other), "weights")
+        before = lines(ws)
+        with pytest.raises(UnavailableError, match="belong to the base with digest"):
+            prove(other)
+        assert lines(ws) == before
+        with stored(ws) as folder:
+            (folder / "README.md").write_text("better")
+            proof = prove(other)
+    assert [(step.name, step.passed) for step in proof.steps] == [
+        ("files", False),
+        ("ledger", True),
+        ("weights", None),
+        ("pattern", True),
+    ]
+    assert '"event":"failed"' in list(lines(ws).values())[-1]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+        PermissionError(errno.EACCES, "Permission denied", "/x"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere/base/model.safetensors"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        MemoryError(),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_fault_of_the_machine_is_no_failed_step(fault: Exception, tmp_path: Path) -> None:
+    def check() -> str:
+        raise fault
+
+    step = _step("weights", check, tmp_path)
+    assert (step.passed, step.fault) == (None, fault)
+
+
+def test_a_file_that_the_version_lacks_is_a_failed_step(tmp_path: Path) -> None:
+    step = _step("pattern", lambda: (tmp_path / MASKS).read_text(), tmp_path)
+    assert step.passed is False
+    assert MASKS in step.told
+
+
+def test_versions_whose_files_are_gone_are_named_and_nothing_is_recorded(ws: Workspace) -> None:
+    before = lines(ws)
+    with stored(ws) as folder:
+        shutil.rmtree(folder)
+    for look in (prove, lambda ws: list(verify_all(ws, "tiny"))):
+        with pytest.raises(UnavailableError, match=f"its files are gone: no {folder}.*Put them back there"):
+            look(ws)
+    assert lines(ws) == before
+
+
+def test_a_copy_is_proved_by_its_own_files(ws: Workspace, tmp_path: Path) -> None:
+    copy = copy_workspace(ws, tmp_path / "ä copy? 100% #1 [x]")
+    with stored(copy) as folder:
+        assert folder.is_relative_to(copy.root)
+        (folder / "README.md").write_text("better")
+    assert "README.md" in told(prove(copy), "files")
+    assert not prove(ws).failed
 
 
 def test_a_copied_folder_is_proved_by_its_manifest(ws: Workspace, tmp_path: Path) -> None:

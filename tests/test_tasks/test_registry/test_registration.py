@@ -15,7 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from dass.errors import InputError
+from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file
 from tasks.registry import ledger, registration
 from tasks.registry.loading import load, signed_folder
@@ -380,3 +380,54 @@ def test_a_server_registers_serves_and_recognises_the_result(
 def test_a_refusal_of_mlflow_is_one_line(finished: Workspace, settings: Settings) -> None:
     with pytest.raises(TrackingError, match=r"^MLflow at sqlite:.*"):
         register(finished, settings, {**PROVENANCE, "dvc": {"a\nb": "x"}})
+
+
+def located(workspace: Workspace) -> list[str]:
+    """Every location that the workspace's database names."""
+    columns = ("experiments.artifact_location", "runs.artifact_uri", "logged_models.artifact_location")
+    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as database:
+        return [
+            str(value)
+            for table, _, column in (name.partition(".") for name in (*columns, "model_versions.storage_location"))
+            for (value,) in database.execute(f"select {column} from {table}")
+        ]
+
+
+def test_a_copy_or_a_renamed_workspace_registers_into_itself(
+    finished: Workspace, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(finished, settings, PROVENANCE)
+    assert all(location.startswith(finished.root.as_uri()) for location in located(finished))
+    copy = copy_workspace(finished, tmp_path / "copy 100% #1 ü")
+    finished.root.rename(tmp_path / "renamed")
+    renamed = Workspace(tmp_path / "renamed")
+    for workspace in (copy, renamed):
+        caplog.clear()
+        assert register(workspace, settings, PROVENANCE).created is False
+        [told] = [record.message for record in caplog.records if "was copied or moved from" in record.message]
+        assert told.startswith(f"{workspace.root} was copied or moved from {finished.root}: ")
+        assert register(workspace, change_settings(workspace, register__artifact="masks"), PROVENANCE).created
+        assert all(location.startswith(f"{workspace.root.as_uri()}/") for location in located(workspace))
+        assert len(list((workspace.root / "mlartifacts" / "models").iterdir())) == 2
+    assert not finished.root.exists()
+
+
+def test_registered_before_is_said_only_where_the_files_are(finished: Workspace, settings: Settings) -> None:
+    register(finished, settings, PROVENANCE)
+    [weights] = (finished.root / "mlartifacts" / "models").rglob("model.safetensors")
+    weights.unlink()
+    with pytest.raises(UnavailableError, match=f"tiny version 1 is registered, and its files are gone: no {weights}"):
+        register(finished, settings, PROVENANCE)
+    client_of(finished).delete_model_version("tiny", "1")
+    assert register(finished, settings, PROVENANCE).created
+
+
+def test_an_experiment_whose_folder_is_gone_is_refused_by_both_paths(
+    finished: Workspace, settings: Settings, tmp_path: Path, migrated_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{migrated_db}")
+    register(finished, settings, PROVENANCE)
+    finished.root.rename(tmp_path / "renamed")
+    renamed = Workspace(tmp_path / "renamed")
+    with pytest.raises(InputError, match=f"{finished.root}/mlartifacts, which is gone, .* {renamed.root}"):
+        register(renamed, change_settings(renamed, prune__sparsity=0.25), PROVENANCE)
