@@ -44,7 +44,8 @@ def evaluate_dense(ws: Workspace, settings: Settings) -> None:
     check_context(ws.base, asked.sequence_length, "evaluate.sequence_length")
     documents = read_documents(source, pinned(ws, "evaluation"), ws.root)
     bos = bos_token(asked.bos, ws.base)
-    tokens_N = tokenize(load_tokenizer(ws.base), documents.texts)
+    wanted = None if asked.samples is None else asked.samples * asked.sequence_length
+    tokens_N = tokenize(load_tokenizer(ws.base), documents.texts, wanted)
     try:
         windows_WL = consecutive_windows(tokens_N, asked.sequence_length, asked.samples, bos)
     except InputError as error:

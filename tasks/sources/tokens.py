@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from dass.errors import InputError
 from dass.files import read_json
+from tasks.sources.token_pieces import token_pieces
 from tasks.workspace.settings import Bos
 
 # Between two documents of one stream, as the published WikiText perplexities join them.
@@ -32,14 +33,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """Token ids of one text without any special token, LongTensor (N,)."""
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, at_most: int | None = None) -> Tensor:
+    """Token ids of one text without any special token, LongTensor (N,).
+
+    Args:
+        at_most: stop behind so many tokens: a long text is not tokenised to its end for a few windows at its start.
+    """
+    pieces = []
+    for ids_n in token_pieces(tokenizer, text):
+        pieces.append(ids_n)
+        if at_most is not None and sum(map(len, pieces)) >= at_most:
+            break
+    return torch.cat(pieces)[:at_most]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], at_most: int | None = None) -> Tensor:
     """Token ids of all texts joined with blank lines and tokenised as one, LongTensor (N,)."""
-    return encode(tokenizer, SEPARATOR.join(texts))
+    return encode(tokenizer, SEPARATOR.join(texts), at_most)
 
 
 def bos_token(setting: Bos, folder: Path) -> int | None:

@@ -1,7 +1,12 @@
 """Texts from files, wheels and the hub, and every way in which one can be wrong."""
 
+import bz2
 import gzip
 import hashlib
+import io
+import json
+import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from dass.errors import InputError
+from tasks.sources import unpack
 from tasks.sources.documents import read_documents
 from tasks.sources.pinned import pin
 from tasks.workspace.settings import Source
@@ -41,6 +47,136 @@ def test_every_jsonl_row_is_a_document(tmp_path: Path) -> None:
 def test_every_parquet_row_is_a_document(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"body": ["one", "two"], "n": [1, 2]}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", column="body") == ["one", "two"]
+
+
+def parquet(table: pyarrow.Table, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(table, stream, **options)
+    return stream.getvalue()
+
+
+ROWS = ["one\n", 'zwei "ü", 2']
+JSONL = "".join(json.dumps({"n": n, "text": text}) + "\n" for n, text in enumerate(ROWS)).encode()
+ARRAY = json.dumps([{"text": text} for text in ROWS], indent=1).encode()
+CSV = 'n,text\r\n0,"one\n"\r\n1,"zwei ""ü"", 2"\r\n'.encode()
+TABLE = parquet(pyarrow.table({"n": [0, 1], "text": ROWS}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.JSONL", JSONL),
+        ("a.ndjson", JSONL.replace(b"\n", b"\r\n")),
+        ("a.jsonl", b"\xef\xbb\xbf" + JSONL),
+        ("a.txt", JSONL),
+        ("a", JSONL),
+        ("a.json", ARRAY),
+        ("a.jsonl", ARRAY),
+        ("a.txt", ARRAY),
+        ("a.csv", CSV),
+        ("a.CSV", CSV.replace(b"\r\n", b"\n")),
+        ("a.tsv", CSV.replace(b"n,text", b"n\ttext").replace(b"0,", b"0\t").replace(b"1,", b"1\t")),
+        ("a.txt", TABLE),
+        ("a.parquet.gz", gzip.compress(TABLE)),
+        ("a.csv.bz2", bz2.compress(CSV)),
+        ("a.jsonl.XZ", lzma.compress(JSONL)),
+        ("a.jsonl.zst", pyarrow.compress(JSONL, "zstd", asbytes=True)),
+        ("a.jsonl", gzip.compress(JSONL)),
+    ],
+)
+def test_rows_are_read_whatever_a_file_is_called(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read(tmp_path / name) == ROWS
+
+
+def test_a_text_from_windows_is_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
+    assert read(tmp_path / "a.txt") == ["one\n\ntwo\n"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{'a': 1}\n{}\n", '{"a": 1}\nand prose\n', "[ ] to do\n", "GGUF is a format, PAR1 and BZh9 are signs"]
+)
+def test_a_text_that_looks_like_data_at_its_start_is_a_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.md").write_text(text)
+    assert read(tmp_path / "a.md") == [text]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", "text".encode("utf-16"), "a.txt is UTF-16 text: save it as UTF-8"),
+        ("a.txt", "text".encode("utf-16-le"), "NUL byte"),
+        ("a.txt", b"%PDF-1.7\n", "is a PDF"),
+        ("a.zip", b"PK\x03\x04...", "is a zip file: unpack it first"),
+        ("a.txt", b"<!DOCTYPE html><title>Not found</title>", "is an HTML page"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run git lfs pull"),
+        ("a.feather", b"ARROW1\0\0....", r"Arrow \(Feather\) file: save it as parquet"),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"text")), "compressed twice"),
+        ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "damaged or cut off"),
+        ("a.txt.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 30, "damaged or cut off"),
+        ("a.txt.xz", lzma.compress(b"text" * 99)[:-9], "damaged or cut off"),
+        ("a.txt.zst", b"\x28\xb5\x2f\xfd\xff\xff\xff", "damaged or cut off"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}\n', r"line 2: 'text' holds half a character .*\\ud800"),
+        ("a.jsonl", b'{"text": "x", "text": "y"}\n', "line 1 holds 'text' twice"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "nested too deeply"),
+        ("a.json", b"[" * 100_000, "nested too deeply|not JSON"),
+        ("a.csv", b"n,body\n1,x\n", "has no column 'text', only n, body"),
+        ("a.csv", b"n,text\n1,x,y\n", "line 2 has 3 fields, and its first line 2"),
+        ("a.csv", b'n,text\n1,"x\n', "is damaged"),
+        ("a.csv", b"text,text\nx,y\n", "2 columns 'text'"),
+        ("a.parquet", parquet(pyarrow.table({"text": ["x", None]})), "row 2: 'text' is null, expected text"),
+        ("a.parquet", parquet(pyarrow.table({"text": [{"a": "x"}]})), "row 1: 'text' is dict"),
+        ("a.parquet", parquet(pyarrow.table({"text": pyarrow.array([], pyarrow.string())})), "holds no text"),
+        ("a.parquet", parquet(pyarrow.table([["x"], ["y"]], names=["text", "text"])), "2 columns 'text'"),
+        ("a.parquet", TABLE[:-30] + TABLE[-8:], "not a whole parquet file"),
+    ],
+)
+def test_what_holds_no_text_is_refused_by_its_content(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=told) as error:
+        read(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_settings_that_a_file_does_not_have_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=r"a\.txt is plain text, which has no column 'body'"):
+        read(tmp_path / "a.txt", column="body")
+    for name in ("split", "subset", "data_files"):
+        with pytest.raises(InputError, match=f"is a file, and {name} is for hub data sets"):
+            read(tmp_path / "a.txt", **{name: "train"})
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        read(tmp_path / "a.txt")
+
+
+def test_a_small_file_does_not_become_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "_ALWAYS", 1 << 20)  # 64 MiB take their time
+    size = 2 << 20
+    repeated = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 32, pyarrow.int32()), ["x" * (size // 32)])
+    files = {
+        "a.txt.gz": gzip.compress(b" " * size),
+        "a.txt.xz": lzma.compress(b" " * size),
+        "a.txt.zst": pyarrow.compress(b" " * size, "zstd", asbytes=True),
+        "a.parquet": parquet(pyarrow.table({"text": repeated}), compression="zstd"),
+        "b.parquet": parquet(pyarrow.table({"text": [" " * size]}), compression="zstd", use_dictionary=False),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} \({len(content)} bytes\) unpacks to more than 1048576 bytes"):
+            read(tmp_path / name)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.txt").open("wb") as sparse:
+        sparse.truncate(20 << 30)
+    with pytest.raises(InputError, match="has 21474836480 bytes: at most 1073741824 bytes of text are read"):
+        read(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize(
