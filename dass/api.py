@@ -183,8 +183,8 @@ def prune_checkpoint(
 ) -> CheckpointReport:
     """Prune a checkpoint on disk into another folder. Never more than one layer of the model is in memory.
 
-    Output files mirror the input's: the same shards, names and order, and outside the MLPs the same bytes. `folder_out`
-    is complete or absent.
+    Output files mirror the input's: the same shards, names and order, and outside the MLPs the same bytes; to a config
+    that transformers 5 saved come the keys that older ones read. `folder_out` is complete or absent.
 
     Args:
         folder_in: a transformers checkpoint folder with safetensors, in one file or in shards.

@@ -7,7 +7,13 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 32, 64, 3, 300
 
@@ -83,14 +89,17 @@ MOE_FAMILIES: dict[str, dict[str, Any]] = {
 EVERY_FAMILY = FAMILIES | FUSED_FAMILIES | MOE_FAMILIES
 
 
+def tiny_config(family: str = "llama", **changes: Any) -> PreTrainedConfig:
+    """The config of a `tiny_model`."""
+    return AutoConfig.for_model(**{"model_type": family, **_SHAPE, **EVERY_FAMILY.get(family, {}), **changes})
+
+
 def tiny_model(
     family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
 ) -> PreTrainedModel:
     """A random causal LM of `family`: 3 layers, H 32, I 64, 300 tokens of vocabulary, context 128."""
     torch.manual_seed(seed)
-    settings = {"model_type": family, **_SHAPE, **EVERY_FAMILY.get(family, {}), **changes}
-    config = AutoConfig.for_model(**settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():  # wide enough that activations differ between neurons
             if parameter.dim() > 1:

@@ -24,6 +24,7 @@ from dass.masks.group_packing import Grouping, pack_groups, unpack_groups
 from dass.masks.packing import mask_digest, pack_mask, unpack_mask
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
+from dass.model.older_keys import write_older_keys
 
 FORMAT = "dass-masks-2"
 _HEADER = "dass"
@@ -166,9 +167,10 @@ def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, f
 def apply_to_checkpoint(
     base: Checkpoint, masks: Mapping[str, Tensor], folder: Path, updates: Updates | None = None
 ) -> None:
-    """Write base × masks into `folder`: removed weights are +0.0, every other byte is the base's.
+    """Write base × masks into `folder`: removed weights are +0.0, every other byte of the weights is the base's.
 
-    Config, tokenizer and whatever else is text or safetensors come along; pickles and folders do not.
+    Config, tokenizer and whatever else is text or safetensors come along, with the keys that older transformers read
+    (`write_older_keys`); pickles and folders do not.
 
     Args:
         base: the dense checkpoint.
@@ -190,6 +192,7 @@ def apply_to_checkpoint(
     for path in sorted(base.folder.iterdir()):
         if path.is_file() and path.suffix not in _PICKLES and path.name not in base.files:
             shutil.copyfile(path, folder / path.name)
+    write_older_keys(folder)
     base.copy(folder, pruned)
 
 

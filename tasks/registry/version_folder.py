@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.files import read_json, scratch_folder, write_json
+from dass.model.older_keys import write_older_keys
 from tasks.registry.card import card
 from tasks.registry.signing import SIGNATURE, fingerprint, public_key, sign
 from tasks.workspace.folder import Workspace
@@ -37,6 +38,7 @@ CARD = "README.md"
 
 FORMAT = "dass-version-1"
 _CHECKPOINT = "model"  # where MLflow's transformers flavour puts a checkpoint
+_TOKENIZER = "components/tokenizer"  # and its tokenizer once more
 _RUNS_WITH = ("torch", "transformers", "safetensors", "tokenizers")
 
 
@@ -84,7 +86,12 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
     (folder / "LICENSE.txt").unlink(missing_ok=True)  # says only that the hub has no model called like the folder
     for path in weights:
         _link(path, folder / _CHECKPOINT / path.name)
-    model.flavors["transformers"]["source_model_name"] = settings.register_.model
+    tokenizer = folder / _TOKENIZER
+    write_older_keys(tokenizer)  # this one MLflow saved, with transformers 5
+    model.flavors["transformers"] |= {
+        "source_model_name": settings.register_.model,
+        "tokenizer_type": read_json(tokenizer / "tokenizer_config.json")["tokenizer_class"],
+    }
     model.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     model.save(str(folder / "MLmodel"))
 

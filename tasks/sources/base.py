@@ -9,6 +9,7 @@ from typing import Any
 
 from dass.errors import InputError
 from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
+from dass.model.older_keys import write_older_keys
 from tasks.sources.checkpoint_folder import CHECKPOINT_FILES, cast_checkpoint, copy_checkpoint
 from tasks.sources.hub import HubId, commit_of, fetch_snapshot
 from tasks.sources.locate import check_digest, locate, uri_of
@@ -52,10 +53,11 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
         fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer_fits(folder)
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+        config = read_json(folder / "config.json")
         record = {
             "uri": source.uri,
             **asdict(fetched),
-            "dtype": read_json(folder / "config.json").get("dtype"),
+            "dtype": config.get("dtype", config.get("torch_dtype")),
             "files": files,
             "digest": digest_of(files),
             "tokenizer": digest_of({name: sha for name, sha in files.items() if name in _TOKENIZER_FILES}),
@@ -64,11 +66,17 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
 
 
 def fetch_model(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path) -> FetchedModel:
-    """Fill `folder` with the checkpoint.
+    """Fill `folder` with the checkpoint, which older transformers read too: see `write_older_keys`.
 
     Raises:
         InputError: the model cannot be fetched or read, or is not what `source` and `pin_` say.
     """
+    fetched = _fetch(source, pin_, root, dtype, folder)
+    write_older_keys(folder)
+    return fetched
+
+
+def _fetch(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folder: Path) -> FetchedModel:
     where = locate(source, root)
     if isinstance(where, HubId):
         commit = pin_.get("revision") or commit_of(where, "model")

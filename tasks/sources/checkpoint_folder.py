@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file, write_json
@@ -75,10 +76,18 @@ def cast_checkpoint(folder: Path, dtype: DType) -> None:
         save_file(tensors, file, metadata={"format": "pt"})
         file.chmod(0o644)
         stored += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    config = read_json(folder / "config.json")
-    config.pop("torch_dtype", None)  # its name before transformers 5
-    write_json(folder / "config.json", {**config, "dtype": dtype})
+    write_json(folder / "config.json", _with_dtype(read_json(folder / "config.json"), dtype))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         values = read_json(index)
         write_json(index, {**values, "metadata": {**values.get("metadata", {}), "total_size": stored}})
+
+
+def _with_dtype(config: dict[str, Any], dtype: DType) -> dict[str, Any]:
+    """A config that says `dtype`, also by the key's name before transformers 5, and in the configs inside it."""
+    inside = {
+        key: _with_dtype(value, dtype)
+        for key, value in config.items()
+        if key.endswith("_config") and isinstance(value, dict) and {"dtype", "torch_dtype"} & {*value}
+    }
+    return {**config, **inside, "dtype": dtype, "torch_dtype": dtype}

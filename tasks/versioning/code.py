@@ -33,6 +33,8 @@ PLUMBING = frozenset(
 )
 # Of dass: messages, vocabulary, how files are read and written; no arithmetic.
 _WORDS_ONLY = frozenset({"dass", "dass.model.checkpoint", "dass.errors", "dass.files", "dass.method.pattern"})
+# Of dass: no arithmetic either, but what is written. Named like a module of `tasks`, where nothing else of dass counts.
+_WRITERS = frozenset({"dass.model.older_keys"})
 
 INSTALLED = Path(__file__).resolve().parents[2]
 
@@ -44,8 +46,8 @@ def code_paths(stage: str) -> list[str]:
     """
     modules = _closure(STAGE_MODULES[stage])
     tasks = sorted(_path(module) for module in modules if module.startswith("tasks."))
-    computes = any(module.split(".")[0] == "dass" and module not in _WORDS_ONLY for module in modules)
-    return ["dass", *tasks] if computes else tasks
+    counted = {module for module in modules if module.split(".")[0] == "dass"} - _WORDS_ONLY
+    return [*(["dass"] if counted - _WRITERS else sorted(map(_path, counted))), *tasks]
 
 
 def code_digest(stage: str, root: Path = INSTALLED) -> str:

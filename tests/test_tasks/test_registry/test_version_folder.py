@@ -56,6 +56,10 @@ def test_with_a_checkpoint_it_holds_that_and_the_records(finished: Workspace, se
         model = Model.load(folder)
         assert model.model_size_bytes > weights.stat().st_size
         assert model.flavors["transformers"]["source_model_name"] == "tiny"
+        # transformers before 5 know no TokenizersBackend, which is what MLflow saves and names.
+        assert model.flavors["transformers"]["tokenizer_type"] == "PreTrainedTokenizerFast"
+        for tokenizer_config in ("components/tokenizer/tokenizer_config.json", "model/tokenizer_config.json"):
+            assert read_json(folder / tokenizer_config)["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert str(finished.root) not in (folder / "MLmodel").read_text(encoding="utf-8")
     assert not folder.exists()
     assert (finished.pruned / "model.safetensors").is_file()

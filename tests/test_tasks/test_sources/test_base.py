@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dass.errors import InputError
-from dass.files import digest_of, read_json, sha256_file
+from dass.files import digest_of, read_json, sha256_file, write_json
+from dass.model.older_keys import write_older_keys
 from tasks.sources.base import fetch_base
+from tasks.sources.checkpoint_folder import cast_checkpoint
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings, validate_settings
@@ -55,6 +57,7 @@ def refused(ws: Workspace, model: dict[str, Any], told: str, dtype: str = "auto"
 
 
 def test_a_model_folder_is_copied_byte_for_byte(ws: Workspace, tiny_checkpoint: Path) -> None:
+    write_older_keys(tiny_checkpoint)  # then older transformers read it, as they read most of the hub
     base = fetch(ws, {"uri": "./model"})
     for file in tiny_checkpoint.iterdir():
         assert (base / file.name).read_bytes() == file.read_bytes()
@@ -62,7 +65,28 @@ def test_a_model_folder_is_copied_byte_for_byte(ws: Workspace, tiny_checkpoint: 
     assert {path.name for path in base.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()} | {"source.json"}
 
 
+def test_to_a_folder_that_transformers_5_saved_come_the_keys_of_older_ones(
+    ws: Workspace, tiny_checkpoint: Path
+) -> None:
+    base = fetch(ws, {"uri": "./model"})
+    rewritten = {"config.json", "tokenizer_config.json"}
+    for file in tiny_checkpoint.iterdir():
+        assert ((base / file.name).read_bytes() == file.read_bytes()) == (file.name not in rewritten)
+    config = read_json(base / "config.json")
+    assert (config["rope_theta"], config["rope_scaling"], config["torch_dtype"]) == (10000.0, None, "float32")
+    assert read_json(base / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_gguf_becomes_a_checkpoint_that_older_transformers_read(ws: Workspace) -> None:
+    rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": 100_000.0}
+    write_tiny_gguf(ws.root / "tiny.gguf", tiny_model(rope_parameters=rotary))
+    config = read_json(fetch(ws, {"uri": "tiny.gguf"}) / "config.json")
+    assert (config["rope_theta"], config["rope_scaling"], config["torch_dtype"]) == (100_000.0, None, "bfloat16")
+    assert read_json(ws.base / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_source_json_names_every_file_by_its_digest(ws: Workspace, tiny_checkpoint: Path) -> None:
+    write_older_keys(tiny_checkpoint)
     base = fetch(ws, {"uri": "./model"})
     record = read_json(base / "source.json")
     assert record["files"] == {path.name: sha256_file(path) for path in sorted(tiny_checkpoint.iterdir())}
@@ -88,6 +112,19 @@ def test_a_dtype_that_is_asked_for_is_what_is_stored(ws: Workspace, tiny_checkpo
     stored = load_file(base / "model.safetensors")
     assert all(torch.equal(stored[name], expected[name].to(torch.bfloat16)) for name in expected)
     assert read_json(base / "source.json")["dtype"] == "bfloat16"
+    config = read_json(base / "config.json")
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
+
+
+def test_a_dtype_that_is_asked_for_stands_in_every_config_inside_the_config(tmp_path: Path) -> None:
+    """As in a model that also sees: text_config and vision_config have a dtype of their own."""
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    write_json(
+        tmp_path / "config.json", {"torch_dtype": "float32", "text_config": {"dtype": "float32"}, "x_config": {}}
+    )
+    cast_checkpoint(tmp_path, "float16")
+    both = {"dtype": "float16", "torch_dtype": "float16"}
+    assert read_json(tmp_path / "config.json") == {**both, "text_config": both, "x_config": {}}
 
 
 def test_shards_are_copied_and_cast_like_a_single_file(ws: Workspace) -> None:
