@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dass.errors import InputError
-from dass.model.checkpoint import INDEX_FILE
+from dass.model.checkpoint_folder import INDEX_FILE
 
 SHARD_BYTES = 10**9
 _STANDARD_DEVIATION = 0.02  # LLaMA's initialisation

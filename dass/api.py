@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -19,14 +20,17 @@ from dass.engine.hidden import Place
 from dass.engine.layerwise import Buffering, wanted_by
 from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, check_fits, write_parameters
 from dass.engine.run import CheckpointRun
+from dass.errors import InputError
 from dass.files import clear_leftovers, complete_folder, digest_of, sha256_file
 from dass.masks.mask_file import apply_to_checkpoint
+from dass.masks.pruned_record import check_replaceable, history, told
 from dass.method.methods import DEFAULT_ALPHA
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan, plan
 from dass.model.checkpoint import Checkpoint
 from dass.model.decoder import Decoder
 from dass.model.streaming import StreamedDecoder
+from dass.outputs import check_place, check_written_into, lies_in
 
 
 class PlanOptions(TypedDict, total=False):
@@ -73,10 +77,12 @@ class CheckpointReport:
     Attributes:
         layers: one report per decoder layer.
         resumed: how many of them an earlier run had finished.
+        left: files of the input's folder that are not part of the checkpoint that was read, and stayed behind.
     """
 
     layers: list[LayerReport]
     resumed: int
+    left: list[str]
 
 
 def prune(
@@ -179,31 +185,39 @@ def prune_checkpoint(
     work: Path | str | None = None,
     checkpoint_every: int | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
+    overwrite: bool = False,
     **options: Unpack[PlanOptions],
 ) -> CheckpointReport:
     """Prune a checkpoint on disk into another folder. Never more than one layer of the model is in memory.
 
-    Output files mirror the input's: the same shards, names and order, and outside the MLPs the same bytes; to a config
-    that transformers 5 saved come the keys that older ones read. `folder_out` is complete or absent.
+    Output files mirror the input's: the same shards, names and order, and outside the MLPs the same bytes. Config,
+    tokenizer and licence come along, the model card as BASE_README.md; to a config that transformers 5 saved come the
+    keys that older ones read. What is not part of the checkpoint that is read stays behind, with a warning.
+    `folder_out` is complete or absent.
 
     Args:
         folder_in: a transformers checkpoint folder with safetensors, in one file or in shards.
-        folder_out: where to write; a folder that exists is replaced.
+        folder_out: where to write. A folder that exists must be empty or an earlier output of this function that
+            nobody has touched since; it is then replaced.
         input_ids, method, sparsity, pattern, alpha, batch_tokens, hidden_states, on_layer, options: as for `prune`.
         device: where layers compute.
         dtype: type to compute in; None takes the checkpoint's. What is stored keeps its type.
         work: where finished layers are kept. A run that died goes on behind them when it is started again with the same
             folder and arguments, and ends in the same bytes. None: a temporary folder beside `folder_out`.
         checkpoint_every: also keep hidden states behind every so many layers, so that finished layers need no replay.
+        overwrite: also replace an earlier output some of whose files were changed since. What this function did not
+            make is never removed.
 
     Raises:
-        InputError: a value or a checkpoint that cannot be used; nothing was written.
+        InputError: a value or a checkpoint that cannot be used; `folder_out` holds what this function did not make,
+            holds the input or `work`, or lies inside the input. Nothing was written.
         NumericalError: NaN or infinite activations; finished layers are in `work`.
 
     Example:
         >>> dass.prune_checkpoint("llama", "llama-2-4", input_ids, pattern="2:4", work="llama-2-4.work")
     """
     folder_in, folder_out = Path(folder_in), Path(folder_out)
+    _check_places(folder_in, folder_out, work, overwrite)
     what = plan(method, sparsity, pattern, alpha, **options)
     decoder = StreamedDecoder(folder_in, torch.device(device), dtype)
     base = Checkpoint(folder_in)
@@ -226,11 +240,28 @@ def prune_checkpoint(
                 if on_layer is not None:
                     on_layer(record.report)
         with complete_folder(folder_out) as writing:
-            apply_to_checkpoint(base, run.masks, writing, run.updates)
+            found = apply_to_checkpoint(
+                base, run.masks, writing, run.updates, settings=what.named, history=history(folder_in)
+            )
+            check_replaceable(folder_out, overwrite)  # once more: hours have passed
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    return CheckpointReport(layers, run.finished)
+    for line in (found.told(folder_in), told(folder_in, history(folder_in))):
+        if line is not None:
+            warnings.warn(line, stacklevel=2)
+    return CheckpointReport(layers, run.finished, found.left)
+
+
+def _check_places(folder_in: Path, folder_out: Path, work: Path | str | None, overwrite: bool) -> None:
+    check_place(folder_out, {"the input": folder_in})
+    if work is not None:
+        work = Path(work)
+        check_written_into(work)
+        for other, how in ((folder_out, "the output"), (folder_in, "the input")):
+            if lies_in(work, other):
+                raise InputError(f"work is {work}, in {how} {other}: nothing was changed. Name a folder beside it.")
+    check_replaceable(folder_out, overwrite)
 
 
 def _fingerprint(

@@ -51,11 +51,13 @@ def complete_file(path: Path) -> Iterator[Path]:
 def complete_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it becomes `path`, replacing what was there.
 
-    The old folder is never written into: its files may be hard links into DVC's cache.
+    The old folder is never written into: its files may be hard links into DVC's cache. Whether it may be replaced, the
+    caller has asked. A link is followed: the folder is made where it leads.
 
     Raises:
         OSError: the disk is full or fails; names `path`.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -135,6 +137,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Every file and link under a folder by its name relative to it, "sub/name" in subfolders."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def canonical_json(value: Any) -> str:

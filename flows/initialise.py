@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
+from dass.files import complete_file
+from dass.outputs import check_written_into
 from flows.overrides import parse_changes, rewrite
 from tasks.workspace.folder import Workspace
 
@@ -23,6 +25,7 @@ _FILES = {
     "dvc/config": ".dvc/config",
     "dvc/gitignore": ".dvc/.gitignore",
 }
+_ADDED_TO = (".gitignore", ".dvcignore")
 
 
 def make_workspace(
@@ -45,9 +48,7 @@ def make_workspace(
     root = folder.resolve()
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: name a folder to make the workspace in.")
-    for name in ("params.yaml", "dvc.yaml", ".dvc", "dass.lock.json"):
-        if (root / name).exists():
-            raise InputError(f"{root} has a {name} already: nothing was changed. Name another folder.")
+    _check_free(root)
     sources = {"model": model, "calibration": calibration, "evaluation": evaluation}
     wanted: list[tuple[str, Any]] = [
         (f"sources.{name}", {"uri": _absolute(uri)}) for name, uri in sources.items() if uri is not None
@@ -66,6 +67,29 @@ def make_workspace(
         for entry in prepared.iterdir():
             _move(entry, root)
     return Workspace.at(root)
+
+
+def _check_free(root: Path) -> None:
+    """Nothing that is there may be in the way of a workspace, or of what its stages will make and replace."""
+    check_written_into(root)
+    ws = Workspace(root)
+    for path in (ws.params, root / "dvc.yaml", root / ".dvc", root / "dvc.lock", ws.lock_file, *ws.made):
+        if os.path.lexists(path):
+            raise InputError(
+                f"{root} has a {path.relative_to(root)} already: nothing was changed. Name another folder."
+            )
+    for name in _ADDED_TO:
+        path = root / name
+        if os.path.lexists(path) and (path.is_symlink() or not _is_text(path)):
+            raise InputError(f"{path} is no text file that rules can be added to: nothing was changed. Mend it first.")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def registered_name(model: str) -> str:
@@ -93,7 +117,12 @@ def _write_files(root: Path, wanted: list[tuple[str, Any]], in_git: bool) -> Non
 
 def _absolute(uri: str) -> str:
     """A path that exists here is meant from here, not from the workspace."""
-    return str(Path(uri).resolve()) if Path(uri).exists() else uri
+    if not Path(uri).exists():
+        return uri
+    from tasks.sources.locate import tell_which
+
+    tell_which(uri, Path(uri).resolve())
+    return str(Path(uri).resolve())
 
 
 def _git_would_track(existing: Path, root: Path) -> bool:
@@ -111,9 +140,10 @@ def _git_would_track(existing: Path, root: Path) -> bool:
 
 def _move(entry: Path, root: Path) -> None:
     target = root / entry.name
-    if entry.name in (".gitignore", ".dvcignore") and target.exists():  # the folder's own rules stay; ours are added
+    if entry.name in _ADDED_TO and target.exists():  # the folder's own rules stay; ours are added
         known = target.read_text(encoding="utf-8")
         missing = [line for line in entry.read_text(encoding="utf-8").splitlines() if line not in known.splitlines()]
-        target.write_text(known.rstrip("\n") + "\n" + "\n".join(missing) + "\n", encoding="utf-8")
+        with complete_file(target) as temporary:
+            temporary.write_text(known.rstrip("\n") + "\n" + "\n".join(missing) + "\n", encoding="utf-8")
         return
     os.replace(entry, target)

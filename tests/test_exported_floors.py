@@ -12,6 +12,7 @@ MAY_IMPORT = {"dass": {"dass"}, "tasks": {"tasks", "dass"}, "flows": {"flows", "
 STOREYS: dict[str, list[set[str]]] = {
     "dass": [
         {"errors", "files"},
+        {"outputs"},
         {"method", "windows", "perplexity"},
         {"model"},
         {"masks"},

@@ -9,7 +9,6 @@ A file's tensors are bytes. Its metadata has one key, "dass", a JSON object: "fo
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from torch import Tensor
 from dass.errors import InputError
 from dass.masks.group_packing import Grouping, pack_groups, unpack_groups
 from dass.masks.packing import mask_digest, pack_mask, unpack_mask
+from dass.masks.pruned_record import write_record
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
+from dass.model.checkpoint_folder import Contents, contents, copy_beside
 from dass.model.older_keys import write_older_keys
 
 FORMAT = "dass-masks-2"
 _HEADER = "dass"
 _BITS = "bits"
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 
 
 def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
@@ -165,18 +165,30 @@ def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, f
 
 
 def apply_to_checkpoint(
-    base: Checkpoint, masks: Mapping[str, Tensor], folder: Path, updates: Updates | None = None
-) -> None:
+    base: Checkpoint,
+    masks: Mapping[str, Tensor],
+    folder: Path,
+    updates: Updates | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    history: Mapping[str, Any] | None = None,
+) -> Contents:
     """Write base × masks into `folder`: removed weights are +0.0, every other byte of the weights is the base's.
 
-    Config, tokenizer and whatever else is text or safetensors come along, with the keys that older transformers read
-    (`write_older_keys`); pickles and folders do not.
+    Config, tokenizer, chat templates and licence come along, with the keys that older transformers read
+    (`write_older_keys`), the base's model card as BASE_README.md. Whatever else lies beside the weights stays behind.
+    `dass.json` says what was written.
 
     Args:
         base: the dense checkpoint.
         masks: stored tensor name -> keep mask.
         folder: where to.
         updates: new values of the kept weights of some tensors; those replace the base's.
+        settings: what was asked for, for dass.json.
+        history: how the base was pruned before (`dass.masks.pruned_record.history`), for dass.json.
+
+    Returns:
+        What of the base's folder went along and what did not.
 
     Raises:
         InputError: the masks are for another base (a tensor is missing or has another shape), or not for the updates.
@@ -189,11 +201,12 @@ def apply_to_checkpoint(
         keep = masks[name]
         return updates.weight(name, keep) if updates and name in updates else weight.masked_fill_(~keep, 0.0)
 
-    for path in sorted(base.folder.iterdir()):
-        if path.is_file() and path.suffix not in _PICKLES and path.name not in base.files:
-            shutil.copyfile(path, folder / path.name)
+    found = contents(base.folder)
+    written = [*found.names, *copy_beside(base.folder, found, folder)]
     write_older_keys(folder)
     base.copy(folder, pruned)
+    write_record(folder, written, settings, history)
+    return found
 
 
 def check_masks_fit(base: Checkpoint, masks: Mapping[str, Tensor]) -> None:

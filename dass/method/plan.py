@@ -1,8 +1,8 @@
 """What is asked of the engine: method, pattern, layout, update, allocation. Checked once, before any work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 from dass.errors import InputError
 from dass.method.allocation import DEFAULT_BOUND
@@ -45,6 +45,11 @@ class Plan:
     propagation: Propagation = "pruned"
     damping: float | None = None
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """As records name it, in JSON; the sparsity is the one the pattern has."""
+        return {**asdict(self), "pattern": str(self.pattern), "sparsity": self.pattern.sparsity}
 
     @property
     def changes_kept_weights(self) -> bool:

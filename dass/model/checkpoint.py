@@ -20,11 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_weight_map, weight_files
 from dass.model.tensor_bytes import DTYPES, bytes_of
-
-CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
@@ -58,18 +55,14 @@ class Checkpoint:
         """
         self.folder = folder
         self._headers: dict[str, tuple[bytes, dict[str, StoredTensor]]] = {}
-        index = folder / INDEX_FILE
-        if (folder / SINGLE_FILE).is_file():
-            self._read_header(SINGLE_FILE)
-        elif index.is_file():
-            weight_map = _read_weight_map(index)
-            for shard in sorted(set(weight_map.values())):
-                self._read_header(shard)
-            for name, shard in weight_map.items():
+        for file in weight_files(folder):
+            self._read_header(file)
+        if SINGLE_FILE not in self._headers:
+            for name, shard in read_weight_map(folder).items():
                 if name not in self._headers[shard][1]:
-                    raise InputError(f"{index} says {shard} holds {name}, and it does not. Fetch the checkpoint again.")
-        else:
-            raise InputError(f"No {SINGLE_FILE} or {INDEX_FILE} in {folder}: expected a safetensors checkpoint.")
+                    raise InputError(
+                        f"{folder / INDEX_FILE} says {shard} holds {name}, and it does not. Fetch the checkpoint again."
+                    )
         self.file_of = {name: file for file, (_, tensors) in self._headers.items() for name in tensors}
         if not self.file_of:
             raise InputError(f"{folder} holds no tensor: expected a model's weights. Fetch the checkpoint again.")
@@ -230,22 +223,6 @@ class Checkpoint:
             if name != "__metadata__"
         }
         self._headers[file] = (prefix + header, tensors)
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name, out of an index whose file names stay in its folder."""
-    again = "Fetch the checkpoint again."
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{index} is not JSON ({error}). {again}") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f'{index} has no "weight_map": expected tensor names with the file that holds each. {again}')
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file:
-            raise InputError(f"{index} says {name} is in {file!r}: expected the name of a file beside it. {again}")
-    return weight_map
 
 
 def _read_exactly(source: BufferedReader, out: Tensor, path: Path) -> None:

@@ -59,7 +59,7 @@ class PruningRun:
             "batch_tokens": engine.batch_tokens,
         }
         inputs = {"base": self._base["digest"], "calibration": self._calibration["digest"], "engine": self._engine}
-        self.fingerprint = digest_of({**inputs, "prune": _named(self._plan)})
+        self.fingerprint = digest_of({**inputs, "prune": self._plan.named})
         self._work = workspace.work
         folder = self._work / self.fingerprint
         tokens = load_file(workspace.calibration / "tokens.safetensors")["input_ids"]
@@ -123,7 +123,7 @@ class PruningRun:
             "engine": self._engine,
             "base": self._base,
             "calibration": self._calibration,
-            "settings": {"prune": _named(self._plan)},
+            "settings": {"prune": self._plan.named},
             "versions": {
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("torch", "transformers", "safetensors")},
@@ -134,11 +134,6 @@ class PruningRun:
             "sparsity": removed_shares(masks, Checkpoint(self._base_folder)),
             "layers": reports,
         }
-
-
-def _named(plan: Plan) -> dict[str, Any]:
-    """A plan as the manifest names it; the sparsity is the one the pattern has."""
-    return {**asdict(plan), "pattern": str(plan.pattern), "sparsity": plan.pattern.sparsity}
 
 
 def _collected(plan: Plan) -> list[Any]:

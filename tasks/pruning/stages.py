@@ -1,5 +1,6 @@
 """Stages `prune` and `materialize`, from start to end."""
 
+import logging
 from collections.abc import Callable
 
 from dass.engine.ranks import joined_ranks
@@ -12,6 +13,8 @@ from tasks.pruning.run import MANIFEST, MASKS, PruningRun, read_stage, updates_o
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress
 from tasks.workspace.settings import Settings
+
+logger = logging.getLogger("dass")
 
 
 def prune(
@@ -54,8 +57,16 @@ def materialize(workspace: Workspace, settings: Settings) -> None:
         raise InputError(f"{workspace.masks} was made from another base than {workspace.base}. Run: dass run")
     with complete_folder(workspace.pruned) as folder:
         masks = MaskFile(workspace.masks / MASKS)
-        apply_to_checkpoint(Checkpoint(workspace.base), masks, folder, updates_of(workspace.masks))
-        (folder / "source.json").unlink()  # the base's, which this is not
+        left = apply_to_checkpoint(
+            Checkpoint(workspace.base),
+            masks,
+            folder,
+            updates_of(workspace.masks),
+            settings=manifest["settings"]["prune"],
+            history=source["pruned"],
+        )
+        if line := left.told(workspace.base):
+            logger.warning(line)
 
 
 def seconds_per_layer(workspace: Workspace) -> list[float] | None:

@@ -4,22 +4,26 @@ A version with a checkpoint is read as it lies. One with masks only becomes base
 from where it is, or fetched again, and every one of its files must have the digest that the manifest gives it.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
 from dass.errors import InputError, UnavailableError
 from dass.files import complete_folder, digest_of, read_json, sha256_file
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
+from dass.masks.pruned_record import RECORD
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
+from dass.model.checkpoint_folder import contents
+from dass.outputs import check_empty, check_place
 from tasks.registry.signing import SignatureError, check, refuse_links_and_pickles, registered_key
 from tasks.registry.tracking import tracking
-from tasks.registry.version_folder import FORMAT, MANIFEST, MASKS, UPDATES, VERSION
+from tasks.registry.version_folder import CARD, FORMAT, MANIFEST, MASKS, UPDATES, VERSION
 from tasks.registry.versions import find_version, folder_of
 from tasks.sources.base import fetch_model
 from tasks.workspace.folder import Workspace
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _REGISTERED = "models:/"
+
+logger = logging.getLogger("dass")
 
 
 def load(where: str | Path, base: Path | None = None) -> "PreTrainedModel":
@@ -53,7 +59,7 @@ def load(where: str | Path, base: Path | None = None) -> "PreTrainedModel":
 
 
 def materialize_version(folder: Path, target: Path, base: Path | None = None, ws: Workspace | None = None) -> None:
-    """Write the full checkpoint of a version.
+    """Write the full checkpoint of a version, with its model card and the base's licence.
 
     Args:
         folder: the version folder.
@@ -62,17 +68,17 @@ def materialize_version(folder: Path, target: Path, base: Path | None = None, ws
         ws: as in `base_of`.
 
     Raises:
-        InputError: `target` holds something; as `load`.
+        InputError: `target` holds something, or lies among the workspace's own files; as `load`.
         SignatureError: a symlink or a pickle is in the version.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is not empty: expected a new folder. Choose another, or remove it.")
+    _check_target(target, ws, {"the version": folder} | ({} if base is None else {"the base": base}))
     kept = _checkpoint_in(folder)
     with complete_folder(target) as made:
         if kept is None:
             _apply_masks(folder, made, base, ws)
         else:
-            shutil.copytree(kept, made, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            _copy(kept, made)
+        shutil.copyfile(folder / CARD, made / CARD)
 
 
 def materialize_registered(ws: Workspace, model: str, version: str, target: Path) -> None:
@@ -83,8 +89,15 @@ def materialize_registered(ws: Workspace, model: str, version: str, target: Path
         SignatureError: it is not what was signed.
         TrackingError: MLflow failed.
     """
+    _check_target(target, ws, {})  # before anything is downloaded
     with tracking(ws) as client, signed_folder(client, find_version(client, model, version)) as folder:
         materialize_version(folder, target, ws=ws)
+
+
+def _check_target(target: Path, ws: Workspace | None, kept: dict[str, Path]) -> None:
+    own = {} if ws is None else {f"the workspace's {path.name}": path for path in ws.own}
+    check_place(target, kept | own)
+    check_empty(target)
 
 
 @contextmanager
@@ -216,6 +229,17 @@ def _checkpoint_in(folder: Path) -> Path | None:
     return path
 
 
+def _copy(checkpoint: Path, target: Path) -> None:
+    """What is read of a version's checkpoint, with its record."""
+    found = contents(checkpoint)
+    if line := found.told(checkpoint):
+        logger.warning(line)
+    for name in [*found.names, RECORD]:
+        if (checkpoint / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint / name, target / name)
+
+
 def _apply_masks(folder: Path, target: Path, base: Path | None, ws: Workspace | None) -> None:
     """Base × masks, after both were found to be what the manifest says."""
     manifest = _record(folder, MANIFEST)
@@ -229,14 +253,16 @@ def _apply_masks(folder: Path, target: Path, base: Path | None, ws: Workspace | 
     if (updates.digest if updates else None) != said:
         raise InputError(f"{folder / UPDATES} does not hold the updates that the manifest names ({said}).")
     with base_of(ws, manifest, base) as dense:
-        apply_to_checkpoint(Checkpoint(dense), masks, target, updates)
+        how = {"settings": manifest["settings"]["prune"], "history": manifest["base"].get("pruned")}
+        apply_to_checkpoint(Checkpoint(dense), masks, target, updates, **how)
 
 
 def _files_of(manifest: dict[str, Any]) -> dict[str, str]:
     files: dict[str, str] = manifest["base"]["files"]
     for name in files:
-        if name != Path(name).name or name in ("", ".", ".."):
-            raise InputError(f"The manifest names {name!r} as a file of the base: expected a name without folders.")
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or inside.as_posix() != name or name == ".":
+            raise InputError(f"The manifest names {name!r} as a file of the base: expected a file inside its folder.")
     return files
 
 
@@ -249,6 +275,7 @@ def _only(folder: Path, names: dict[str, str], target: Path) -> Path:
     """A view of a folder without what does not belong to the base, such as source.json."""
     target.mkdir()
     for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
         (target / name).symlink_to((folder / name).resolve())
     return target
 

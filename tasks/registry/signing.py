@@ -197,10 +197,16 @@ def refuse_links_and_pickles(folder: Path) -> None:
     for name, path in _files(folder):
         if path.is_symlink():
             raise SignatureError(f"{name} in {folder} is a symlink to {os.readlink(path)}: expected the file itself.")
-        if path.suffix.lower() in _PICKLES:
-            raise SignatureError(f"{name} in {folder} is a pickle, which can run code when read.")
         if name.startswith(f"{_FROM_MLFLOW}/"):  # a folder of that name would be ignored as a whole
             raise SignatureError(f"{name} in {folder} was never signed.")
+    refuse_pickles(folder)
+
+
+def refuse_pickles(folder: Path, named: str = "") -> None:
+    """Raise SignatureError when a folder holds a pickle; `named` is what the folder is called in a version."""
+    for name, path in _files(folder):
+        if path.suffix.lower() in _PICKLES:
+            raise SignatureError(f"{Path(named, name)} in {folder} is a pickle, which can run code when read.")
 
 
 def _signed_files(signature: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ README.md                     model card
 dass/                         manifest, masks, records, signature
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Generator
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.files import read_json, scratch_folder, write_json
+from dass.masks.pruned_record import RECORD
+from dass.model.checkpoint_folder import contents
 from dass.model.older_keys import write_older_keys
 from tasks.registry.card import card
-from tasks.registry.signing import SIGNATURE, fingerprint, public_key, sign
+from tasks.registry.signing import SIGNATURE, fingerprint, public_key, refuse_pickles, sign
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow.models import Model
+
+logger = logging.getLogger("dass")
 
 __all__ = ["RECORDS", "SIGNATURE", "version_folder"]
 
@@ -73,9 +78,15 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
     """MLflow's transformers flavour of artifacts/pruned."""
     import mlflow.transformers
 
-    weights = sorted(workspace.pruned.glob("*.safetensors"))
+    found = contents(workspace.pruned)
+    refuse_pickles(workspace.pruned, _CHECKPOINT)
+    if line := found.told(workspace.pruned):
+        logger.warning(line)
     without_weights = folder.with_name("checkpoint")  # MLflow copies what it is given
-    shutil.copytree(workspace.pruned, without_weights, ignore=lambda *_: [path.name for path in weights])
+    for name in [*found.names, RECORD]:
+        if not name.endswith(".safetensors") and (workspace.pruned / name).is_file():
+            (without_weights / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(workspace.pruned / name, without_weights / name)
     mlflow.transformers.save_model(
         str(without_weights),
         str(folder),
@@ -84,8 +95,9 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
         pip_requirements=_requirements(),
     )
     (folder / "LICENSE.txt").unlink(missing_ok=True)  # says only that the hub has no model called like the folder
-    for path in weights:
-        _link(path, folder / _CHECKPOINT / path.name)
+    for name in found.weights:
+        if name.endswith(".safetensors"):
+            _link(workspace.pruned / name, folder / _CHECKPOINT / name)
     tokenizer = folder / _TOKENIZER
     write_older_keys(tokenizer)  # this one MLflow saved, with transformers 5
     model.flavors["transformers"] |= {

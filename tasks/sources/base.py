@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
+from dass.files import complete_folder, digest_of, files_in, read_json, sha256_file, write_json
+from dass.masks.pruned_record import history
+from dass.model.checkpoint_folder import CARD
 from dass.model.older_keys import write_older_keys
-from tasks.sources.checkpoint_folder import CHECKPOINT_FILES, cast_checkpoint, copy_checkpoint
-from tasks.sources.hub import HubId, commit_of, fetch_snapshot
+from tasks.sources.checkpoint_folder import cast_checkpoint, copy_checkpoint
+from tasks.sources.hub import HubId, commit_of, fetch_checkpoint
 from tasks.sources.locate import check_digest, locate, uri_of
 from tasks.sources.pinned import pinned
 from tasks.workspace.folder import Workspace
@@ -21,7 +23,6 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
-_CARD = "README.md"  # says what the licence is; the card itself is the base's, and stays there
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class FetchedModel:
         sha256: digest of the file; None for a folder.
         revision: commit on the hub; None elsewhere.
         license: as the hub spells it ("apache-2.0"), from the model card or the GGUF file; None when neither says.
+        pruned: how it was pruned by `dass` before (`dass.masks.pruned_record.history`); None when it was not.
     """
 
     sha256: str | None
     revision: str | None
     license: str | None
+    pruned: dict[str, Any] | None = None
 
 
 def fetch_base(ws: Workspace, settings: Settings) -> None:
@@ -52,7 +55,7 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
     with complete_folder(ws.base) as folder:
         fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer_fits(folder)
-        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+        files = {name: sha256_file(path) for name, path in sorted(files_in(folder).items())}
         config = read_json(folder / "config.json")
         record = {
             "uri": source.uri,
@@ -80,15 +83,15 @@ def _fetch(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folde
     where = locate(source, root)
     if isinstance(where, HubId):
         commit = pin_.get("revision") or commit_of(where, "model")
-        snapshot = fetch_snapshot(where, commit, [*CHECKPOINT_FILES, _CARD])
+        snapshot = fetch_checkpoint(where, commit)
         copy_checkpoint(snapshot, folder)
         cast_checkpoint(folder, dtype)
-        return FetchedModel(None, commit, _license(snapshot))
+        return FetchedModel(None, commit, _license(snapshot), history(snapshot))
     if where.is_dir():
         copied = copy_checkpoint(where, folder)
         check_digest(source, digest_of(copied), pin_)
         cast_checkpoint(folder, dtype)
-        return FetchedModel(None, None, _license(where))
+        return FetchedModel(None, None, _license(where), history(where))
     return _convert_file(source, where, pin_, dtype, folder)
 
 
@@ -97,7 +100,7 @@ def _license(folder: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     try:
-        card = ModelCard((folder / _CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        card = ModelCard((folder / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
     except (OSError, ValueError):  # none, or one that cannot be read: the model is what counts
         return None
     named = card.data.get("license")

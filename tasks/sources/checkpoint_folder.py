@@ -1,46 +1,57 @@
 """A transformers checkpoint folder as a source: which of its files count, whether they are whole, and their copy."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file, write_json
+from dass.masks.pruned_record import history, told
+from dass.model.checkpoint_folder import Contents, contents
 from tasks.workspace.settings import DType
-
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
-"""What makes up a checkpoint. Everything else in its folder (pickles, code, other formats) stays where it is."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
+logger = logging.getLogger("dass")
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder, sorted, after checking that they are one.
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """The files of the checkpoint in a folder, by name relative to it, sorted, after checking that it is one.
 
     Raises:
-        InputError: no config, no safetensors, pickled weights only, or a link that leaves the folder.
+        InputError: no config, no safetensors, pickled weights only, shards that are not whole, or a link that leaves
+            the folder or leads to nothing.
     """
+    return {name: folder / name for name in _sorted_out(folder).names}
+
+
+def _sorted_out(folder: Path) -> Contents:
     if not (folder / "config.json").is_file():
         raise InputError(f"No config.json in {folder}: expected a transformers checkpoint folder.")
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path} is a link to nothing. Fetch the checkpoint again.")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         found = f"only pickled weights ({pickles[0]}), which can run code when read" if pickles else "no weights"
         raise InputError(f"{folder} holds {found}: expected safetensors. Save it again with save_pretrained.")
-    names = {path.name: path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern)}
-    names.pop("source.json", None)  # of a base checkpoint that is used as a source
-    files = [path for name, path in sorted(names.items()) if path.is_file() or path.is_symlink()]
+    sorted_out = contents(folder)
     # The hub's cache keeps the files of a snapshot beside it: blobs/ and snapshots/COMMIT/ of one repository.
     home = folder.resolve().parent.parent if folder.resolve().parent.name == "snapshots" else folder.resolve()
-    for path in files:
-        if not path.resolve().is_relative_to(home):
-            raise InputError(f"{path} is a link that leaves {folder}: expected the file itself. Copy it there.")
-        if not path.is_file():
-            raise InputError(f"{path} is a link to nothing. Fetch the checkpoint again.")
-    return files
+    for name in sorted_out.names:
+        if not (folder / name).resolve().is_relative_to(home):
+            raise InputError(
+                f"{folder / name} is a link that leaves {folder}: expected the file itself. Copy it there."
+            )
+    return sorted_out
 
 
 def copy_checkpoint(origin: Path, folder: Path) -> dict[str, str]:
-    """Copy a checkpoint's files, after checking them. Returns name -> sha256 of what was copied.
+    """Copy the files of a checkpoint, after checking them. What is left behind is told in one line.
+
+    Returns:
+        Name -> sha256 of what was copied.
 
     Raises:
         InputError: this is no whole checkpoint, transformers does not read its config, it has no tokenizer, or weights
@@ -49,14 +60,18 @@ def copy_checkpoint(origin: Path, folder: Path) -> dict[str, str]:
     from dass.model.checkpoint import Checkpoint
     from tasks.sources.tokens import load_config
 
-    files = checkpoint_files(origin)
+    found = _sorted_out(origin)
     load_config(origin)
     Checkpoint(origin).check_prunable()
     if not any((origin / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise InputError(f"No tokenizer in {origin}: expected tokenizer.json. Put the model's own there.")
-    for path in files:
-        shutil.copyfile(path, folder / path.name)
-    return {path.name: sha256_file(folder / path.name) for path in files}
+    for line in (found.told(origin), told(origin, history(origin))):
+        if line is not None:
+            logger.warning(line)
+    for name in found.names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(origin / name, folder / name)
+    return {name: sha256_file(folder / name) for name in found.names}
 
 
 def cast_checkpoint(folder: Path, dtype: DType) -> None:

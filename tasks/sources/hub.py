@@ -5,10 +5,20 @@ What was fetched once is used again when the hub cannot be reached. No code that
 
 import re
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dass.errors import InputError
+from dass.model.checkpoint_folder import (
+    BESIDE_WEIGHTS,
+    CARD,
+    INDEX_FILE,
+    RECORDS,
+    SINGLE_FILE,
+    TERMS,
+    read_weight_map,
+)
 from tasks.workspace.settings import Source
 
 if TYPE_CHECKING:
@@ -52,6 +62,24 @@ def commit_of(hub: HubId, repo_type: RepoType) -> str:
         if ref.is_file():
             return ref.read_text(encoding="ascii").strip()
         raise _not_on_hub(hub, error) from error
+
+
+def fetch_checkpoint(hub: HubId, commit: str) -> Path:
+    """A model's checkpoint in the hub's cache. Weights that would not be read are not fetched.
+
+    Raises:
+        InputError: it is neither on the hub nor in the cache, or its index is damaged.
+    """
+    snapshot = fetch_snapshot(hub, commit, [*BESIDE_WEIGHTS, *map(_any_case, TERMS), CARD, *RECORDS, SINGLE_FILE])
+    if not (snapshot / SINGLE_FILE).is_file():
+        snapshot = fetch_snapshot(hub, commit, [INDEX_FILE])
+        if (snapshot / INDEX_FILE).is_file():
+            fetch_snapshot(hub, commit, [escape(name) for name in sorted(set(read_weight_map(snapshot).values()))])
+    return snapshot
+
+
+def _any_case(pattern: str) -> str:
+    return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in pattern)
 
 
 def fetch_snapshot(hub: HubId, commit: str, wanted: list[str]) -> Path:

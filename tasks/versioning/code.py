@@ -32,9 +32,14 @@ PLUMBING = frozenset(
     )
 )
 # Of dass: messages, vocabulary, how files are read and written; no arithmetic.
-_WORDS_ONLY = frozenset({"dass", "dass.model.checkpoint", "dass.errors", "dass.files", "dass.method.pattern"})
+_WORDS_ONLY = frozenset(
+    {
+        *("dass", "dass.errors", "dass.files", "dass.outputs", "dass.method.pattern"),
+        *("dass.model.checkpoint", "dass.masks.pruned_record"),
+    }
+)
 # Of dass: no arithmetic either, but what is written. Named like a module of `tasks`, where nothing else of dass counts.
-_WRITERS = frozenset({"dass.model.older_keys"})
+_WRITERS = frozenset({"dass.model.checkpoint_folder", "dass.model.older_keys"})
 
 INSTALLED = Path(__file__).resolve().parents[2]
 

@@ -25,6 +25,7 @@ from dass.errors import InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.pins import refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
+from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 
@@ -131,13 +132,15 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
     Raises:
         InputsChangedError: an input changed while the stage worked. The command must fail, so that DVC
             records nothing.
-        InputError: the settings cannot be used, or dass.lock.json was written by other code.
+        InputError: the settings cannot be used, dass.lock.json was written by other code, or somebody's own file lies
+            where the stage writes.
     """
     with _dvc(ws) as repo:
         settings, text = _read_settings(ws)
         stage = _stage(repo, name)
         _check_code(ws, stage)
         _check_pinned_code(stage)
+        _refuse_strangers(ws, stage)
         stage.save_deps()
         if ws.params.read_bytes() != text:
             raise _changed(name, ws.params.name)
@@ -154,6 +157,7 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
         _compare(started, stage, _value)
         if not stage.changed():
             return stage, "unchanged"
+        _refuse_strangers(Workspace(Path(repo.root_dir)), stage)
         stage.remove_outs(ignore_remove=False)
         try:
             repo.stage_cache.restore(stage)
@@ -171,6 +175,15 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
 def _mend(repo: "Repo") -> None:
     with _held(repo):
         mend_state(repo)
+
+
+def _refuse_strangers(ws: Workspace, stage: "PipelineStage") -> None:
+    """Raise InputError where a folder that the stage replaces holds somebody's own file."""
+    for out in stage.outs:
+        if Path(out.fs_path).parent == ws.base.parent:
+            tree = out.get_obj()
+            recorded = ["/".join(key) for key, _, _ in tree] if tree is not None else []
+            refuse_strangers(ws, Path(out.fs_path), recorded)
 
 
 @contextmanager

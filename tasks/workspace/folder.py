@@ -76,6 +76,18 @@ class Workspace:
         return self.root / ".dass"
 
     @property
+    def own(self) -> list[Path]:
+        """Folders that the stages, DVC and MLflow fill, replace and clear: nobody else's place."""
+        return [self.base.parent, self.private, self.root / ".dvc", self.root / "mlartifacts"]
+
+    @property
+    def made(self) -> list[Path]:
+        """Everything the stages make, and where results are registered without a server."""
+        folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation]
+        files = [self.metrics / "evaluation.json", self.plots / "layers.png", self.plots / "norms.png"]
+        return [*folders, *files, self.root / "mlflow.db", self.root / "mlartifacts", self.private]
+
+    @property
     def work(self) -> Path:
         """One folder per fingerprint, holding the finished layers of that run."""
         return self.private / "work"

@@ -2,26 +2,31 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import dass
 from dass.errors import InputError
-from dass.files import digest_of, read_json, sha256_file, write_json
+from dass.files import digest_of, files_in, read_json, sha256_file, write_json
 from dass.model.older_keys import write_older_keys
 from tasks.sources.base import fetch_base
 from tasks.sources.checkpoint_folder import cast_checkpoint
+from tasks.sources.hub import HubId, fetch_checkpoint
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings, validate_settings
 from tests.gguf_files import write_tiny_gguf
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import tiny_model, tiny_tokenizer, tiny_tokens
 from tests.workspaces import tiny_settings
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +36,13 @@ ROOT = Path(__file__).parents[3]
 def ws(tmp_path: Path) -> Workspace:
     """A workspace's folder; sources may be named relative to it."""
     return Workspace(tmp_path)
+
+
+def refresh(ws: Workspace, model: str = "./model") -> Any:
+    """Pin ./model again."""
+    (ws.root / "text.txt").write_text("text")
+    values = {**tiny_settings(), "sources": {**_relative(), "model": {"uri": model}}}
+    return refresh_pins(ws, validate_settings(values, "test"))["sources"]["model"]
 
 
 def fetch(ws: Workspace, model: dict[str, Any], dtype: str = "auto") -> Path:
@@ -102,6 +114,38 @@ def test_pickles_and_code_beside_safetensors_stay_behind(ws: Workspace, tiny_che
     assert not {"pytorch_model.bin", "modeling.py", "training_args.bin"} & set(
         os.listdir(fetch(ws, {"uri": "./model"}))
     )
+
+
+def test_what_is_not_part_of_the_checkpoint_stays_behind_and_is_told(
+    ws: Workspace, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pinned_before = refresh(ws)
+    others = ("consolidated.safetensors", "adapter_model.safetensors", "adapter_config.json", "params.json", "x.gguf")
+    for name in (*others, "model.safetensors.index.json"):  # an older index, whose shards are gone
+        (tiny_checkpoint / name).write_bytes(b"x")
+    (tiny_checkpoint / "original").mkdir()
+    (tiny_checkpoint / "License.txt").write_text("Apache-2.0")
+    base = fetch(ws, {"uri": "./model"})
+    assert set(os.listdir(base)) == set(os.listdir(tiny_checkpoint)) - {
+        *others,
+        "model.safetensors.index.json",
+        "original",
+    } | {"source.json"}
+    [line] = [record.message for record in caplog.records]
+    assert line.startswith(f"Left behind in {tiny_checkpoint}, ")
+    assert all(name in line for name in others)
+    (tiny_checkpoint / "License.txt").unlink()
+    assert refresh(ws) == pinned_before, "what is left behind is not pinned either"
+
+
+def test_a_source_that_was_pruned_before_is_told_and_recorded(
+    ws: Workspace, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dass.prune_checkpoint(tiny_checkpoint, ws.root / "pruned", tiny_tokens(), pattern="2:4")
+    base = fetch(ws, {"uri": "./pruned"})
+    assert "pruned was pruned before (dass, 2:4, 0.5)" in caplog.text
+    assert not (base / "dass.json").exists()
+    assert read_json(base / "source.json")["pruned"]["settings"]["pattern"] == "2:4"
 
 
 def test_a_dtype_that_is_asked_for_is_what_is_stored(ws: Workspace, tiny_checkpoint: Path) -> None:
@@ -288,6 +332,31 @@ def test_a_hub_model_is_pinned_to_its_commit_and_copied(ws: Workspace, hub: str,
 
 def test_a_snapshot_of_the_hub_s_cache_is_a_model_folder_too(ws: Workspace, hub: str) -> None:
     assert fetch(ws, {"uri": f"hub/models--tiny--llama/snapshots/{hub}"}).is_dir()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_of_a_hub_model_only_what_is_read_is_fetched(
+    ws: Workspace, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    repository = ws.root / "repository"
+    tiny_model().save_pretrained(repository, max_shard_size="60KB" if sharded else "5GB")
+    tiny_tokenizer().save_pretrained(repository)
+    read = {"README.md", "License.txt", *(path.name for path in repository.iterdir())}
+    unread = ["consolidated.safetensors", "original/model.safetensors", "onnx/config.json", "a.safetensors", "x.bin"]
+    if not sharded:
+        unread.append("model.safetensors.index.json")
+    for name in ("README.md", "License.txt", *unread):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("text")
+
+    def snapshot_download(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        for name in filter_repo_objects(files_in(repository), allow_patterns=allow_patterns):
+            (ws.root / "snapshot" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / name, ws.root / "snapshot" / name)
+        return str(ws.root / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert set(files_in(fetch_checkpoint(HubId("tiny/llama", None), "c" * 40))) == read
 
 
 def test_a_hub_model_that_cannot_be_had_is_one_line(ws: Workspace, hub: str) -> None:

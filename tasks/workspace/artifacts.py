@@ -1,0 +1,55 @@
+"""Whose the files under artifacts/ are: DVC and the stages replace these folders whole, with all that lies in them."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from dass.errors import InputError
+from dass.files import files_in, read_json
+from tasks.workspace.folder import Workspace
+
+_WINDOWS = {"tokens.safetensors"}
+_MASKS = {"manifest.json", "masks.safetensors", "statistics.safetensors"}
+
+
+def refuse_strangers(ws: Workspace, folder: Path, recorded: Collection[str] = ()) -> None:
+    """Refuse to replace a folder of artifacts that holds a file which no stage wrote.
+
+    Args:
+        ws: the workspace.
+        folder: one of its artifacts; it need not exist.
+        recorded: names that are known to be a stage's besides.
+
+    Raises:
+        InputError: it holds one. The message names it.
+    """
+    if not folder.is_dir():
+        return
+    known = {*_known(ws, folder), *recorded}
+    strangers = sorted(name for name in files_in(folder) if name not in known and not _is_update(ws, folder, name))
+    if strangers:
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise InputError(
+            f"{folder / strangers[0]}{more} was not made by a stage, and would be removed with what the stages make. "
+            "Move it out of artifacts/."
+        )
+
+
+def _known(ws: Workspace, folder: Path) -> set[str]:
+    if folder == ws.base:
+        return {"source.json", *_named_in(folder / "source.json")}
+    if folder == ws.pruned:
+        return {"dass.json", *_named_in(folder / "dass.json")}
+    if folder == ws.masks:
+        return _MASKS
+    return _WINDOWS | {"calibration.json" if folder == ws.calibration else "dense.json"}
+
+
+def _named_in(record: Path) -> list[str]:
+    try:
+        return list(read_json(record)["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def _is_update(ws: Workspace, folder: Path, name: str) -> bool:
+    return folder == ws.masks and name.startswith("updates/") and name.endswith(".safetensors")
