@@ -5,6 +5,7 @@ writing where it was made, so what the database places below the old folder is p
 looks.
 """
 
+import fcntl
 import logging
 import sqlite3
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dass.errors import InputError
+from dass.files import complete_file
 from tasks.workspace.databases import sqlite_url
 from tasks.workspace.folder import Workspace
 
@@ -51,6 +53,30 @@ def local_path(location: str) -> Path | None:
         return Path(location)
     parts = urlsplit(location)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def make_database(workspace: Workspace) -> None:
+    """Make the embedded store's database, unless it is there. Call where MLflow's environment is set up.
+
+    MLflow makes dozens of tables in one place after another, and cannot go on where it was killed. So that is done
+    beside, by one process at a time, and the file renamed.
+    """
+    path = database(workspace)
+    if _is_made(path):
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    workspace.private.mkdir(exist_ok=True)
+    with (workspace.private / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_made(path):
+            with complete_file(path) as temporary:
+                store = SqlAlchemyStore(sqlite_url(_DRIVER, temporary), artifacts(workspace).as_uri())
+                store.engine.dispose()
+
+
+def _is_made(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def follow_workspace(workspace: Workspace) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dass.errors import InputError
-from tasks.registry.place import artifacts, database, embedded_uri, follow_workspace
+from tasks.registry.place import artifacts, database, embedded_uri, follow_workspace, make_database
 from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def tracking(workspace: Workspace) -> Generator["MlflowClient"]:
 
         try:
             with _quiet():
+                if ours:
+                    make_database(workspace)
                 yield MlflowClient()
         except MlflowException as error:
             raise TrackingError(f"MLflow at {without_credentials(uri)}: {_one_line(error, uri)}") from None
