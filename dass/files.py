@@ -14,8 +14,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dass.errors import InputError
+
 # ".NAME.PROCESS.partial", or with a random part: ".NAME.RANDOM.PROCESS.partial".
 _TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\w{8})?\.(?P<process>\d+)\.(?P<kind>partial|retired)")
+
+_LARGEST_JSON = 1 << 28  # the index of a checkpoint with a million tensors has less
 
 
 def fsync_path(path: Path) -> None:
@@ -162,7 +166,21 @@ def sha256_file(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """A JSON file.
+
+    Raises:
+        InputError: it is no file, larger than 256 MiB, or not JSON.
+        FileNotFoundError: there is none.
+    """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise InputError(f"{path} is no file: expected JSON. Move it away.")
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise InputError(f"{path} has {size} bytes: expected JSON of at most {_LARGEST_JSON}. Restore it.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is damaged: it is not JSON ({reason}). Restore it, or make it again.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -15,6 +14,7 @@ from dass.errors import InputError
 from dass.files import complete_file
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import read_params, validate_settings
+from tasks.workspace.small_files import parse_yaml
 
 
 class _WritesNull(RoundTripRepresenter):
@@ -86,10 +86,7 @@ def _parse(change: str) -> tuple[str, Any]:
     key, equals, text = change.partition("=")
     if not equals or "." not in key:
         raise InputError(f"-S {change}: expected section.key=value, for example -S prune.sparsity=0.6")
-    try:
-        return key.strip(), YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise InputError(f"-S {change}: the value is not YAML") from None
+    return key.strip(), parse_yaml(text, f"-S {change[:200]}")
 
 
 def _put(document: CommentedMap, key: str, value: Any, origin: str) -> Any:

@@ -29,6 +29,7 @@ PLUMBING = frozenset(
         "workspace.folder",
         "workspace.progress",
         "workspace.settings",
+        "workspace.small_files",
     )
 )
 # Of dass: messages, vocabulary, how files are read and written; no arithmetic.

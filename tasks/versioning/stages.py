@@ -28,6 +28,7 @@ from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
+from tasks.workspace.small_files import check_pipeline_files
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -327,13 +328,19 @@ def _read_settings(ws: Workspace) -> tuple[Settings, bytes]:
 @contextmanager
 def _dvc(ws: Workspace) -> Iterator["Repo"]:
     """The workspace's DVC repository, silent. DVC's errors become one line; paths in messages are the workspace's."""
+    check_pipeline_files(ws)
     quiet_dvc()
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.utils.strictyaml import YAMLValidationError
 
     try:
         with Repo(str(ws.root)) as repo:
             yield repo
+    except YAMLValidationError as error:
+        raise InputError(
+            f"DVC cannot use {' '.join(str(error).split())}. Restore that file; dvc.lock can also be deleted."
+        ) from error
     except DvcException as error:
         raise VersioningError(f"DVC: {' '.join(str(error).split())}") from error
 

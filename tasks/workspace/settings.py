@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from dass.errors import InputError
 from dass.method.allocation import DEFAULT_BOUND
 from dass.method.methods import Layout, Method
 from dass.method.plan import DEFAULT_MIN_EXPERT_TOKENS, Allocation, Plan, Propagation, Update, plan
+from tasks.workspace.small_files import parse_yaml, read_small
 
 Bos = Literal["auto", "always", "never"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -216,11 +215,6 @@ class Settings(_Section):
     promote: Promote = Promote()
 
 
-def _yaml() -> YAML:
-    # YAML 1.2: under 1.1 an unquoted 2:4 is the sexagesimal number 124.
-    return YAML(typ="safe", pure=True)
-
-
 def validate_settings(values: Any, origin: str) -> Settings:
     """Check raw settings.
 
@@ -252,7 +246,11 @@ def _named(error: ErrorDetails, values: Any) -> list[str]:
 
 def _given(error: ErrorDetails) -> str:
     told = error["type"] not in ("extra_forbidden", "missing") and not isinstance(error["input"], dict)
-    return f" is {error['input']!r}" if told else ""
+    return f" is {_short(repr(error['input']))}" if told else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _message(error: ErrorDetails) -> str:
@@ -294,16 +292,9 @@ def read_params(params: Path) -> dict[str, Any]:
         InputError: the file is missing or unreadable, is not YAML, or holds no sections.
     """
     try:
-        values = _yaml().load(params.read_text(encoding="utf-8"))
+        values = parse_yaml(read_small(params, "Restore it, or make a workspace with: dass init FOLDER"), params.name)
     except FileNotFoundError:
         raise InputError(f"No {params}. Run: dass init {params.parent}") from None
-    except OSError as error:
-        raise InputError(f"{params} cannot be read ({error.strerror}).") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" line {mark.line + 1}"
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise InputError(f"{params.name}{line}: not YAML ({reason})") from None
     if not isinstance(values, dict):
         raise InputError(f"{params.name} holds no sections: expected {', '.join(_keys(()))}.")
     return values

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
+BOMB = "".join(
+    f",&{name} [{','.join(10 * [f'*{before}'])}]" for before, name in pairwise("abcdefghij")
+)  # 10 to the 10th
 
 
 @pytest.fixture
@@ -85,6 +89,10 @@ def test_the_same_value_again_changes_nothing(ws: Workspace) -> None:
         ("prune.sparsity", "expected section.key=value"),
         ("sparsity=0.5", "expected section.key=value"),
         ("prune.sparsity=[", "not YAML"),
+        ("prune.sparsity=" + "[" * 5000, "nested deeper than 50|not YAML"),
+        ("prune.pattern=" + "[" * 60 + "]" * 60, "nested deeper than 50"),
+        ("prune.pattern=[&a [x,x,x,x,x,x,x,x,x,x]" + BOMB + "]", "holds more than 10000 values, its aliases counted"),
+        ("prune.pattern=&a [*a]", "nested deeper than 50|not YAML"),
         ("sources.model.uri=pypi://a==1/b", None),
         ("sources.model.sha256=null", "sha256 is missing"),
     ],

@@ -126,7 +126,7 @@ def test_an_unquoted_pattern_is_text_and_not_a_sexagesimal_number(tmp_path: Path
     [
         (b"a: [1", r"params.yaml line \d+: not YAML"),
         (b"a: 1\na: 2\n", r"params.yaml line \d: not YAML"),
-        (b"\xff\xfe", "not YAML"),
+        (b"\xff\xfe", "not UTF-8"),
         (b"", "holds no sections: expected sources, calibration, prune"),
         (b"- 1\n", "holds no sections"),
     ],
