@@ -12,7 +12,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3 python;
 	"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 endif
 
-# DVC starts its stages as `python -m flows STAGE`: that python must be the environment's.
+# DVC starts its stages as `python -P -m flows STAGE`: that python must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Nothing reports home.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false

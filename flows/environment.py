@@ -17,6 +17,9 @@ _DEFAULTS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # it migrates its database first, which took 10 s
     "PREFECT_CLI_PROMPT": "false",
+    # What Prefect starts (its server, a scheduled run) takes no module from the folder it is started in: a user's
+    # tasks.py or typing.py may lie there.
+    "PYTHONSAFEPATH": "1",
     # Noise.
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "false",

@@ -118,4 +118,4 @@ def _tool(name: str) -> str:
     found = shutil.which(name)
     if found and own.exists() and Path(found).samefile(own):
         return name
-    return f"{shlex.quote(sys.executable)} -m {'flows' if name == 'dass' else name}"
+    return f"{shlex.quote(sys.executable)} -P -m {'flows' if name == 'dass' else name}"

@@ -14,7 +14,7 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
 _TORCHRUN = (
-    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+    *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
     "--nproc-per-node",
 )
 _POLL_SECONDS = 0.05
@@ -78,7 +78,13 @@ class JoinedProcesses:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": str(threads), **os.environ, STARTER: str(os.getpid())},
+                # The ranks, too, take no module from the folder they are started in: a user's tasks.py may lie there.
+                env={
+                    "OMP_NUM_THREADS": str(threads),
+                    **os.environ,
+                    "PYTHONSAFEPATH": "1",
+                    STARTER: str(os.getpid()),
+                },
             )
 
     def _reason(self) -> str:

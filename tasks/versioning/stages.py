@@ -3,7 +3,7 @@
 Two doors lead to the same stage functions, and both leave the same dvc.lock:
 
 - `dass run` works in its own process and calls `run_if_changed` for each stage;
-- `dvc repro` starts `python -m flows STAGE`, which works inside `watched_inputs`.
+- `dvc repro` starts `python -P -m flows STAGE`, which works inside `watched_inputs`.
 
 At both, a result is recorded only with the inputs it was made from: these are compared at the end with what they were
 at the start, and when they differ nothing is recorded.

@@ -70,7 +70,14 @@ class Commands:
 
     @staticmethod
     def argv(tool: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", {"dass": "flows"}.get(tool, tool), *arguments]
+        return [sys.executable, "-P", "-m", {"dass": "flows"}.get(tool, tool), *arguments]
+
+
+def put_modules_of_the_users_own(folder: Path) -> None:
+    """Files that are called like modules of ours, of our libraries and of Python; whoever imports one ends."""
+    (folder / "flows").mkdir()
+    for name in ("tasks", "dass", "torch", "typing", "prefect", "uvicorn", "flows/__init__"):
+        (folder / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
 
 
 @pytest.fixture(scope="session")

@@ -182,3 +182,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert "Traceback" not in done.stderr
     assert not ws.base.exists()
     assert list(ws.base.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("safe", [["-P"], []], ids=["as dvc.yaml says", "as an older dvc.yaml says"])
+def test_a_users_tasks_py_is_not_taken_for_ours(tmp_path: Path, safe: list[str]) -> None:
+    for name in ("tasks", "dass", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
+    command = [sys.executable, *safe, "-m", "flows", "show"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert "is not a workspace" in done.stderr, done.stderr

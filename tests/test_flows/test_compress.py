@@ -11,7 +11,7 @@ from typing import Any
 
 from dass.files import read_json
 from tasks.workspace.folder import Workspace
-from tests.test_flows.conftest import Commands
+from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
 
 UNCHANGED = dict.fromkeys(
     ("sources", "calibration", "baseline", "prune", "materialize", "evaluate", "report"), "unchanged"
@@ -60,6 +60,7 @@ def test_dvc_repro_alone_makes_the_same_bytes(
     commands: Commands, finished: Workspace, new_workspace: Callable[[], Workspace]
 ) -> None:
     ws = new_workspace()
+    put_modules_of_the_users_own(ws.root)
     commands(ws, "dvc", "repro")
     assert (ws.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
     assert digests(ws) == digests(finished)

@@ -91,4 +91,4 @@ def test_the_template_is_the_roots_stage_with_pinned_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stages_command_is_its_name(name: str) -> None:
-    assert PIPELINE[name]["cmd"] == f"python -m flows {name}"
+    assert PIPELINE[name]["cmd"] == f"python -P -m flows {name}"

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from flows.environment import NOTHING_LEAVES
 from flows.serve import _check_cron
 from tasks.workspace.folder import Workspace
-from tests.test_flows.conftest import Commands
+from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +33,7 @@ def answers(api: str) -> bool:
 def test_a_schedule_fires_and_the_server_ends_with_it(commands: Commands, finished: Workspace) -> None:
     metrics = finished.metrics / "evaluation.json"
     metrics.unlink()  # the scheduled run restores it
+    put_modules_of_the_users_own(finished.root)
     own = {**commands.environment, "PREFECT_HOME": str(finished.private / "prefect")}
     del own["PREFECT_API_URL"]
     every_ten_seconds = "* * * * * */10"
