@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from importlib import resources
@@ -14,6 +13,8 @@ from dass.errors import InputError
 from dass.files import complete_file
 from dass.outputs import check_written_into
 from flows.overrides import parse_changes, rewrite
+from tasks.versioning.follow_git import WITHOUT_GIT
+from tasks.versioning.git import is_tracked_place
 from tasks.workspace.folder import Workspace
 
 # template -> where it goes. None is named dvc.yaml: DVC would take it for a pipeline of the repository's own.
@@ -51,14 +52,14 @@ def make_workspace(
     _check_free(root)
     sources = {"model": model, "calibration": calibration, "evaluation": evaluation}
     wanted: list[tuple[str, Any]] = [
-        (f"sources.{name}", {"uri": _absolute(uri)}) for name, uri in sources.items() if uri is not None
+        (f"sources.{name}", {"uri": _lasting(uri, root)}) for name, uri in sources.items() if uri is not None
     ]
     if model is not None:
         wanted.append(("register.model", registered_name(model)))
     nearest = next(parent for parent in (root, *root.parents) if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=".dass-init-", dir=nearest) as temporary:
         prepared = Path(temporary)
-        _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=_git_would_track(nearest, root))
+        _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=is_tracked_place(root, nearest))
         from tasks.versioning.stages import pin_inputs
 
         pin_inputs(Workspace.at(prepared), root)
@@ -109,33 +110,21 @@ def _write_files(root: Path, wanted: list[tuple[str, Any]], in_git: bool) -> Non
         text = template(name)
         if name == "params.yaml" and wanted:
             text = rewrite(text, wanted, "dass init")[1]
-        if name == "dvc/config" and not in_git:
-            text = text.replace("[core]\n", "[core]\n    no_scm = true\n")
         (root / target).parent.mkdir(exist_ok=True)
         (root / target).write_text(text, encoding="utf-8")
+    if not in_git:
+        (root / ".dvc" / "config.local").write_text(WITHOUT_GIT, encoding="utf-8")
 
 
-def _absolute(uri: str) -> str:
-    """A path that exists here is meant from here, not from the workspace."""
+def _lasting(uri: str, root: Path) -> str:
+    """A path that exists here is meant from here. Inside the workspace it is kept relative: both move together."""
     if not Path(uri).exists():
         return uri
     from tasks.sources.locate import tell_which
 
-    tell_which(uri, Path(uri).resolve())
-    return str(Path(uri).resolve())
-
-
-def _git_would_track(existing: Path, root: Path) -> bool:
-    """True inside a git work tree that does not ignore `root`: DVC then leaves its small files to git."""
-
-    def git(*arguments: str) -> int | None:
-        try:
-            return subprocess.run(["git", "-C", str(existing), *arguments], capture_output=True).returncode
-        except OSError:
-            return None
-
-    ignored = os.path.relpath(root / "dvc.yaml", existing)
-    return git("rev-parse", "--is-inside-work-tree") == 0 and git("check-ignore", "--quiet", ignored) == 1
+    path = Path(uri).resolve()
+    tell_which(uri, path)
+    return f"./{path.relative_to(root).as_posix()}" if path.is_relative_to(root) and path != root else str(path)
 
 
 def _move(entry: Path, root: Path) -> None:

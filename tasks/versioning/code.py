@@ -24,6 +24,8 @@ PLUMBING = frozenset(
     for name in (
         "sources.pinned",
         "versioning.code",
+        "versioning.follow_git",
+        "versioning.git",
         "versioning.pins",
         "versioning.stages",
         "workspace.folder",

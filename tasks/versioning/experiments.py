@@ -3,6 +3,7 @@
 `dvc exp apply NAME`, or `git checkout COMMIT` and `dvc pull`, bring it back; `dvc exp push` shares it.
 """
 
+from contextlib import chdir
 from typing import TYPE_CHECKING
 
 from dass.errors import InputError
@@ -60,7 +61,8 @@ def save_experiment(ws: Workspace, name: str) -> str:
     lock = ws.root / "dvc.lock"
     before = lock.read_bytes()
     try:
-        with Repo(str(ws.root)) as repo:
+        # DVC takes the paths of a workspace inside a larger git repository from the current folder.
+        with chdir(ws.root), Repo(str(ws.root)) as repo:
             commit = _saved(repo, name) or str(repo.experiments.save(name=name))
     except DvcException as error:
         raise VersioningError(f"DVC did not save the experiment {name}: {' '.join(str(error).split())}") from error

@@ -1,9 +1,8 @@
 """Where a result comes from: the git commit of its workspace, DVC's digests, the time each stage took."""
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
+from tasks.versioning import git
 from tasks.versioning.stages import recorded_outs
 from tasks.workspace.folder import Workspace
 
@@ -25,20 +24,12 @@ def provenance(ws: Workspace, seconds: dict[str, float]) -> dict[str, Any]:
 def git_state(ws: Workspace) -> tuple[str | None, bool | None]:
     """The commit the workspace is at, and whether what makes the result differs from it; (None, None) outside git.
 
-    dvc.lock and metrics are always changed during a run, so they have no say.
+    dvc.lock and metrics are always changed during a run, so they have no say. Before the first commit: (None, True).
+
+    Raises:
+        InputError: git does not say; the message holds its own line.
     """
-    commit = _git(ws.root, "rev-parse", "HEAD")
-    if commit is None:
+    if not git.in_work_tree(ws.root):
         return None, None
-    tracked = _git(ws.root, "ls-files", "--error-unmatch", ws.params.name) is not None
-    return commit, not tracked or bool(
-        _git(ws.root, "status", "--porcelain", "--untracked-files=all", "--", *_MADE_FROM)
-    )
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    commit = git.commit_of(ws.root)
+    return commit, commit is None or not git.is_tracked(ws.root, ws.params.name) or git.differs(ws.root, _MADE_FROM)

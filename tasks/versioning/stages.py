@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dass.errors import InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
+from tasks.versioning.follow_git import follow_git
 from tasks.versioning.pins import refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
@@ -70,6 +71,8 @@ def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
     Raises:
         InputError: the settings cannot be used, or a source is missing.
     """
+    if root is None:
+        follow_git(ws)
     with _dvc(ws) as repo:
         _retry(lambda: _mend(repo))
         return refresh_pins(ws, load_settings(ws.params), _stages_with_pinned_code(_stages(repo)), root)
@@ -83,10 +86,12 @@ def start_run(ws: Workspace) -> Started:
     """Read the settings, pin the sources, and note every input that no stage makes. Call inside `workspace_lock`.
 
     Raises:
-        InputError: the settings cannot be used, a source is missing, dvc.yaml points at other code than runs here.
+        InputError: the settings cannot be used, a source is missing, dvc.yaml points at other code than runs here, or
+            git does not say whether it tracks the workspace.
         InputsChangedError: params.yaml was edited meanwhile.
     """
     settings, text = _read_settings(ws)
+    follow_git(ws)
     with _dvc(ws) as repo:
         _retry(lambda: _mend(repo))
         stages = _stages(repo)

@@ -22,7 +22,6 @@ def committed(finished: Workspace, commands: Commands) -> Workspace:
     git(finished, "init", "-q")
     git(finished, "config", "user.name", "a")
     git(finished, "config", "user.email", "a@example.org")
-    commands(finished, "dvc", "config", "core.no_scm", "false")
     git(finished, "add", "-A")
     git(finished, "commit", "-qm", "a workspace")
     return finished

@@ -55,6 +55,13 @@ def test_settings_are_taken_and_local_paths_are_meant_from_here(
     assert "# windows" in ws.params.read_text()
 
 
+def test_a_source_inside_the_workspace_moves_with_it(tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "ws" / "text.txt").write_text("words")
+    ws = make_workspace(tmp_path / "ws", evaluation=str(tmp_path / "ws" / "text.txt"))
+    assert load_settings(ws.params).sources.evaluation.uri == "./text.txt"
+
+
 def test_an_existing_workspace_is_refused_and_left_alone(tmp_path: Path) -> None:
     ws = make_workspace(tmp_path / "ws")
     ws.params.write_text("mine")
@@ -87,14 +94,15 @@ def test_a_folder_with_files_keeps_them_and_its_ignore_rules(tmp_path: Path) -> 
 
 def test_inside_git_dvc_leaves_small_files_to_git_and_outside_it_does_without(tmp_path: Path) -> None:
     outside = make_workspace(tmp_path / "outside")
-    assert "no_scm = true" in (outside.root / ".dvc" / "config").read_text()
+    assert "no_scm" not in (outside.root / ".dvc" / "config").read_text()
+    assert "no_scm = true" in (outside.root / ".dvc" / "config.local").read_text()
     assert dvc(outside.root, "status").returncode == 0
 
     repository = tmp_path / "repository"
     repository.mkdir()
     subprocess.run(["git", "init", "-q", str(repository)], check=True)
     inside = make_workspace(repository / "deep" / "ws")
-    assert "no_scm" not in (inside.root / ".dvc" / "config").read_text()
+    assert not (inside.root / ".dvc" / "config.local").exists()
     assert dvc(inside.root, "status").returncode == 0
     untracked = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=all"], cwd=repository, capture_output=True, text=True
