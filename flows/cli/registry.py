@@ -85,15 +85,18 @@ def verify(
 ) -> int:
     r"""Prove a version: files and signature, ledger, weights = base times masks, pattern. Status 1 when a step fails.
 
+    A name is a version's number or alias first; a folder is named with a slash, such as ./champion.
+
     \b
         dass verify champion
+        dass verify ./downloaded
         dass verify --all
         dass verify 3 --replay
     """
     if (version is None) != every:
         raise InputError("verify takes a VERSION, a FOLDER, or --all. See: dass verify --help")
     ws = open_workspace(workspace)
-    from tasks.promotion.verification import Proof, proof_table, verify_all, verify_folder, verify_version
+    from tasks.promotion.verification import Proof, proof_table, verify_all, verify_named
     from tasks.registry.registration import check_reachable
 
     check_reachable(ws)
@@ -101,10 +104,8 @@ def verify(
     found: Iterable[Proof]
     if version is None:
         found = verify_all(ws, model, replay=replay)
-    elif Path(version).is_dir():
-        found = [verify_folder(ws, model, Path(version), replay=replay)]
     else:
-        found = [verify_version(ws, model, version, replay=replay)]
+        found = [verify_named(ws, model, version, replay=replay)]
     proofs = []
     for proof in found:
         proofs.append(proof)

@@ -5,6 +5,7 @@ streamed; no model is built. Only damage and disagreement fail a step. What lies
 be had, a full disk, a server that is down) proves nothing: it is raised, and the ledger is not told.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tasks.registry.ledger import BrokenLedger, Ledger
 from tasks.registry.loading import base_of
 from tasks.registry.tracking import TrackingError, tracking
 from tasks.registry.version_folder import MANIFEST, MASKS, UPDATES, VERSION
-from tasks.registry.versions import all_versions, find_version, folder_of
+from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _OUTCOMES = {True: "passed", False: "FAILED", None: "not taken"}
+
+logger = logging.getLogger("dass")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,35 @@ def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = Fa
             proof = _proof(ws, client, f"{model} version {made.version}", model, folder, made, replay)
         record_proof(client, made, proof)
         return proof
+
+
+def verify_named(ws: Workspace, model: str, what: str, *, replay: bool = False) -> Proof:
+    """Verify what a name stands for: with a slash in it a folder; else a number or alias, and a version's folder last.
+
+    Where a name could have meant both, which was taken is told.
+
+    Raises:
+        InputError: it is neither; as `verify_version` and `verify_folder`.
+    """
+    folder = Path(what)
+    if is_a_path(what):
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {what}: expected a version's folder, or a version's number or alias.")
+        return verify_folder(ws, model, folder, replay=replay)
+    with tracking(ws) as client:
+        try:
+            number = find_version(client, model, what).version
+        except UnknownVersionError as error:
+            if not (folder / MANIFEST).is_file():
+                also = f" The folder {what} here is no version's: it has no {MANIFEST}." if folder.is_dir() else ""
+                raise InputError(f"{error}{also}") from None
+            number = None
+    if number is None:
+        logger.warning(f"{model} has no version or alias {what}: this is the folder ./{what}")
+        return verify_folder(ws, model, folder, replay=replay)
+    if (folder / MANIFEST).is_file():
+        logger.warning(f"{what} is version {number} of {model}. For the folder of that name write ./{what}")
+    return verify_version(ws, model, str(number), replay=replay)
 
 
 def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[Proof]:

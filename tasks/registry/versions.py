@@ -7,7 +7,9 @@ A version's folder is what was registered, byte for byte:
     dass/manifest.json, ...           masks, records, and the signature over all of it
 """
 
-from collections.abc import Generator
+import logging
+import os
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,30 +24,54 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+logger = logging.getLogger("dass")
+
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
+class UnknownVersionError(InputError):
+    """The registry has no version of that number or alias."""
+
+
 def find_version(client: "MlflowClient", model: str, wanted: str) -> "ModelVersion":
-    """A version by number or alias, with its tags and aliases.
+    """A version by number or alias, with its tags and aliases. A number goes first, and then that is told.
 
     Raises:
-        InputError: there is no such version. The message names those there are.
+        UnknownVersionError: there is no such version. The message names those there are.
     """
+    is_number = wanted.isascii() and wanted.isdecimal()
+    numbered = _asked(lambda: client.get_model_version(model, wanted)) if is_number else None
+    aliased = _asked(lambda: client.get_model_version_by_alias(model, wanted))
+    if numbered is not None:
+        if aliased is not None and str(aliased.version) != str(numbered.version):
+            logger.warning(f"{wanted} is version {wanted} of {model}, not {aliased.version}, which has it as an alias")
+        return numbered
+    if aliased is not None:
+        return client.get_model_version(model, aliased.version)
+    numbers = [str(made.version) for made in all_versions(client, model)]
+    if not numbers:
+        raise UnknownVersionError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
+    is_path = ", not a path" if is_a_path(wanted) else ""
+    raise UnknownVersionError(
+        f"{model} has no version or alias {wanted!r}: expected one of {', '.join(numbers)}, or an alias{is_path}. "
+        "See: dass history"
+    )
+
+
+def is_a_path(what: str) -> bool:
+    """Whether a name that may mean a version or a folder can only mean the folder."""
+    return "/" in what or os.sep in what or what in (".", "..")
+
+
+def _asked(ask: Callable[[], "ModelVersion"]) -> "ModelVersion | None":
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.get_model_version_by_alias(model, wanted) if not wanted.isdecimal() else None
-        return client.get_model_version(model, wanted if found is None else found.version)
+        return ask()
     except MlflowException as error:
         if error.error_code not in _UNKNOWN:
             raise
-    numbers = [str(made.version) for made in all_versions(client, model)]
-    if not numbers:
-        raise InputError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
-    raise InputError(
-        f"{model} has no version or alias {wanted!r}: expected one of {', '.join(numbers)}, or an alias. "
-        "See: dass history"
-    )
+    return None
 
 
 def all_versions(client: "MlflowClient", model: str) -> list["ModelVersion"]:

@@ -92,6 +92,31 @@ def test_a_folder_with_files_keeps_them_and_its_ignore_rules(tmp_path: Path) -> 
     assert {"*.log", "/artifacts/", "/.dass/"} <= set(rules)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["artifacts/base/model.safetensors", "artifacts/pruned/note", "metrics/evaluation.json", "mlflow.db", ".dass/x"],
+)
+def test_what_the_stages_would_replace_is_in_the_way(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="already: nothing was changed"):
+        make_workspace(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name.split("/")[0]]
+
+
+def test_links_and_ignore_files_that_are_no_text_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").symlink_to("elsewhere.yaml")
+    with pytest.raises(InputError, match=r"has a params\.yaml already"):
+        make_workspace(tmp_path)
+    (tmp_path / "params.yaml").unlink()
+    (tmp_path / "shared-rules").write_text("*.bin\n", encoding="utf-8")
+    (tmp_path / ".gitignore").symlink_to("shared-rules")
+    with pytest.raises(InputError, match=r"\.gitignore is no text file that rules can be added to"):
+        make_workspace(tmp_path)
+    assert (tmp_path / "shared-rules").read_text(encoding="utf-8") == "*.bin\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "shared-rules"]
+
+
 def test_inside_git_dvc_leaves_small_files_to_git_and_outside_it_does_without(tmp_path: Path) -> None:
     outside = make_workspace(tmp_path / "outside")
     assert "no_scm" not in (outside.root / ".dvc" / "config").read_text()

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, save_masks
-from tasks.promotion.verification import Proof, _step, verify_all, verify_folder, verify_version
+from tasks.promotion.verification import Proof, _step, verify_all, verify_folder, verify_named, verify_version
 from tasks.registry import signing
 from tasks.registry.registration import register
 from tasks.registry.tracking import TrackingError, tracking
@@ -334,6 +334,58 @@ def test_a_copied_folder_is_proved_by_its_manifest(ws: Workspace, tmp_path: Path
     assert lines(ws) == before, "a copy says nothing of the version"
     with pytest.raises(InputError, match="expected a registered version's folder"):
         verify_folder(ws, "tiny", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["challenger", "1"])
+def test_a_name_is_a_version_first_and_with_a_slash_a_folder(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # as `dass materialize champion ./champion` leaves it: not a version's folder
+    assert verify_named(ws, "tiny", name).what == "tiny version 1"
+    assert caplog.text == ""
+    with pytest.raises(InputError, match="has no dass/manifest.json: expected a registered version's folder"):
+        verify_named(ws, "tiny", f"./{name}")
+    with stored(ws) as folder:
+        shutil.copytree(folder, tmp_path / name, dirs_exist_ok=True)
+    assert verify_named(ws, "tiny", name).what == "tiny version 1"
+    assert f"{name} is version 1 of tiny. For the folder of that name write ./{name}" in caplog.text
+    for spelled in (f"./{name}", f"{name}/", str(tmp_path / name)):
+        assert verify_named(ws, "tiny", spelled).what == str(Path(spelled))
+
+
+@pytest.mark.parametrize("name", ["downloaded", "7"])
+def test_a_name_that_is_no_version_may_be_a_version_s_folder(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"tiny has no version or alias '{name}': expected one of 1, or an alias. See"):
+        verify_named(ws, "tiny", name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"The folder {name} here is no version's: it has no dass/manifest.json"):
+        verify_named(ws, "tiny", name)
+    with stored(ws) as folder:
+        shutil.copytree(folder, tmp_path / name, dirs_exist_ok=True)
+    assert verify_named(ws, "tiny", name).what == name
+    assert f"tiny has no version or alias {name}: this is the folder ./{name}" in caplog.text
+    with pytest.raises(InputError, match=r"There is no folder \./nowhere"):
+        verify_named(ws, "tiny", "./nowhere")
+    with tracking(ws) as client, pytest.raises(InputError, match="or an alias, not a path"):
+        find_version(client, "tiny", f"./{name}")
+
+
+def test_an_alias_that_looks_like_a_number_comes_behind_the_number(
+    ws: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracking(ws) as client:
+        client.set_registered_model_alias("tiny", "5", "1")
+        assert str(find_version(client, "tiny", "5").version) == "1"
+        client.delete_registered_model_alias("tiny", "5")
+        client.create_model_version("tiny", find_version(client, "tiny", "1").source)
+        client.set_registered_model_alias("tiny", "1", "2")
+        assert str(find_version(client, "tiny", "1").version) == "1"
+        client.delete_registered_model_alias("tiny", "1")
+    assert "1 is version 1 of tiny, not 2, which has it as an alias" in caplog.text
 
 
 def test_every_version_is_verified(ws: Workspace) -> None:

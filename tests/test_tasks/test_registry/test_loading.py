@@ -236,6 +236,31 @@ def test_a_target_that_holds_something_is_refused(finished: Workspace, masks_onl
         materialize_version(masks_only, tmp_path / "full", base=finished.base)
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("artifacts/pruned-again", "lies inside the workspace's artifacts"),
+        (".dass/out", r"lies inside the workspace's \.dass"),
+        (".", "holds the workspace's artifacts"),
+        ("../masks-only/full", "lies inside the version"),
+        ("artifacts/base/full", "lies inside the workspace's artifacts"),
+        ("params.yaml", "is no folder"),
+        ("params.yaml/full", "cannot be written"),
+    ],
+)
+def test_a_target_among_files_that_are_kept_is_refused(
+    finished: Workspace, masks_only: Path, target: str, told: str
+) -> None:
+    before = names_below(finished.root)
+    with pytest.raises(InputError, match=told):
+        materialize_version(masks_only, finished.root / target, ws=finished)
+    assert names_below(finished.root) == before
+
+
+def names_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
 def test_another_base_is_refused_with_both_digests(finished: Workspace, masks_only: Path, tmp_path: Path) -> None:
     manifest = read_json(masks_only / MANIFEST)
     other = save_tiny_checkpoint(tmp_path / "other", seed=1)

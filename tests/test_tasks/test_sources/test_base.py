@@ -276,6 +276,27 @@ def test_a_model_s_own_code_is_never_run(ws: Workspace, tiny_checkpoint: Path, t
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("uri", ["artifacts/base", "artifacts", "./artifacts/mine", "link"])
+def test_a_source_among_the_stages_own_artifacts_is_refused(ws: Workspace, tiny_checkpoint: Path, uri: str) -> None:
+    for name in ("base", "mine"):
+        shutil.copytree(tiny_checkpoint, ws.root / "artifacts" / name)
+    (ws.root / "link").symlink_to("artifacts/base")
+    with pytest.raises(InputError, match="lies in artifacts/, whose folders the stages replace: put the source else"):
+        fetch(ws, {"uri": uri})
+    assert (ws.base / "model.safetensors").is_file()
+
+
+def test_a_folder_that_is_called_like_a_repository_goes_first_and_that_is_told(
+    ws: Workspace, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tiny_checkpoint, ws.root / "org" / "name")
+    assert fetch(ws, {"uri": "org/name"}).is_dir()
+    told = f"org/name is {ws.root}/org/name here, not the hub's org/name. For that one write org/name@main"
+    assert [record.message for record in caplog.records] == [told], "once, however often it is looked at"
+    with pytest.raises(InputError, match="org/name@main is no local path, and the hub does not give it"):
+        fetch(ws, {"uri": "org/name@main"})
+
+
 def test_a_path_that_does_not_exist_is_named(ws: Workspace) -> None:
     refused(ws, {"uri": "./nowhere"}, r"There is no .*nowhere\. Expected a path that exists, a hub id")
 
