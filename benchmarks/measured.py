@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,6 +18,7 @@ from benchmarks.engine import prune_folder
 from benchmarks.job import Job, Measurement
 from benchmarks.reference import prune_reference
 from dass.method.pattern import parse_pattern
+from dass.model.pretrained import load_config, load_model
 
 
 def measure(job: Job, output: Path) -> Measurement:
@@ -27,14 +27,14 @@ def measure(job: Job, output: Path) -> Measurement:
     if input_ids_ST.shape != (job.windows, job.length):
         raise SystemExit(f"{job.tokens} has no {job.windows} windows of {job.length} tokens: {input_ids_ST.shape}.")
     dtype = getattr(torch, job.dtype)
-    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(job.checkpoint))]  # imported here, not timed
+    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(load_config(job.checkpoint))]  # imported here, not timed
     baseline = _resident("VmRSS")
     began = time.perf_counter()
     if job.side == "engine":
         prune_folder(job.checkpoint, output, input_ids_ST, job.method, dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(job.checkpoint, dtype=dtype)
-        prune_reference(model.eval(), input_ids_ST, job.method, parse_pattern("unstructured"))
+        model = load_model(job.checkpoint, dtype)
+        prune_reference(model, input_ids_ST, job.method, parse_pattern("unstructured"))
         model.save_pretrained(output)
     seconds = time.perf_counter() - began
     # Linux counts both a few pages late, so that a peak can seem to lie below what came before it.

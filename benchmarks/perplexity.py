@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import dass
 from benchmarks.masks import check_bits, check_shares, zeros
 from benchmarks.prepare import prepare_base
 from dass.files import read_json
+from dass.model.pretrained import load_model
 from dass.perplexity import mean_loss
 from tasks.evaluation import evaluate_dense
 from tasks.workspace.folder import Workspace
@@ -37,16 +37,9 @@ def prepare(params: Path, folder: Path) -> Workspace:
     return workspace
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The checkpoint in its own precision."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
-    model.eval()
-    return model
-
-
 def measure(workspace: Workspace, method: str, pattern: str) -> dict[str, Any]:
     """Prune in memory, check the masks, measure."""
-    model = load(workspace.base)
+    model = load_model(workspace.base)
     base = {name: value.clone() for name, value in model.state_dict().items()}
     input_ids = load_file(workspace.calibration / "tokens.safetensors")["input_ids"]
     report = dass.prune(model, input_ids, method, pattern=pattern)

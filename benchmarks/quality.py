@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 import dass
 from benchmarks import command, markdown
 from benchmarks.paths import FOLDER, ROOT
-from benchmarks.perplexity import load, prepare
+from benchmarks.perplexity import prepare
 from benchmarks.results import Record, Results
 from dass.files import read_json
+from dass.model.pretrained import load_model
 from dass.perplexity import mean_loss
 from tasks.workspace.settings import load_settings
 
@@ -43,7 +44,7 @@ _PAGE = ROOT / "docs" / "results.md"
 
 def measure(base: Path, input_ids: Tensor, windows: Tensor, method: str, update: str, pattern: str) -> Record:
     """Prune in memory, check, measure."""
-    model = load(base)
+    model = load_model(base)
     report = dass.prune(model, input_ids, method, update=update, **PATTERNS[pattern])
     check_zeros(model, report.keep)
     return {

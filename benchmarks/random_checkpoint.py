@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from dass.errors import InputError
 from dass.model.checkpoint_folder import INDEX_FILE
+from dass.model.pretrained import untrained
 
 SHARD_BYTES = 10**9
 _STANDARD_DEVIATION = 0.02  # LLaMA's initialisation
@@ -104,7 +105,7 @@ def write_tokens(file: Path, windows: int, length: int, vocabulary: int) -> None
 
 def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = untrained(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

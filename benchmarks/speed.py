@@ -12,13 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from transformers import AutoConfig
-
 from benchmarks import command, job, markdown
 from benchmarks.flops import engine_share
 from benchmarks.paths import FOLDER, ROOT
 from benchmarks.prepare import prepare_base
 from benchmarks.results import Record, Results
+from dass.model.pretrained import load_config
 from tasks.workspace.settings import load_settings
 
 METHODS = ("dass", "wanda", "magnitude", "sparsegpt")
@@ -101,7 +100,7 @@ def main() -> None:
         row = ROWS[model]
         workspace = prepare_base(row.params, FOLDER / load_settings(row.params).register_.model)
         size = {"windows": arguments.windows or row.windows, "length": arguments.length or row.length}
-        share = engine_share(AutoConfig.from_pretrained(workspace.base).get_text_config(), size["length"])
+        share = engine_share(load_config(workspace.base).get_text_config(), size["length"])
         files: dict[str, Any] = {
             "checkpoint": workspace.base,
             "tokens": workspace.calibration / "tokens.safetensors",

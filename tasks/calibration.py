@@ -8,10 +8,11 @@ from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import complete_folder, read_json, write_json
+from dass.model.pretrained import load_tokenizer
 from dass.windows import random_windows
 from tasks.sources.documents import read_documents
 from tasks.sources.pinned import pinned
-from tasks.sources.tokens import bos_token, check_context, check_ids, encode, load_tokenizer
+from tasks.sources.tokens import bos_token, check_context, check_ids, encode
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 

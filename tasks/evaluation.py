@@ -7,21 +7,21 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dass.errors import InputError, NumericalError
 from dass.files import complete_folder, read_json, write_json
 from dass.masks.mask_file import MaskFile
 from dass.masks.sparsity import ZeroCount, count_zeros
 from dass.model.checkpoint import Checkpoint
+from dass.model.pretrained import load_model, load_tokenizer
 from dass.perplexity import mean_loss, perplexity
 from dass.windows import consecutive_windows
 from tasks.sources.documents import read_documents
 from tasks.sources.pinned import pinned
-from tasks.sources.tokens import bos_token, check_context, check_ids, load_tokenizer, tokenize
+from tasks.sources.tokens import bos_token, check_context, check_ids, tokenize
 from tasks.workspace.devices import choose_device, choose_dtype
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress_bar
@@ -120,19 +120,9 @@ def _load(checkpoint: Path, engine: Engine) -> PreTrainedModel:
     """The checkpoint as anyone else would load it.
 
     Raises:
-        InputError: transformers cannot read it.
+        InputError: transformers cannot read it, or would make up, drop or resize a weight.
     """
-    device = choose_device(engine.device)
-    dtype: torch.dtype | str = choose_dtype(engine.dtype) or "auto"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"transformers cannot load {checkpoint} ({reason}).") from error
-    assert isinstance(model, PreTrainedModel)
-    return model.eval().to(device)
+    return load_model(checkpoint, choose_dtype(engine.dtype) or "auto").to(choose_device(engine.device))
 
 
 def _needs(folder: Path, stage: str) -> None:

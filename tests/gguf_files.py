@@ -1,6 +1,7 @@
 """Tiny GGUF files, written on the spot."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,20 @@ _NAMES = {
 }
 
 
-def write_tiny_gguf(path: Path, model: PreTrainedModel, **metadata: Any) -> Path:
+def write_tiny_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    endianess: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE,
+    **metadata: Any,
+) -> Path:
     """Write a tied Llama of `tiny_model` and `tiny_tokenizer` as float32 GGUF.
 
-    `metadata` adds or replaces tokenizer keys; None takes one out.
+    `metadata` adds or replaces tokenizer keys; None takes one out. `keys` are further ones, and `tensors` too.
     """
     config: Any = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", endianess=endianess)
     writer.add_name("Tiny")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -45,6 +53,10 @@ def write_tiny_gguf(path: Path, model: PreTrainedModel, **metadata: Any) -> Path
     for key, value in _tokenizer(metadata).items():
         if value is not None:
             writer.add_key_value(f"tokenizer.ggml.{key}", value, _type(value), _subtype(value))
+    for key, value in (keys or {}).items():
+        writer.add_key_value(key, value, _type(value), _subtype(value))
+    for name, tensor in (tensors or {}).items():
+        writer.add_tensor(name, tensor.numpy())
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":
             writer.add_tensor(_stored_name(name), _stored(name, tensor, config).numpy())

@@ -8,6 +8,7 @@ A file's tensors are bytes. Its metadata has one key, "dass", a JSON object: "fo
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import Contents, contents, copy_beside
 from dass.model.older_keys import write_older_keys
+from dass.model.references import drop_references
+
+logger = logging.getLogger("dass")
 
 FORMAT = "dass-masks-2"
 _HEADER = "dass"
@@ -143,8 +147,13 @@ class MaskFiles(Mapping[str, Tensor]):
     """Several mask files as one mapping."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Raises InputError: as MaskFile."""
-        self._file_of = {name: file for file in map(MaskFile, paths) for name in file}
+        """Raises InputError: as MaskFile; or two files hold the same mask."""
+        self._file_of: dict[str, MaskFile] = {}
+        for file in map(MaskFile, paths):
+            for name in file:
+                if name in self._file_of:
+                    raise InputError(f"{self._file_of[name].path} and {file.path} both hold a mask of {name}.")
+                self._file_of[name] = file
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file_of[name][name]
@@ -176,7 +185,8 @@ def apply_to_checkpoint(
     """Write base × masks into `folder`: removed weights are +0.0, every other byte of the weights is the base's.
 
     Config, tokenizer, chat templates and licence come along, with the keys that older transformers read
-    (`write_older_keys`), the base's model card as BASE_README.md. Whatever else lies beside the weights stays behind.
+    (`write_older_keys`), the base's model card as BASE_README.md. What configs refer to
+    outside (`drop_references`) is left out and told; whatever else lies beside the weights stays behind.
     `dass.json` says what was written.
 
     Args:
@@ -194,6 +204,8 @@ def apply_to_checkpoint(
         InputError: the masks are for another base (a tensor is missing or has another shape), or not for the updates.
     """
     check_masks_fit(base, masks)
+    if updates:
+        updates.check_fit(masks, base.dtype)
 
     def pruned(name: str, weight: Tensor) -> Tensor | None:
         if name not in masks:
@@ -203,6 +215,8 @@ def apply_to_checkpoint(
 
     found = contents(base.folder)
     written = [*found.names, *copy_beside(base.folder, found, folder)]
+    for dropped in drop_references(folder):
+        logger.warning("Left out of the pruned checkpoint's %s: what they refer to is not in it.", dropped)
     write_older_keys(folder)
     base.copy(folder, pruned)
     write_record(folder, written, settings, history)

@@ -47,6 +47,9 @@ def prove_weights(base: Checkpoint, pruned: Checkpoint, masks: Mapping[str, Tens
     for name in masks:
         if name not in base.stored:
             raise ProofError(f"the masks name {name}, which the base does not hold: they belong to another base.")
+    for name in updates or ():
+        if name not in masks:
+            raise ProofError(f"the updates name {name}, which the masks do not: they belong to another run.")
     _compare_layouts(base, pruned)
     for name in base.stored:
         expected, found = base.bits(name), pruned.bits(name)

@@ -5,7 +5,7 @@ the kept weights.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +36,10 @@ class Updates(Mapping[str, Tensor]):
     """
 
     def __init__(self, files: list[Path]) -> None:
-        """Raises InputError: a file is damaged."""
+        """Files are opened when they are first needed.
+
+        Raises InputError, then: a file is damaged, or two hold the same tensor.
+        """
         self.files = files
 
     @cached_property
@@ -45,10 +48,33 @@ class Updates(Mapping[str, Tensor]):
         for path in self.files:
             try:
                 with safe_open(path, framework="pt") as handle:
-                    found |= dict.fromkeys(sorted(handle.keys()), path)
+                    names = sorted(handle.keys())
             except SafetensorError as error:
                 raise InputError(f"{path} is damaged ({error}).") from None
+            for name in names:
+                if name in found:
+                    raise InputError(f"{found[name]} and {path} both hold new values of {name}.")
+                found[name] = path
         return found
+
+    def check_fit(self, masks: Mapping[str, Tensor], dtype_of: Callable[[str], torch.dtype]) -> None:
+        """Compare the updates with what they are for; how many values there are is compared where they are used.
+
+        Args:
+            masks: tensor name -> keep mask.
+            dtype_of: gives the type of the base's tensor of a name.
+
+        Raises:
+            InputError: they name a tensor that is not pruned, or hold values of another type than the base's.
+        """
+        for name in self:
+            if name not in masks:
+                raise InputError(f"{self._file_of[name]} holds new values of {name}, which the masks do not name.")
+            if self[name].dtype != dtype_of(name):
+                raise InputError(
+                    f"{self._file_of[name]}: the new values of {name} are {self[name].dtype}, and the base's are "
+                    f"{dtype_of(name)}: they belong to another base."
+                )
 
     @property
     def digest(self) -> str:

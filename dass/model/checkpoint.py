@@ -25,6 +25,7 @@ from dass.model.tensor_bytes import DTYPES, bytes_of
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
+_AGAIN = "Fetch the checkpoint again."
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -51,21 +52,24 @@ class Checkpoint:
 
         Raises:
             InputError: no safetensors, a shard is missing or truncated, or the index is damaged, names an absent tensor
-                or a file outside the folder.
+                or a file outside the folder, or does not name a tensor that a shard holds.
         """
         self.folder = folder
         self._headers: dict[str, tuple[bytes, dict[str, StoredTensor]]] = {}
         for file in weight_files(folder):
             self._read_header(file)
         if SINGLE_FILE not in self._headers:
-            for name, shard in read_weight_map(folder).items():
+            index, weight_map = folder / INDEX_FILE, read_weight_map(folder)
+            for name, shard in weight_map.items():
                 if name not in self._headers[shard][1]:
-                    raise InputError(
-                        f"{folder / INDEX_FILE} says {shard} holds {name}, and it does not. Fetch the checkpoint again."
-                    )
+                    raise InputError(f"{index} says {shard} holds {name}, and it does not. {_AGAIN}")
+            for shard, (_, tensors) in self._headers.items():
+                for name in tensors:
+                    if weight_map.get(name) != shard:  # transformers reads it all the same: one of two, or one too many
+                        raise InputError(f"{shard} holds {name}, and {index} does not say so. {_AGAIN}")
         self.file_of = {name: file for file, (_, tensors) in self._headers.items() for name in tensors}
         if not self.file_of:
-            raise InputError(f"{folder} holds no tensor: expected a model's weights. Fetch the checkpoint again.")
+            raise InputError(f"{folder} holds no tensor: expected a model's weights. {_AGAIN}")
 
     @property
     def files(self) -> list[str]:
@@ -105,13 +109,18 @@ class Checkpoint:
         for name, place in self.stored.items():
             if len(place.shape) in (2, 3) and place.dtype not in _BESIDE_WEIGHTS:
                 self.dtype(name)
-        quantization = self._config().get("quantization_config")
-        if quantization:
+        config = self._config()
+        for quantization in filter(None, map(_quantization, [config, *config.values()])):
             method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
             raise InputError(
                 f"{self.folder / CONFIG_FILE} has a quantization_config ({method}): expected weights that are not "
                 "quantized. Take the checkpoint before quantization, or dequantize this one and save it again."
             )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(place.end - place.begin for place in self.stored.values())
 
     @property
     def main_dtype(self) -> torch.dtype:
@@ -207,9 +216,9 @@ class Checkpoint:
                 prefix = source.read(8)
                 header = source.read(struct.unpack("<Q", prefix)[0])
         except FileNotFoundError:
-            raise InputError(f"{path} is missing. Fetch the checkpoint again.") from None
+            raise InputError(f"{path} is missing. {_AGAIN}") from None
         except SafetensorError as error:
-            raise InputError(f"{path} is damaged or truncated ({error}). Fetch the checkpoint again.") from None
+            raise InputError(f"{path} is damaged or truncated ({error}). {_AGAIN}") from None
         entries: dict[str, Any] = json.loads(header)
         start = len(prefix) + len(header)
         tensors = {
@@ -225,11 +234,16 @@ class Checkpoint:
         self._headers[file] = (prefix + header, tensors)
 
 
+def _quantization(config: Any) -> Any:
+    """What a config, or a part of one, says of how weights were quantized."""
+    return config.get("quantization_config") if isinstance(config, dict) else None
+
+
 def _read_exactly(source: BufferedReader, out: Tensor, path: Path) -> None:
     """Fill a contiguous tensor from where the file stands. Not through a memory map, whose pages would count twice."""
     wanted = bytes_of(out)
     if source.readinto(wanted) != len(wanted):
-        raise InputError(f"{path} was cut short while it was read. Fetch the checkpoint again.")
+        raise InputError(f"{path} was cut short while it was read. {_AGAIN}")
 
 
 def _changed(name: str, before: Tensor, changed: Callable[[str, Tensor], Tensor | None]) -> Tensor:

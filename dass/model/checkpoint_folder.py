@@ -108,6 +108,15 @@ def read_weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
+def declared_bytes(folder: Path) -> int | None:
+    """Size of all tensors, as the index says that is followed; None where there is none, or it does not say."""
+    if (folder / SINGLE_FILE).is_file() or not (folder / INDEX_FILE).is_file():
+        return None
+    metadata = read_json(folder / INDEX_FILE).get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return int(size) if isinstance(size, int | float) else None
+
+
 def contents(folder: Path) -> Contents:
     """Sort out a checkpoint folder.
 

@@ -12,6 +12,7 @@ embeddings) would need its inverse for every mask, and is refused.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,8 +27,10 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.utils.loading_report import LoadStateDictInfo
 
 from dass.errors import InputError
+from dass.model.checkpoint import Checkpoint
 
 Index = tuple[int | slice, ...]
 
@@ -60,6 +63,11 @@ class StoredNames:
         self._recipes: dict[str, _Recipe] = {}
         self._gather()
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, model: PreTrainedModel) -> Self:
+        """The names of a checkpoint's tensors in a model."""
+        return cls({name: place.shape for name, place in checkpoint.stored.items()}, model)
+
     def pieces(self, parameter: str) -> list[Piece]:
         """The stored tensors that make up a parameter (or a persistent buffer), by its full name.
 
@@ -67,7 +75,7 @@ class StoredNames:
             InputError: the checkpoint does not hold it, holds only a part of it or another shape, or transformers
                 computes it from what is stored.
         """
-        recipe = self._recipes.get(parameter) or self._recipes.get(self._tied.get(parameter, ""))
+        recipe = self._recipe(parameter)
         if recipe is None:
             raise InputError(f"The checkpoint does not hold {parameter} of {type(self._model).__name__}.")
         block = recipe.follow(parameter, self._shapes)
@@ -84,7 +92,39 @@ class StoredNames:
 
     def __contains__(self, parameter: str) -> bool:
         """Whether the checkpoint says anything about a parameter."""
-        return parameter in self._recipes or self._tied.get(parameter) in self._recipes
+        return self._recipe(parameter) is not None
+
+    def unmatched(self) -> tuple[list[str], list[str]]:
+        """Parameters and buffers that are not stored, and stored tensors that the model has no place for.
+
+        What transformers itself passes over without harm, such as old rotary tables, is in neither.
+        """
+        info = LoadStateDictInfo(
+            missing_keys={name for name in self._expected if name not in self},
+            unexpected_keys=self._recipes.keys() - self._expected.keys(),
+            mismatched_keys=set(),
+            error_msgs=[],
+            conversion_errors={},
+            skipped_pp_keys=set(),
+        )
+        self._model._adjust_missing_and_unexpected_keys(info)
+        stored = {name for target in info.unexpected_keys for name in self._recipes[target].stored}
+        return sorted(info.missing_keys, key=dot_natural_key), sorted(stored, key=dot_natural_key)
+
+    def check_shapes(self) -> None:
+        """Compare the shape of every stored parameter with the config's; what transformers computes is left to it.
+
+        Raises:
+            InputError: as `pieces`.
+        """
+        for name in self._expected:
+            recipe = self._recipe(name)
+            if recipe is not None and not recipe.is_computed:
+                self.pieces(name)
+
+    def stored_twice(self) -> list[tuple[str, str]]:
+        """Pairs of parameters that the model ties, and the checkpoint holds each for itself."""
+        return [pair for pair in self._tied.items() if all(name in self._recipes for name in pair)]
 
     def to_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut tensors of parameters' shapes (weights or masks) into contiguous tensors keyed by stored name."""
@@ -127,11 +167,16 @@ class StoredNames:
                 recipe = self._recipes.setdefault(name, _Recipe(converter, {}))
                 recipe.sources.setdefault(pattern or "", []).append(stored)
 
+    def _recipe(self, parameter: str) -> "_Recipe | None":
+        """What makes up a parameter: of those that share their values, a checkpoint may hold any."""
+        source = self._tied.get(parameter, parameter)
+        sharing = [parameter, source, *(target for target, other in self._tied.items() if other == source)]
+        return next((self._recipes[name] for name in sharing if name in self._recipes), None)
+
     @cached_property
     def _tied(self) -> dict[str, str]:
-        """Parameter -> the one it shares its values with: a checkpoint may hold either."""
-        tied: dict[str, str] = getattr(self._model, "all_tied_weights_keys", None) or {}
-        return tied | {source: target for target, source in tied.items()}
+        """Parameter -> the one whose values it shares."""
+        return getattr(self._model, "all_tied_weights_keys", None) or {}
 
 
 @dataclass(frozen=True)
@@ -148,6 +193,16 @@ class _Recipe:
 
     converter: WeightConverter | None
     sources: dict[str, list[str]]
+
+    @property
+    def stored(self) -> list[str]:
+        return [name for names in self.sources.values() for name in names]
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the rule does more than move whole tensors into place."""
+        operations = self.converter.operations if self.converter else []
+        return not all(isinstance(operation, MergeModulelist | Concatenate) for operation in operations)
 
     def follow(self, parameter: str, shapes: Mapping[str, tuple[int, ...]]) -> _Block:
         order = list(self.sources) if self.converter is None else self.converter.source_patterns

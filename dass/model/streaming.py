@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dass.errors import InputError
 from dass.model.checkpoint import Checkpoint
+from dass.model.complete import check_complete
 from dass.model.decoder import Decoder
 from dass.model.memory import keep_large_blocks_apart, release_freed_memory
 from dass.model.names import StoredNames
 from dass.model.prefetch import Prefetcher
+from dass.model.pretrained import load_config, untrained
 
 
 class StreamedDecoder(Decoder):
@@ -50,15 +50,10 @@ class StreamedDecoder(Decoder):
         self.device = device
         self.dtype = model.dtype
         model.eval()
-        shapes = {name: place.shape for name, place in self._checkpoint.stored.items()}
-        self._names = StoredNames(shapes, model)
+        self._names = StoredNames.of(self._checkpoint, model)
+        check_complete(self._checkpoint, self._names, model)
         prefix = self.layers_name.rpartition(".")[0]
         wanted = [f"{prefix}.{name}" for name, _ in model.get_submodule(prefix).named_parameters()]
-        missing = [name for name in wanted if name not in self._names]
-        if missing:
-            raise InputError(
-                f"{folder} does not hold {missing[0]} ({len(missing)} of {type(model).__name__}'s parameters)."
-            )
         for name in wanted:
             self._stored_dtype(name)
         layers = list(self._layers)  # `embed` puts others in their place for a while
@@ -177,16 +172,9 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # a wrong value shows as whatever fails on it: KeyError, TypeError, validation errors
-        reason = shorten(f"{type(error).__name__}: {error}", 300)
-        raise InputError(
-            f"{folder} has no config that transformers can read, or make a causal LM from. {reason}"
-        ) from error
-    assert isinstance(model, PreTrainedModel)
+    config = load_config(folder)
+    with _parameters_on_meta():
+        model = untrained(config, dtype)
     _keep_some_in_float32(model, dtype)
     return model
 

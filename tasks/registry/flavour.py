@@ -13,10 +13,14 @@ class Generator:
     """A loaded version that continues prompts."""
 
     def __init__(self, checkpoint: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+        from transformers import TextGenerationPipeline
 
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
-        self._pipeline = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint))
+        from dass.model.pretrained import load_model, load_tokenizer
+
+        # The class itself: `transformers.pipeline` looks for more to load.
+        self._pipeline = TextGenerationPipeline(
+            model=load_model(checkpoint), tokenizer=load_tokenizer(checkpoint), task="text-generation"
+        )
 
     def predict(self, prompts: Any, params: dict[str, Any] | None = None) -> list[str]:
         """Each prompt with its continuation.

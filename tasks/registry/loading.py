@@ -48,14 +48,15 @@ def load(where: str | Path, base: Path | None = None) -> "PreTrainedModel":
         base: for masks-only versions, a folder with the base; None finds or fetches it.
 
     Raises:
-        InputError: there is no such version, it is none, or its base is not to be had.
+        InputError: there is no such version, it is none, its base is not to be had, or transformers would make up,
+            drop or resize a weight.
         SignatureError: it is not what was signed.
         TrackingError: MLflow cannot be reached.
     """
-    from transformers import AutoModelForCausalLM
+    from dass.model.pretrained import load_model
 
     with opened(where) as folder, checkpoint_of(folder, base, workspace_here()) as checkpoint:
-        return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+        return load_model(checkpoint)
 
 
 def materialize_version(folder: Path, target: Path, base: Path | None = None, ws: Workspace | None = None) -> None:

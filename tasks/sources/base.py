@@ -12,7 +12,7 @@ from dass.files import complete_folder, digest_of, files_in, read_json, sha256_f
 from dass.masks.pruned_record import history
 from dass.model.checkpoint_folder import CARD
 from dass.model.older_keys import write_older_keys
-from tasks.sources.checkpoint_folder import cast_checkpoint, copy_checkpoint
+from tasks.sources.checkpoint_folder import copy_checkpoint, make_plain
 from tasks.sources.hub import HubId, commit_of, fetch_checkpoint
 from tasks.sources.locate import check_digest, locate, uri_of
 from tasks.sources.pinned import pinned
@@ -85,12 +85,12 @@ def _fetch(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folde
         commit = pin_.get("revision") or commit_of(where, "model")
         snapshot = fetch_checkpoint(where, commit)
         copy_checkpoint(snapshot, folder)
-        cast_checkpoint(folder, dtype)
+        make_plain(folder, dtype)
         return FetchedModel(None, commit, _license(snapshot), history(snapshot))
     if where.is_dir():
         copied = copy_checkpoint(where, folder)
         check_digest(source, digest_of(copied), pin_)
-        cast_checkpoint(folder, dtype)
+        make_plain(folder, dtype)
         return FetchedModel(None, None, _license(where), history(where))
     return _convert_file(source, where, pin_, dtype, folder)
 

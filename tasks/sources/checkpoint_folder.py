@@ -54,15 +54,13 @@ def copy_checkpoint(origin: Path, folder: Path) -> dict[str, str]:
         Name -> sha256 of what was copied.
 
     Raises:
-        InputError: this is no whole checkpoint, transformers does not read its config, it has no tokenizer, or weights
-            that are not pruned.
+        InputError: this is no whole checkpoint, transformers does not read its config, its weights are not exactly
+            those that the config describes or are not pruned, or it has no tokenizer.
     """
-    from dass.model.checkpoint import Checkpoint
-    from tasks.sources.tokens import load_config
+    from dass.model.complete import check_checkpoint
 
     found = _sorted_out(origin)
-    load_config(origin)
-    Checkpoint(origin).check_prunable()
+    check_checkpoint(origin)
     if not any((origin / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise InputError(f"No tokenizer in {origin}: expected tokenizer.json. Put the model's own there.")
     for line in (found.told(origin), told(origin, history(origin))):
@@ -72,6 +70,29 @@ def copy_checkpoint(origin: Path, folder: Path) -> dict[str, str]:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(origin / name, folder / name)
     return {name: sha256_file(folder / name) for name in found.names}
+
+
+def make_plain(folder: Path, dtype: DType) -> None:
+    """Make a copied checkpoint one that anybody can load: in `dtype`, and with configs that refer to nothing outside.
+
+    What is dropped is said in the log.
+
+    Raises:
+        InputError: `dtype` is "auto", and the config names a type that cannot hold the stored weights.
+    """
+    from dass.model.complete import check_declared_dtype, class_to_name
+    from dass.model.references import drop_references
+
+    for dropped in drop_references(folder):
+        logger.warning("Left out of the base checkpoint's %s: what they refer to is not in it.", dropped)
+    config = read_json(folder / "config.json")
+    named, read_as = config.get("architectures"), class_to_name(folder)
+    if read_as is not None:
+        logger.warning("The base checkpoint's config.json now names the class %s, not %s.", read_as, named)
+        write_json(folder / "config.json", {**config, "architectures": [read_as]})
+    if dtype == "auto":
+        check_declared_dtype(folder)
+    cast_checkpoint(folder, dtype)
 
 
 def cast_checkpoint(folder: Path, dtype: DType) -> None:

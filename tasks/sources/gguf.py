@@ -8,18 +8,19 @@ out the digit rule; for Gemma it makes a unigram model that comes back from disk
 import contextlib
 import io
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
-from transformers.integrations.gguf.reader import read_gguf_metadata
+from transformers import PreTrainedTokenizerFast
 
 from dass.errors import InputError
+from dass.model.pretrained import load_gguf, quiet
+from tasks.sources.gguf_layout import check_every_tensor_has_a_place, read_layout
 
 # tokenizer.ggml.token_type
 _CONTROL, _USER_DEFINED = 3, 4
@@ -52,32 +53,14 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> str | None:
         The licence that the file names ("apache-2.0"), if any.
 
     Raises:
-        InputError: the file is not GGUF or cut off, or transformers or this module cannot read what is in it.
+        InputError: the file is not one whole language model, does not hold what it declares, or transformers or this
+            module cannot read what is in it.
     """
-    metadata = _metadata(file)
-    tokenizer = build_tokenizer(metadata)
+    metadata, tensors = read_layout(file)
+    tokenizer = _tokenizer_of(file, metadata)
     with _quiet():
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=dtype,
-                quantization_config=GgufConfig(dequantize=True),
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            model, loading = loaded
-        except Exception as error:  # a parser run on somebody's file: whatever it raises, the file cannot be used
-            raise InputError(
-                f"transformers cannot read this {metadata['general.architecture']} GGUF ({_first_line(error)}). "
-                "Use the model's safetensors checkpoint instead."
-            ) from error
-        if incomplete := [*loading["missing_keys"], *loading["mismatched_keys"]]:
-            raise InputError(
-                f"This {metadata['general.architecture']} GGUF leaves weights unset (first: {incomplete[0]}). "
-                "Use the model's safetensors checkpoint instead."
-            )
+        model = load_gguf(file, dtype)
+        check_every_tensor_has_a_place(file, metadata, tensors, model)
         model.hf_quantizer = None  # else save_pretrained refuses: to it, the model is still a GGUF
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -87,6 +70,18 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> str | None:
         _forget_origin(folder / name)
     licence = metadata.get("general.license")
     return licence if isinstance(licence, str) else None
+
+
+def _tokenizer_of(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
+    try:
+        return build_tokenizer(metadata)
+    except InputError:
+        raise
+    except Exception as error:  # a key that is missing, an id beyond the vocabulary, merges of what is no token
+        raise InputError(
+            f"{file}: no tokenizer can be made of its vocabulary ({type(error).__name__}: {shorten(str(error), 200)}). "
+            "Use the model's safetensors checkpoint instead."
+        ) from error
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
@@ -173,17 +168,6 @@ def _sentencepiece_bpe(metadata: dict[str, Any]) -> Tokenizer:
     return backend
 
 
-def _metadata(file: Path) -> dict[str, Any]:
-    try:
-        metadata, _ = read_gguf_metadata(str(file), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))
-    except (ValueError, struct.error, IndexError, KeyError) as error:
-        raise InputError(f"{file} is not a whole GGUF file ({_first_line(error)}). Fetch it again.") from error
-    for needed in ("tokenizer.ggml.tokens", f"{metadata['general.architecture']}.context_length"):
-        if needed not in metadata:
-            raise InputError(f"{file} holds no {needed}: expected a GGUF of a language model.")
-    return dict(metadata)
-
-
 def _forget_origin(path: Path) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     for key in ("_model_name_or_path", "_name_or_path", "name_or_path", "is_local", "local_files_only"):
@@ -194,16 +178,5 @@ def _forget_origin(path: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' own progress bars and notices from the terminal."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -115,6 +115,8 @@ def fetch_rows(hub: HubId, source: Source, revision: str | None) -> "Dataset":
     """
     import datasets
 
+    if Path(hub.repo).exists():  # `load_dataset` would take the folder here for the data set on the hub
+        raise InputError(f"{hub.repo} is also a path in {Path.cwd()}: say ./{hub.repo}/FILE, or start elsewhere.")
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:

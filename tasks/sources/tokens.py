@@ -5,32 +5,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from dass.errors import InputError
-from dass.files import read_json
+from dass.model.pretrained import load_config, load_tokenizer
 from tasks.sources.token_pieces import token_pieces
 from tasks.workspace.settings import Bos
 
 # Between two documents of one stream, as the published WikiText perplexities join them.
 SEPARATOR = "\n\n"
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder. Runs no code from the folder.
-
-    Raises:
-        InputError: there is none, or transformers cannot read it.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"No tokenizer that transformers can read in {folder} ({reason}). Put the model's tokenizer.json there."
-        ) from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, at_most: int | None = None) -> Tensor:
@@ -103,31 +86,6 @@ def check_tokenizer_fits(folder: Path) -> None:
         InputError: the tokenizer is missing, unreadable or too large.
     """
     check_ids(folder, torch.tensor([*load_tokenizer(folder).get_vocab().values(), 0]))
-
-
-def load_config(folder: Path) -> PretrainedConfig:
-    """The config of a checkpoint folder. Runs no code from the folder.
-
-    Raises:
-        InputError: it is missing, is not JSON, or names an architecture transformers does not have.
-    """
-    path = folder / "config.json"
-    try:
-        values = read_json(path)
-        model_type = values["model_type"]
-    except FileNotFoundError:
-        raise InputError(f"No config.json in {folder}: expected a transformers checkpoint.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not a transformers config: expected JSON with a model_type.") from None
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{path} cannot be used: transformers does not read this {model_type!r} config without code of its own "
-            f"({(str(error).strip() or type(error).__name__).splitlines()[0]})."
-        ) from error
-    assert isinstance(config, PretrainedConfig)
-    return config
 
 
 def _text_config(folder: Path) -> PretrainedConfig:

@@ -42,7 +42,9 @@ _WORDS_ONLY = frozenset(
     }
 )
 # Of dass: no arithmetic either, but what is written. Named like a module of `tasks`, where nothing else of dass counts.
-_WRITERS = frozenset({"dass.model.checkpoint_folder", "dass.model.older_keys"})
+_WRITERS = frozenset(
+    f"dass.model.{name}" for name in ("checkpoint_folder", "complete", "older_keys", "pretrained", "references")
+)
 
 INSTALLED = Path(__file__).resolve().parents[2]
 

@@ -181,7 +181,9 @@ def test_a_quantized_config_is_refused(quantization: Any, named: str, single: Pa
 
 def test_position_ids_and_attention_masks_are_no_weights(single: Path) -> None:
     tensors = load_file(single / "model.safetensors")
-    tensors |= {"positions": torch.arange(8)[None], "mask": torch.ones(4, 4, dtype=torch.bool)}
+    attention = "model.layers.0.self_attn"
+    tensors |= {f"{attention}.position_ids": torch.arange(8)[None], f"{attention}.rotary_emb.inv_freq": torch.ones(4)}
+    tensors |= {f"{attention}.masked_bias": torch.ones(4, 4, dtype=torch.bool)}
     save_file(tensors, single / "model.safetensors")
     StreamedDecoder(single, CPU)
 
@@ -202,10 +204,13 @@ def test_position_ids_and_attention_masks_are_no_weights(single: Path) -> None:
 def test_a_config_that_makes_no_model_or_another_is_refused(change: dict[str, Any], single: Path) -> None:
     config = json.loads((single / "config.json").read_text())
     (single / "config.json").write_text(json.dumps(config | change))
-    refused(single, "no config that transformers can read|no list of 0 decoder layers|does not hold|the config says")
+    refused(
+        single,
+        "transformers does not read|can make a causal LM|no list of 0 decoder layers|does not hold|the config says",
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]"])
 def test_a_damaged_config_is_refused(text: str, single: Path) -> None:
     (single / "config.json").write_text(text)
-    refused(single, "no config that transformers can read")
+    refused(single, "is not a transformers config")

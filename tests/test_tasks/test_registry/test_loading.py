@@ -293,3 +293,32 @@ def test_a_source_that_changed_is_refused_with_both_digests(finished: Workspace,
     with pytest.raises(InputError, match=r"\./model has [0-9a-f]{64} now") as told, base_of(finished, manifest):
         pass
     assert manifest["base"]["digest"] in str(told.value)
+
+
+def test_a_version_s_own_code_is_never_run_and_nobody_is_asked(
+    finished: Workspace, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    with version_folder(finished, settings, PROVENANCE) as made:
+        folder = shutil.copytree(made, tmp_path / "version")
+    model = folder / "model"
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = read_json(model / "config.json")
+    own = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    write_json(model / "config.json", {**config, "auto_map": own})
+    load(folder)  # an architecture that transformers has: its own class
+    write_json(model / "config.json", {**config, "auto_map": own, "model_type": "evil"})
+    with pytest.raises(InputError, match="does not read this 'evil' config without code of its own"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_version_whose_weights_transformers_would_make_up_is_refused(
+    finished: Workspace, settings: Settings, tmp_path: Path
+) -> None:
+    with version_folder(finished, settings, PROVENANCE) as made:
+        folder = shutil.copytree(made, tmp_path / "version")
+    config = read_json(folder / "model" / "config.json")
+    write_json(folder / "model" / "config.json", {**config, "tie_word_embeddings": False})
+    with pytest.raises(InputError, match=r"does not hold lm_head\.weight \(1 of LlamaForCausalLM"):
+        load(folder)

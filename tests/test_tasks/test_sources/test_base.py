@@ -19,6 +19,7 @@ import dass
 from dass.errors import InputError
 from dass.files import digest_of, files_in, read_json, sha256_file, write_json
 from dass.model.older_keys import write_older_keys
+from dass.model.pretrained import load_model
 from tasks.sources.base import fetch_base
 from tasks.sources.checkpoint_folder import cast_checkpoint
 from tasks.sources.hub import HubId, fetch_checkpoint
@@ -214,6 +215,14 @@ def name_an_absent_tensor(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"absent": "model-1.safetensors"}}')
 
 
+def leave_a_tensor_out_of_the_index(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    tiny_model().save_pretrained(model, max_shard_size="30KB")
+    index = read_json(model / "model.safetensors.index.json")
+    del index["weight_map"]["model.layers.1.mlp.up_proj.weight"]
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def store_a_matrix_as_float8(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -245,9 +254,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights cut off": (lambda m: os.truncate(m / "model.safetensors", 1000), "damaged or truncated"),
     "shard missing": (name_an_absent_shard, r"b\.safetensors is missing"),
+    "a tensor that the index leaves out": (leave_a_tensor_out_of_the_index, "up_proj.weight, and .* does not say so"),
     "no index": (
         lambda m: (m / "model.safetensors").rename(m / "a.safetensors"),
         r"No model\.safetensors or model\.safetensors\.index\.json",
+    ),
+    "a head is missing": (lambda m: change_config(m, tie_word_embeddings=False), r"does not hold lm_head\.weight"),
+    "a layer too many": (lambda m: change_config(m, num_hidden_layers=2), r"holds model\.layers\.2\."),
+    "part of it quantized": (
+        lambda m: change_config(m, text_config={"quantization_config": {"quant_method": "awq"}}),
+        r"has a quantization_config \(awq\)",
     ),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "No tokenizer in"),
     "tokenizer is no JSON": (
@@ -295,6 +311,36 @@ def test_a_folder_that_is_called_like_a_repository_goes_first_and_that_is_told(
     assert [record.message for record in caplog.records] == [told], "once, however often it is looked at"
     with pytest.raises(InputError, match="org/name@main is no local path, and the hub does not give it"):
         fetch(ws, {"uri": "org/name@main"})
+
+
+def change_config(model: Path, **changes: Any) -> None:
+    (model / "config.json").write_text(json.dumps(read_json(model / "config.json") | changes))
+
+
+def test_references_to_what_stays_behind_are_left_out_and_said(
+    ws: Workspace, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_config(tiny_checkpoint, auto_map={"AutoModelForCausalLM": "own.Model"}, sparsity_config={"format": "dense"})
+    change_config(tiny_checkpoint, architectures=["OwnForCausalLM"])
+    (tiny_checkpoint / "own.py").write_text(f"open({str(ws.root / 'ran')!r}, 'w')")
+    before = {path.name: sha256_file(path) for path in tiny_checkpoint.iterdir()}
+    with caplog.at_level("WARNING", logger="dass"):
+        base = fetch(ws, {"uri": "./model"})
+    config = read_json(base / "config.json")
+    assert not {"auto_map", "sparsity_config"} & config.keys()
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "config.json: auto_map, sparsity_config" in line]
+    assert [line for line in said if "names the class LlamaForCausalLM, not ['OwnForCausalLM']" in line]
+    assert {path.name: sha256_file(path) for path in tiny_checkpoint.iterdir()} == before
+    assert not (ws.root / "ran").exists()
+    load_model(base)
+
+
+def test_a_declared_dtype_that_would_round_the_weights_wants_one_named(ws: Workspace, tiny_checkpoint: Path) -> None:
+    change_config(tiny_checkpoint, dtype="float16")
+    refused(ws, {"uri": "./model"}, r"says dtype float16, and the weights are stored as float32: .* sources\.dtype")
+    assert load_model(fetch(ws, {"uri": "./model"}, dtype="bfloat16")).dtype == torch.bfloat16
 
 
 def test_a_path_that_does_not_exist_is_named(ws: Workspace) -> None:

@@ -8,13 +8,13 @@ import torch
 
 from dass.errors import InputError
 from dass.files import read_json
+from dass.model.pretrained import load_tokenizer
 from tasks.sources.tokens import (
     bos_token,
     check_context,
     check_ids,
     check_tokenizer_fits,
     encode,
-    load_tokenizer,
     tokenize,
 )
 from tests.models import save_tiny_checkpoint, tiny_text, tiny_tokenizer
