@@ -100,7 +100,8 @@ def main() -> None:
         row = ROWS[model]
         workspace = prepare_base(row.params, FOLDER / load_settings(row.params).register_.model)
         size = {"windows": arguments.windows or row.windows, "length": arguments.length or row.length}
-        share = engine_share(load_config(workspace.base).get_text_config(), size["length"])
+        config: Any = load_config(workspace.base).get_text_config()
+        share = engine_share(config, size["length"])
         files: dict[str, Any] = {
             "checkpoint": workspace.base,
             "tokens": workspace.calibration / "tokens.safetensors",

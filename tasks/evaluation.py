@@ -122,7 +122,8 @@ def _load(checkpoint: Path, engine: Engine) -> PreTrainedModel:
     Raises:
         InputError: transformers cannot read it, or would make up, drop or resize a weight.
     """
-    return load_model(checkpoint, choose_dtype(engine.dtype) or "auto").to(choose_device(engine.device))
+    device: Any = choose_device(engine.device)
+    return load_model(checkpoint, choose_dtype(engine.dtype) or "auto").to(device)
 
 
 def _needs(folder: Path, stage: str) -> None:

@@ -158,7 +158,8 @@ def _load(folder: Path, dtype: torch.dtype | str, name: str, **how: Any) -> PreT
     model, found = loaded
     assert isinstance(model, PreTrainedModel)
     _check_loaded(model, found, name)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _check_loaded(model: PreTrainedModel, found: dict[str, Any], name: str) -> None:

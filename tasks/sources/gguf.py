@@ -59,7 +59,7 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> str | None:
     metadata, tensors = read_layout(file)
     tokenizer = _tokenizer_of(file, metadata)
     with _quiet():
-        model = load_gguf(file, dtype)
+        model: Any = load_gguf(file, dtype)
         check_every_tensor_has_a_place(file, metadata, tensors, model)
         model.hf_quantizer = None  # else save_pretrained refuses: to it, the model is still a GGUF
         model.save_pretrained(folder)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import dass
 from benchmarks.masks import check_bits, check_shares
-from benchmarks.perplexity import METHODS, PATTERNS, load
+from benchmarks.perplexity import METHODS, PATTERNS
+from dass.model.pretrained import load_model
 from tasks.calibration import cache_windows
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace
@@ -38,7 +39,7 @@ def prepared(
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_keep_their_share_and_weights_their_bits(prepared: Workspace, method: str, pattern: str) -> None:
-    model = load(prepared.base)
+    model = load_model(prepared.base)
     base = {name: value.clone() for name, value in model.state_dict().items()}
     input_ids = load_file(prepared.calibration / "tokens.safetensors")["input_ids"][:1, :64]
     report = dass.prune(model, input_ids, method, pattern=pattern)

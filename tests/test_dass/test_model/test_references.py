@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dass.model.references import drop_references
 
 
 def test_keys_that_refer_outside_are_dropped_at_any_depth_and_named(tmp_path: Path) -> None:
-    config = {"model_type": "llama", "auto_map": {"AutoModel": "own.Model"}, "quantization_config": None}
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "auto_map": {"AutoModel": "own.Model"},
+        "quantization_config": None,
+    }
     config |= {"text_config": {"compression_config": {"bits": 4}, "hidden_size": 8}, "parts": [{"sparsity_config": {}}]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["own.T", null]}, "é": 1}')

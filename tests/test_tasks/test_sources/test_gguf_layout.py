@@ -93,7 +93,7 @@ EDITED: dict[str, tuple[Callable[[gguf.GGUFReader], None], str]] = {
 @pytest.mark.parametrize("kind", EDITED)
 def test_what_it_declares_and_does_not_hold_is_refused(whole: Path, tmp_path: Path, kind: str) -> None:
     edit, told = EDITED[kind]
-    file = shutil.copy(whole, tmp_path / "tiny.gguf")
+    file = Path(shutil.copy(whole, tmp_path / "tiny.gguf"))
     reader = gguf.GGUFReader(file, "r+")
     edit(reader)
     reader.data.flush()

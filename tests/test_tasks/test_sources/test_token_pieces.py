@@ -9,9 +9,10 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordPiece
 from transformers import PreTrainedTokenizerFast
 
+from dass.model.pretrained import load_tokenizer
 from tasks.sources import token_pieces as module
 from tasks.sources.token_pieces import token_pieces
-from tasks.sources.tokens import encode, load_tokenizer
+from tasks.sources.tokens import encode
 from tests.models import tiny_text, tiny_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,é漢\n"
