@@ -333,3 +333,21 @@ def test_a_cut_off_note_of_readers_and_writers_is_no_hindrance(
     edit(ws, "alpha: 0.5", "alpha: 0.75")
     assert run_both(ws)[0] == "ran"
     assert "rwlock was cut off" in caplog.text
+
+
+def test_a_user_s_own_file_among_the_artifacts_stops_the_stage_that_would_remove_it(ws: Workspace) -> None:
+    (ws.root / "dvc.yaml").write_text(PIPELINE.replace("made/first", "artifacts/pruned"))
+
+    def work() -> None:
+        with complete_folder(ws.pruned) as folder:
+            (folder / "a.txt").write_text("made")
+
+    assert run_if_changed(ws, "first", work, start_run(ws)) == "ran"
+    (ws.pruned / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"artifacts/pruned/note\.txt was not made by a stage.* Move it out"):
+        run_if_changed(ws, "first", work, start_run(ws))
+    with pytest.raises(InputError, match=r"note\.txt was not made by a stage"), watched_inputs(ws, "first"):
+        pass
+    assert sorted(os.listdir(ws.pruned)) == ["a.txt", "note.txt"]
+    (ws.pruned / "note.txt").rename(ws.root / "note.txt")
+    assert run_if_changed(ws, "first", work, start_run(ws)) == "unchanged"
