@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dass.arguments import check_callback, check_device, check_dtype, check_path
 from dass.engine.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
+from dass.engine.fits import check_fits
 from dass.engine.hidden import Place
 from dass.engine.layerwise import Buffering, wanted_by
-from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, check_fits, write_parameters
+from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, write_parameters
 from dass.engine.run import CheckpointRun
+from dass.engine.windows import check_tokens, check_windows
 from dass.errors import InputError
 from dass.files import clear_leftovers, complete_folder, digest_of, sha256_file
 from dass.masks.mask_file import apply_to_checkpoint
@@ -29,6 +32,7 @@ from dass.method.pattern import Pattern
 from dass.method.plan import Plan, plan
 from dass.model.checkpoint import Checkpoint
 from dass.model.decoder import Decoder
+from dass.model.in_memory import borrowed, check_model
 from dass.model.streaming import StreamedDecoder
 from dass.outputs import check_place, check_written_into, lies_in
 
@@ -128,18 +132,18 @@ def prune(
         tensor(0.5000)
     """
     what = plan(method, sparsity, pattern, alpha, **options)
-    was_training = model.training
-    model.eval()
+    buffering = Buffering(batch_tokens, hidden_states)
+    check_callback(on_layer)
+    decoder = Decoder(check_model(model))
+    check_windows(decoder, input_ids)
     keep: dict[str, Tensor] = {}
     layers: list[LayerReport] = []
-    try:
-        for result in _layers(Decoder(model), input_ids, what, Buffering(batch_tokens, hidden_states)):
+    with borrowed(model):
+        for result in _layers(decoder, input_ids, what, buffering):
             keep |= result.keep
             layers.append(result.report)
             if on_layer is not None:
                 on_layer(result.report)
-    finally:
-        model.train(was_training)
     return PruneReport(keep, layers)
 
 
@@ -216,10 +220,16 @@ def prune_checkpoint(
     Example:
         >>> dass.prune_checkpoint("llama", "llama-2-4", input_ids, pattern="2:4", work="llama-2-4.work")
     """
-    folder_in, folder_out = Path(folder_in), Path(folder_out)
+    folder_in, folder_out = check_path("folder_in", folder_in), check_path("folder_out", folder_out)
+    work = None if work is None else check_path("work", work)
     _check_places(folder_in, folder_out, work, overwrite)
     what = plan(method, sparsity, pattern, alpha, **options)
-    decoder = StreamedDecoder(folder_in, torch.device(device), dtype)
+    check_tokens(input_ids)
+    check_callback(on_layer)
+    Buffering(batch_tokens, hidden_states)
+    decoder = StreamedDecoder(folder_in, check_device(device), check_dtype(dtype))
+    check_fits(decoder, what)
+    check_windows(decoder, input_ids)
     base = Checkpoint(folder_in)
     folder_out.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder_out.parent, folder_out.name)
@@ -228,7 +238,7 @@ def prune_checkpoint(
         if work is not None
         else Path(mkdtemp(prefix=f".{folder_out.name}.", suffix=f".{os.getpid()}.partial", dir=folder_out.parent))
     )
-    folder = temporary or Path(str(work)) / _fingerprint(base, input_ids, what, decoder, batch_tokens)
+    folder = temporary or Path(work or "") / _fingerprint(base, input_ids, what, decoder, batch_tokens)
     buffering = Buffering(batch_tokens, hidden_states, folder)
     layers: list[LayerReport] = []
     try:

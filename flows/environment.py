@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from tasks.workspace.databases import sqlite_url
-
 NOTHING_LEAVES = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -28,13 +26,8 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
-_PREFECT_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-
 
 def configure(root: Path) -> None:
     """Set the defaults for work in the workspace at `root`. PREFECT_HOME is inside it unless it is set."""
     for name, value in {**NOTHING_LEAVES, **_DEFAULTS, "PREFECT_HOME": str(root / ".dass" / "prefect")}.items():
         os.environ.setdefault(name, value)
-    home = Path(os.environ["PREFECT_HOME"]).expanduser()
-    if "?" in str(home):  # Prefect's own URL of its database would end there
-        os.environ.setdefault(_PREFECT_DATABASE, sqlite_url("sqlite+aiosqlite", home / "prefect.db"))

@@ -15,7 +15,7 @@ from dass.outputs import check_written_into
 from flows.overrides import parse_changes, rewrite
 from tasks.versioning.follow_git import WITHOUT_GIT
 from tasks.versioning.git import is_tracked_place
-from tasks.workspace.folder import Workspace, check_name
+from tasks.workspace.folder import Workspace
 
 # template -> where it goes. None is named dvc.yaml: DVC would take it for a pipeline of the repository's own.
 _FILES = {
@@ -47,7 +47,6 @@ def make_workspace(
         InputError: there is a workspace already, a setting cannot be used, or a source is missing.
     """
     root = folder.resolve()
-    check_name(root)
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: name a folder to make the workspace in.")
     _check_free(root)

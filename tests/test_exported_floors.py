@@ -13,7 +13,7 @@ STOREYS: dict[str, list[set[str]]] = {
     "dass": [
         {"errors"},
         {"files"},
-        {"outputs"},
+        {"outputs", "arguments"},
         {"method", "windows", "perplexity"},
         {"model"},
         {"masks"},

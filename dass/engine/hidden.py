@@ -6,6 +6,7 @@ every window once in order and writes its outputs over them. It lies on the devi
 """
 
 import json
+import math
 import os
 import struct
 import tempfile
@@ -198,6 +199,15 @@ class HiddenStates:
         return states_BTH.pin_memory() if self.place == "disk" else states_BTH
 
 
+def put_away(values: Tensor, place: Place, folder: Path | None) -> Tensor:
+    """The same values where `place` says, for good; `place` is not "auto"."""
+    if place == "disk":
+        there = _mapped_file(values.shape, values.dtype, folder)
+        there.copy_(values)
+        return there
+    return values if place == "device" else values.cpu()
+
+
 def choose_place(size: int, device: torch.device, place: Place) -> Place:
     """Where `size` bytes go; never "auto".
 
@@ -215,10 +225,9 @@ def choose_place(size: int, device: torch.device, place: Place) -> Place:
     return "host" if taken <= HOST_SHARE * free_host_memory() else "disk"
 
 
-def _mapped_file(shape: tuple[int, int, int], dtype: torch.dtype, folder: Path | None) -> Tensor:
+def _mapped_file(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
     """A tensor in a file without a name: its blocks are free again when the tensor is gone, even after a kill."""
-    windows, length, hidden = shape
-    size = windows * length * hidden
+    size = math.prod(shape)
     descriptor, name = tempfile.mkstemp(prefix="dass-hidden-states-", dir=folder)
     try:
         # Without its blocks, a full disk would be a SIGBUS in the middle of a run instead of an OSError here.

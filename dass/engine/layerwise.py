@@ -10,19 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from dass.engine.hidden import HiddenStates
+from dass.engine.hidden import HiddenStates, choose_place, put_away
 from dass.engine.hidden import Place as BufferPlace
 from dass.engine.ranks import ALONE, Ranks
+from dass.engine.windows import check_windows
 from dass.errors import InputError, NumericalError
 from dass.method.plan import Plan
 from dass.method.statistics import MlpStatistics, StatisticsSum
-from dass.model.decoder import Decoder, LayerCall
+from dass.model.calls import BatchCalls, LayerCall
+from dass.model.decoder import Decoder
 from dass.model.glu import GluMlp, find_glus
 from dass.model.layer import LayerRunner
+from dass.model.memory import is_out_of_memory
 
 ERROR_TOKENS = 4096
 """The relative output error is measured on the first windows that hold this many tokens (at least one window)."""
@@ -46,6 +50,16 @@ class Buffering:
     batch_tokens: int | None = None
     hidden_states: BufferPlace = "auto"
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError: a value of another kind."""
+        tokens = self.batch_tokens
+        if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+            raise InputError(f"batch_tokens is {tokens!r}: expected 1 or more tokens, or None to choose by device.")
+        if self.hidden_states not in get_args(BufferPlace):
+            raise InputError(
+                f"hidden_states is {self.hidden_states!r}: expected one of {', '.join(get_args(BufferPlace))}."
+            )
 
 
 @dataclass(frozen=True)
@@ -99,13 +113,10 @@ class LayerwisePass:
             ranks: the processes that share the windows.
 
         Raises:
-            InputError: tokens of a wrong shape or type, or fewer batches than ranks.
+            InputError: tokens that `check_windows` refuses, layers that cannot be run one by one, or fewer batches than
+                ranks.
         """
-        if input_ids_ST.dim() != 2 or input_ids_ST.is_floating_point() or 0 in input_ids_ST.shape:
-            raise InputError(
-                f"input_ids is {tuple(input_ids_ST.shape)} {input_ids_ST.dtype}: "
-                "expected whole numbers of shape (samples, length)."
-            )
+        check_windows(decoder, input_ids_ST)
         buffering = buffering or Buffering()
         windows, length = input_ids_ST.shape
         self.decoder, self.ranks = decoder, ranks
@@ -114,10 +125,15 @@ class LayerwisePass:
         share = ranks.share(windows, self._batch)
         self._first_window = share.start
         self._error_windows = max(1, ERROR_TOKENS // length)
-        self._calls: dict[int, list[LayerCall]] = {}
+        self._calls = BatchCalls()
         self.layer = 0
         with memory_advice(), torch.no_grad(), decoder.embeddings():
             self.hidden = self._embed(input_ids_ST[share], buffering)
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the layers behind need more of those in front than hidden states."""
+        return self._calls.carry_state
 
     @property
     def is_last(self) -> bool:
@@ -126,9 +142,14 @@ class LayerwisePass:
 
     def runner(self, layer: nn.Module) -> LayerRunner:
         """The due layer, ready to be run in halves."""
-        first = slice(0, min(self._batch, self.hidden.shape[0]))
-        hidden_BTH = self.hidden.read(first)
-        return LayerRunner(layer, hidden_BTH, self._calls[len(hidden_BTH)][self.layer])
+        windows = self.hidden.shape[0]
+        last = (windows - 1) // self._batch * self._batch
+        runner = LayerRunner(
+            layer, self.hidden.read(slice(0, min(self._batch, windows))), self._calls.of(0, self.layer)
+        )
+        if last:
+            runner.confirm(self.hidden.read(slice(last, windows)), self._calls.of(last, self.layer))
+        return runner
 
     def batches(self) -> Iterator[tuple[slice, Tensor, LayerCall, int]]:
         """This rank's batches: rows of the buffer, what lies there (B, T, H), the layer's call, and how many of these
@@ -136,7 +157,7 @@ class LayerwisePass:
         for rows, state_BTH in self.hidden.batches(self._batch):
             measured = self._error_windows - self._first_window - rows.start
             windows = len(state_BTH)
-            yield rows, state_BTH, self._calls[windows][self.layer], min(max(0, measured), windows)
+            yield rows, state_BTH, self._calls.of(rows.start, self.layer), min(max(0, measured), windows)
 
     def collect(self, runner: LayerRunner, wanted: Wanted, *, advance: bool = False) -> Collected:
         """What the due layer's MLPs see, this layer still being dense.
@@ -216,15 +237,37 @@ class LayerwisePass:
         buffer: HiddenStates | None = None
         for start in range(0, len(input_ids_ST), self._batch):
             ids_BT = input_ids_ST[start : start + self._batch]
-            hidden_BTH, self._calls[len(ids_BT)] = self.decoder.embed(ids_BT)
+            hidden_BTH, calls = self.decoder.embed(ids_BT)
             if buffer is None:
                 shape = (len(input_ids_ST), *hidden_BTH.shape[1:])
                 buffer = HiddenStates(
                     shape, hidden_BTH.dtype, hidden_BTH.device, buffering.hidden_states, buffering.folder
                 )
             buffer.write(slice(start, start + len(ids_BT)), hidden_BTH)
+            batches = -(-len(input_ids_ST) // self._batch)
+            self._calls.add(start, len(ids_BT), calls, _Kept(batches, buffer.place, buffering.folder))
         assert buffer is not None
         return buffer
+
+
+class _Kept:
+    """Puts what a batch's calls have of their own (per-layer embeddings, say) where there is room for all batches'."""
+
+    def __init__(self, batches: int, hidden_states: BufferPlace, folder: Path | None) -> None:
+        self._batches, self._hidden_states, self._folder = batches, hidden_states, folder
+        self._storages: dict[int, tuple[Tensor, Tensor]] = {}  # one tensor may hold every layer's part
+
+    def __call__(self, value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        key = storage.data_ptr()
+        if key not in self._storages:
+            flat = torch.empty(0, dtype=value.dtype, device=value.device).set_(storage)
+            place = self._hidden_states
+            if place != "disk":
+                place = choose_place(storage.nbytes() * self._batches, value.device, "auto")
+            self._storages[key] = flat, put_away(flat, place, self._folder)
+        kept = self._storages[key][1]
+        return kept.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 @contextmanager
@@ -236,12 +279,10 @@ def memory_advice() -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        refused: BaseException = error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        refused = error
+        refused: BaseException = error
     else:
         return
     raise InputError(

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dass.engine.fits import check_fits
 from dass.engine.layerwise import Buffering, LayerwisePass, memory_advice, wanted_by
 from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError
 from dass.masks.detect import runs_on_sparse_tensor_cores
-from dass.method.mask import check_divisible
 from dass.method.methods import PROJECTIONS, Projection
 from dass.method.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
 from dass.method.pattern import Pattern
@@ -27,7 +27,7 @@ from dass.method.plan import Plan
 from dass.method.reconstruct_mlp import refit_mlp
 from dass.method.statistics import MlpStatistics, gram
 from dass.model.decoder import Decoder
-from dass.model.glu import GluMlp, find_glus, parameters_of
+from dass.model.glu import GluMlp, parameters_of
 from dass.model.layer import LayerRunner
 
 ENGINE_VERSION = "3"
@@ -82,30 +82,6 @@ class LayerResult:
     weights: dict[str, Tensor]
 
 
-def check_fits(decoder: Decoder, what: Plan) -> None:
-    """Refuse a model that the plan cannot prune, before any work.
-
-    Raises:
-        InputError: a layer without a GLU MLP, or an axis that N:M groups cannot tile.
-    """
-    for index in range(len(decoder)):
-        for mlp in find_glus(decoder.structure(index)):
-            where = f"of {decoder.layer_name(index)}.{mlp.name}"
-            intermediate, hidden = mlp.sizes
-            along = {"intermediate": intermediate, "hidden": hidden}
-            needed = {"intermediate", "hidden"} if what.layout == "transposable" else {"intermediate"}
-            if what.axis("gate_proj") != 0:
-                needed.add("hidden")
-            for name in sorted(needed):
-                check_divisible(along[name], what.pattern, f"the {name} size {where}")
-            if what.update == "reconstruct-mlp" and any(bias is not None for bias in mlp.biases):
-                raise InputError(
-                    f'update is "reconstruct-mlp", and the MLP {where} has biases. Use update: reconstruct.'
-                )
-            if what.update != "none":
-                _ = mlp.activation  # refuses a module without one
-
-
 class LayerwisePruner:
     """Prunes a decoder one layer after the other. Call `prune_layer` or `replay_layer` for 0, 1, 2 ... in order."""
 
@@ -144,6 +120,11 @@ class LayerwisePruner:
     def close(self) -> None:
         """Give back the buffer, on disk too."""
         self._pass.hidden.close()
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the layers that are due need more of those in front than hidden states."""
+        return self._pass.carries_state
 
     @property
     def next_layer(self) -> int:

@@ -6,6 +6,7 @@ states saved on the way, and ends in the bytes of an undisturbed run.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,9 +23,12 @@ from dass.engine.dense import (
     prune_from_statistics,
     save_statistics,
 )
+from dass.engine.fits import check_fits
 from dass.engine.layerwise import Buffering, Wanted, wanted_by
-from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner, check_fits
+from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner
 from dass.engine.ranks import ALONE, Ranks
+from dass.engine.windows import check_windows
+from dass.errors import InputError
 from dass.files import canonical_json, complete_file, read_json, write_json
 from dass.masks.mask_file import MaskFile, MaskFiles, save_masks
 from dass.masks.updates import Updates, save_updates
@@ -32,6 +36,8 @@ from dass.method.pattern import Pattern
 from dass.method.plan import Plan
 from dass.method.statistics import MlpStatistics
 from dass.model.streaming import StreamedDecoder
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,12 @@ class CheckpointRun:
             checkpoint_every: save the hidden states behind every so many layers; None never does.
 
         Raises:
-            InputError: a model that the plan cannot prune.
+            InputError: a model that the plan cannot prune, or windows that it cannot read.
         """
+        if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
+            raise InputError(f"checkpoint_every is {checkpoint_every!r}: expected 1 or more layers, or None.")
         check_fits(decoder, plan)
+        check_windows(decoder, input_ids_ST)
         self.folder, self.layer_count = folder, len(decoder)
         self._decoder, self._input_ids_ST, self._plan, self._ranks = decoder, input_ids_ST, plan, ranks
         self._statistics = statistics or folder / "dense"
@@ -235,6 +244,10 @@ class CheckpointRun:
     def _save_hidden(self, layer: int) -> None:
         """Every so many layers: the inputs of `layer`, after which the earlier ones are of no more use."""
         if not self._checkpoint_every or (layer % self._checkpoint_every and layer != self.layer_count):
+            return
+        if layer < self.layer_count and self._pruner.carries_state:
+            # Keys and values that later layers take from earlier ones are not hidden states: those layers are replayed.
+            _LOG.info("Layer %d needs more than hidden states of those in front: none are kept here.", layer)
             return
         if layer < self.layer_count:
             self._pruner.save_hidden(self._hidden_file(layer, self._ranks.rank))

@@ -5,6 +5,7 @@ values silently. Here the pattern is checked. Axes: O out_features (0), C in_fea
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class WeightPattern:
     along_in: tuple[Pattern, ...]
 
 
-def pattern_of(weight_OC: Tensor) -> WeightPattern:
+def pattern_of(weight_OC: Any) -> WeightPattern:
     """The N:M patterns with M of 4, 8 and 16 that a weight obeys along either axis, and its share of zeros.
 
     N is the largest count of nonzero weights in any group, at least 1 (a weight of zeros is 1:4); N = M is no pattern,
@@ -49,8 +50,13 @@ def pattern_of(weight_OC: Tensor) -> WeightPattern:
     size that M does not divide has no groups of M. Any dtype; −0.0 is zero, NaN is not.
 
     Raises:
-        InputError: the weight is not a matrix, or is empty.
+        InputError: the weight is no tensor, not a matrix, or is empty.
     """
+    if not isinstance(weight_OC, Tensor):
+        raise InputError(
+            f"the weight is a {type(weight_OC).__name__}: expected a tensor (out_features, in_features), such as "
+            "module.weight."
+        )
     if weight_OC.ndim != 2 or weight_OC.numel() == 0:
         raise InputError(
             f"the weight has shape {tuple(weight_OC.shape)}: expected a matrix (out_features, in_features)."

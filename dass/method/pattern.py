@@ -42,6 +42,11 @@ class Pattern:
         return "unstructured" if self.group is None else f"{self.keep}:{self.group}"
 
 
+def is_number(value: object) -> bool:
+    """Whether a value can be compared and computed with as a real number (NaN can)."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def parse_pattern(pattern: str, sparsity: float | None = None) -> Pattern:
     """Read a pattern and the sparsity that goes with it.
 
@@ -53,8 +58,8 @@ def parse_pattern(pattern: str, sparsity: float | None = None) -> Pattern:
     Raises:
         InputError: the pattern cannot be read, keeps nothing or everything, or disagrees with `sparsity`.
     """
-    if sparsity is not None and not 0.0 < sparsity < 1.0:  # also refuses NaN
-        raise InputError(f"sparsity is {sparsity}: expected a share between 0 and 1, both excluded, for example 0.5.")
+    if sparsity is not None and not (is_number(sparsity) and 0.0 < sparsity < 1.0):  # also refuses NaN
+        raise InputError(f"sparsity is {sparsity!r}: expected a share between 0 and 1, both excluded, for example 0.5.")
     if pattern == "unstructured":
         return Pattern(None, None, 0.5 if sparsity is None else sparsity)
     match = _N_M.fullmatch(pattern) if isinstance(pattern, str) else None

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 from dass.errors import InputError
 from dass.method.allocation import DEFAULT_BOUND
 from dass.method.methods import DEFAULT_ALPHA, Layout, Method, Projection, competition_axis
-from dass.method.pattern import Pattern, parse_pattern
+from dass.method.pattern import Pattern, is_number, parse_pattern
 
 Update = Literal["none", "reconstruct", "reconstruct-mlp"]
 Allocation = Literal["uniform", "owl"]
@@ -90,12 +90,15 @@ def plan(
     Raises:
         InputError: a value that is not known, is out of range, or does not go with another one.
     """
+    for name, value in (("alpha", alpha), ("owl_bound", owl_bound), ("damping", damping), ("sparsity", sparsity)):
+        if not is_number(value) and (value is not None or name in ("alpha", "owl_bound")):
+            raise InputError(f"{name} is {value!r}: expected a number.")
     if not 0.0 <= alpha < float("inf"):
         raise InputError(f"alpha is {alpha}: expected a finite exponent of 0 or more, for example {DEFAULT_ALPHA}.")
     if damping is not None and not 0.0 < damping <= 10.0:
         raise InputError(f"damping is {damping}: expected a share above 0 and up to 10, for example 0.01.")
-    if min_expert_tokens < 0:
-        raise InputError(f"min_expert_tokens is {min_expert_tokens}: expected 0 or more tokens.")
+    if not isinstance(min_expert_tokens, int) or isinstance(min_expert_tokens, bool) or min_expert_tokens < 0:
+        raise InputError(f"min_expert_tokens is {min_expert_tokens!r}: expected 0 or more tokens.")
     made = Plan(
         _one_of("method", method, get_args(Method)),
         parse_pattern(pattern, sparsity),

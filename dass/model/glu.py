@@ -5,15 +5,19 @@ three linear modules (LLaMA, Gemma, Qwen), with gate and up fused into one (Phi-
 parameters of a mixture (Mixtral, Qwen-MoE). A dense layer has one, a mixture one per expert and perhaps a shared one.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from dass.errors import InputError
 from dass.method.methods import PROJECTIONS, Projection
 
+_MLP_LIKE = re.compile(r"mlp|expert|feedforward|ffn", re.IGNORECASE)
 _FUSED = "gate_up_proj"
 _NAMED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
@@ -75,7 +79,23 @@ class GluMlp:
         gate_bias, up_bias = self.biases
         gate = functional.linear(x, weights["gate_proj"].to(x.dtype), gate_bias)
         up = functional.linear(x, weights["up_proj"].to(x.dtype), up_bias)
+        if self.expert is not None and (own := _own_gating(self.module)) is not None:
+            gated: Tensor = own(torch.cat([gate, up], dim=-1))
+            return gated
         return self.activation(gate) * up
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether z is act(gate x) ⊙ (up x) and nothing else: tried on small matrices with large values."""
+        if self.expert is not None:
+            return _own_gating(self.module) is None
+        return _gates_plainly(self)
+
+    def own_intermediate(self, x: Tensor) -> Tensor:
+        """z of the module's own weights, (..., H) to (..., I): what its forward gives the down projection."""
+        if self.expert is not None or self.is_plain:
+            return self.intermediate(x, self.weights())
+        return _input_of(self.down, lambda: self.module(x))
 
     @property
     def biases(self) -> tuple[Tensor | None, Tensor | None]:
@@ -110,20 +130,45 @@ class GluMlp:
         )
 
 
+def has_glu(layer: nn.Module) -> bool:
+    """Whether a decoder layer has a GLU MLP."""
+    return any(True for name, module in layer.named_modules() if name for _ in _glus_of(name, module))
+
+
 def find_glus(layer: nn.Module) -> list[GluMlp]:
     """The GLU MLPs inside one decoder layer, in the order of its modules.
 
     Raises:
-        InputError: there is none. The message names the linear modules that were found.
+        InputError: there is none, and the message names the linear modules that were found; or beside those that were
+            found there is an MLP in a layout that is not known, which would stay dense.
     """
     found = [mlp for name, module in layer.named_modules() if name for mlp in _glus_of(name, module)]
     if found:
+        _refuse_half_a_layer(layer, found)
         return found
     linears = ", ".join(name for name, module in layer.named_modules() if _is_linear_like(module)) or "no linear module"
     raise InputError(
         f"{type(layer).__name__} has no GLU MLP: found {linears}. DaSS needs an MLP with gate, up and down projections "
         "(three linear modules, gate and up fused into one, or the 3-D parameters of experts)."
     )
+
+
+def _refuse_half_a_layer(layer: nn.Module, found: list[GluMlp]) -> None:
+    """A mixture of which only the shared expert is understood is not pruned by half without a word."""
+    known = {place.parameter for mlp in found for place in mlp.places.values()}
+    for name, module in layer.named_modules():
+        if not name or isinstance(module, _ConvNd):
+            continue
+        inside = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        stacked = [key for key, value in module._parameters.items() if value is not None and value.dim() == 3]
+        is_mlp = bool(stacked) or (_MLP_LIKE.search(type(module).__name__) and inside)
+        beneath = any(mlp.expert is None and name.startswith(f"{mlp.name}.") for mlp in found)
+        if is_mlp and not beneath and not any(parameter in known for parameter in inside):
+            raise InputError(
+                f"{type(layer).__name__}.{name} ({type(module).__name__}) is an MLP whose layout is not known, beside "
+                f"{found[0].name}: expected every MLP of a layer with gate, up and down projections. It would stay "
+                "dense, so nothing is pruned."
+            )
 
 
 def parameters_of(mlps: list[GluMlp]) -> tuple[str, ...]:
@@ -196,6 +241,61 @@ def _stacked_experts(module: nn.Module) -> tuple[int, int, int] | None:
     if not plain or getattr(module, "has_bias", False) or fused.shape != (count, 2 * intermediate, hidden):
         return None
     return count, intermediate, hidden
+
+
+def _own_gating(experts: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """How experts gate (..., 2I) to (..., I) when they clamp or shift on the way; None when they only multiply."""
+    method = getattr(type(experts), "_apply_gate", None)
+    plain = method is None or method.__name__ == "_default_apply_gate"
+    return None if plain else experts._apply_gate  # type: ignore[return-value]
+
+
+def _input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a module is given first while `run` runs, which ends there."""
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _Seen
+
+    hook = module.register_forward_pre_hook(stop)
+    try:
+        run()
+    except _Seen:
+        pass
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+class _Seen(Exception):
+    """Ends a forward once what was wanted from it has been seen."""
+
+
+def _gates_plainly(mlp: GluMlp) -> bool:
+    """Run the module's own forward with matrices of 8 neurons and values that a clamp or a threshold would show on."""
+    hidden, neurons = 4, 8
+    generator = torch.Generator().manual_seed(0)
+    x = 8.0 * torch.randn(6, hidden, generator=generator)
+    gate, up = (8.0 * torch.randn(neurons, hidden, generator=generator) for _ in range(2))
+    values: dict[str, Tensor] = {}
+    for projection, place in mlp.places.items():
+        name = place.parameter.removeprefix(f"{mlp.name}.")
+        if projection == "down_proj":
+            values[name] = torch.zeros(hidden, neurons)
+        else:
+            values[name] = torch.cat([gate, up]) if place.at else (gate if projection == "gate_proj" else up)
+    for name, parameter in mlp.module.named_parameters():
+        if name not in values:  # biases: of the gated matrices, as wide as they are; of the last, of no weight here
+            owner = name.removesuffix("bias") + "weight"
+            values[name] = torch.zeros(values[owner].shape[0] if owner in values else parameter.shape)
+    try:
+        activation = mlp.activation
+        z = _input_of(mlp.down, lambda: torch.func.functional_call(mlp.module, values, (x,)))
+    except Exception:  # it asks for more than its input, or has no activation: then it cannot be run on its own
+        return False
+    expected = activation(functional.linear(x, gate)) * functional.linear(x, up)
+    return z.shape == expected.shape and torch.allclose(z, expected, rtol=1e-4, atol=1e-4)
 
 
 def _is_linear_like(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dass.model.decoder import LayerCall
+from dass.model.calls import LayerCall
 from dass.model.glu import GluMlp, find_glus
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -38,7 +38,6 @@ class LayerRunner:
 
     Attributes:
         mlps: the layer's GLU MLPs.
-        splits: whether the layer can be run in halves.
     """
 
     def __init__(self, layer: nn.Module, probe_BTH: Tensor, call: LayerCall) -> None:
@@ -49,7 +48,16 @@ class LayerRunner:
         holders = {mlp.name.partition(".")[0] for mlp in self.mlps}
         self._block = layer.get_submodule(holders.pop()) if len(holders) == 1 else layer
         self._split = self._find_split(probe_BTH, call)
-        self.splits = self._split is not None
+
+    @property
+    def splits(self) -> bool:
+        """Whether the layer can be run in halves."""
+        return self._split is not None
+
+    def confirm(self, probe_BTH: Tensor, call: LayerCall) -> None:
+        """Give the halves up unless another batch shows the same ones."""
+        if self._split is not None and self._find_split(probe_BTH, call) != self._split:
+            self._split = None
 
     def attention_half(self, hidden_BTH: Tensor, call: LayerCall) -> Tensor:
         """mid_BTH: the layer up to the norm before its MLP."""
@@ -98,7 +106,7 @@ class LayerRunner:
         waiting = list(which)
 
         def show(index: int, x: Tensor) -> None:
-            see(index, x, self.mlps[index].intermediate(x, self.mlps[index].weights()))
+            see(index, x, self.mlps[index].own_intermediate(x))
             waiting.remove(index)
             if not waiting:
                 raise _Seen
@@ -139,6 +147,8 @@ class LayerRunner:
         return hooks + [_observe_experts(module, experts, seen) for module, experts in stacks.items()]
 
     def _find_split(self, probe_BTH: Tensor, call: LayerCall) -> _Split | None:
+        if not call.layout.is_plain:
+            return None
         calls: list[tuple[nn.Module, str, Tensor, Tensor]] = []  # (child, name, its first input, its output) in order
 
         def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -35,6 +35,13 @@ def free_host_memory() -> int:
     return max(0, min(available, limit - used + reclaimable))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of a device or of the host, has said that there is no more."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def release_freed_memory() -> None:
     """Hand memory that was freed back to the system.
 

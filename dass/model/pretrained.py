@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from dass.errors import InputError
 from dass.files import read_json
+from dass.model.text_model import auto_class_of
 
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -114,13 +115,14 @@ def load_gguf(file: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def untrained(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal LM of a config, its weights as they happen to be.
+    """The language model of a config, its weights as they happen to be.
 
     Raises:
-        InputError: transformers makes no causal LM of this config.
+        InputError: transformers makes no decoder-only language model of this config.
     """
+    auto = auto_class_of(config)
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # as above
         raise InputError(
             f"The config of {config.name_or_path or 'the model'} is none that transformers can make a causal LM from "
@@ -142,9 +144,10 @@ def quiet() -> Iterator[None]:
 
 
 def _load(folder: Path, dtype: torch.dtype | str, name: str, **how: Any) -> PreTrainedModel:
+    auto = AutoModelForCausalLM if "gguf_file" in how else auto_class_of(load_config(folder))
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto.from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,

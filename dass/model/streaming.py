@@ -105,11 +105,15 @@ class StreamedDecoder(Decoder):
         outside = self._outside_layers()
         for prefix, module in outside:
             self._fill(module, self._stored_values(module, prefix, recurse=False), recurse=False)
+        name, first = next(self.model.base_model.named_parameters())
+        if first.is_meta:  # a model with a tower in front says by it which device it is on
+            _set(self.model.base_model, name, torch.zeros(first.shape, dtype=first.dtype, device=self.device))
         try:
             yield
         finally:
             for _, module in outside:
                 _drop(module, recurse=False)
+            _set(self.model.base_model, name, first.to("meta"))
 
     def _outside_layers(self) -> list[tuple[str, nn.Module]]:
         """Modules of the decoder that hold parameters or buffers of their own, layers aside."""
@@ -169,6 +173,17 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     is_parameter = isinstance(_get(module, name), nn.Parameter)
     setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+
+
+def structure_of(folder: Path) -> PreTrainedModel:
+    """The language model of a checkpoint's config with nothing in memory: modules, and parameters and buffers on meta.
+
+    Raises:
+        InputError: no config, or one that transformers makes no language model of.
+    """
+    config = load_config(folder)
+    with torch.device("meta"):
+        return untrained(config)
 
 
 def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -20,7 +20,6 @@ class Workspace:
             InputError: there is none. The message says how to make one.
         """
         root = Path(folder).resolve()
-        check_name(root)
         for needed in ("params.yaml", "dvc.yaml", ".dvc"):
             if not (root / needed).exists():
                 raise InputError(f"{root} is not a workspace: it has no {needed}. Run: dass init {folder}")
@@ -97,16 +96,3 @@ class Workspace:
     def statistics(self) -> Path:
         """One folder per fingerprint, holding statistics of the dense model that many masks are made from."""
         return self.private / "statistics"
-
-
-def check_name(root: Path) -> None:
-    """Refuse a folder whose path the tools cannot write down.
-
-    Raises:
-        InputError: it holds control characters, such as a line break, or bytes that are not UTF-8.
-    """
-    if not str(root).isprintable():
-        raise InputError(
-            f"{str(root)!r} holds a line break, another control character or bytes that are not UTF-8, which DVC and "
-            "MLflow cannot write down. Rename that folder."
-        )

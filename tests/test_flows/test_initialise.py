@@ -161,10 +161,3 @@ def test_a_registered_name_comes_from_the_models_uri(uri: str, name: str) -> Non
 )
 def test_templates_equal_the_roots_own_files(name: str, root_file: str) -> None:
     assert template(name) == (ROOT / root_file).read_text()
-
-
-@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\udcff"])
-def test_a_path_that_no_tool_can_write_down_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="Rename that folder"):
-        make_workspace(tmp_path / name)
-    assert list(tmp_path.iterdir()) == []

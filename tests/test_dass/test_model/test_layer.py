@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import dass
 import tests.unlisted
-from dass.model.decoder import Decoder, LayerCall
+from dass.model.calls import LayerCall
+from dass.model.decoder import Decoder
 from dass.model.layer import LayerRunner
 from tests.models import EVERY_FAMILY, HIDDEN, tiny_model, tiny_tokens
 
