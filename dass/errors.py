@@ -1,9 +1,11 @@
 """The ways a caller hears that a request cannot be done.
 
 ValueError
-├── InputError        the request is wrong: which value, what was expected, what to do next
-│   └── UnavailableError   something it needs is not to be had here and now; of the thing itself nothing was learned
-└── NumericalError    the data is wrong: NaN or infinite activations, and the layer they came from
+├── InputError                the request is wrong: which value, what was expected, what to do next
+│   └── UnavailableError      something it needs is not to be had here and now; of the thing itself nothing was learned
+└── NumericalError            the data is wrong: NaN or infinite activations, and the layer they came from
+RuntimeError
+└── InfrastructureError       what the work needs does not answer or gave out: a server, a database, a disk
 """
 
 
@@ -17,3 +19,7 @@ class UnavailableError(InputError):
 
 class NumericalError(ValueError):
     """Activations became NaN or infinite. The message names the layer."""
+
+
+class InfrastructureError(RuntimeError):
+    """Nothing is wrong with the request, and it may succeed later. The message is one line and names what failed."""

@@ -10,7 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError
+from tasks.workspace.redaction import shown_address
 
 _STARTUP_SECONDS = 90.0  # it migrates its database first, which took 10 s
 
@@ -19,11 +20,14 @@ def check_api() -> None:
     """Make sure that the server PREFECT_API_URL names is there. Without the variable there is nothing to check.
 
     Raises:
-        InputError: it does not answer.
+        InfrastructureError: it does not answer.
     """
     api = os.environ.get("PREFECT_API_URL")
     if api and not _answers(api):
-        raise InputError(f"PREFECT_API_URL is {api}: no Prefect server answers there. Start it, or unset the variable.")
+        raise InfrastructureError(
+            f"PREFECT_API_URL is {shown_address(api)}: no Prefect server answers there. "
+            "Start it, or unset the variable."
+        )
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def own_server() -> Iterator[str]:
         The API's address, which is also put into PREFECT_API_URL.
 
     Raises:
-        RuntimeError: it did not come up.
+        InfrastructureError: it did not come up.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -63,7 +67,7 @@ def own_server() -> Iterator[str]:
         deadline = time.monotonic() + _STARTUP_SECONDS
         while not _answers(api):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the Prefect server did not start (status {process.poll()})")
+                raise InfrastructureError(f"The Prefect server did not start (status {process.poll()})")
             time.sleep(0.2)
         os.environ["PREFECT_API_URL"] = api
         yield api

@@ -11,6 +11,7 @@ import psutil
 from dass.errors import InputError
 from flows.prefect_api import check_api, own_server
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
 
 _FAREWELL_SECONDS = 15.0
@@ -23,7 +24,8 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
         tell: called once when the schedule is kept, with {"workspace", "cron", "api", "ui"}.
 
     Raises:
-        InputError: the cron expression or the settings cannot be used, or PREFECT_API_URL does not answer.
+        InputError: the cron expression or the settings cannot be used.
+        InfrastructureError: PREFECT_API_URL does not answer.
     """
     load_settings(ws.params)
     ws.private.mkdir(exist_ok=True)  # PREFECT_HOME is in there
@@ -37,7 +39,14 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
 
         # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
         warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
-        tell({"workspace": str(ws.root), "cron": cron, "api": api, "ui": api.removesuffix("/api")})
+        tell(
+            {
+                "workspace": str(ws.root),
+                "cron": cron,
+                "api": shown_address(api),
+                "ui": shown_address(api).removesuffix("/api"),
+            }
+        )
         with _runs_end_with_us():
             compress.serve(
                 name="scheduled",

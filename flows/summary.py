@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.registry.tracking import tracking_uri as full_tracking_uri
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import shown_address
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,11 +105,14 @@ def opening_commands(ws: Workspace, tracking_uri: str) -> dict[str, str]:
     api = os.environ.get("PREFECT_API_URL")
     home = shlex.quote(os.environ.get("PREFECT_HOME", str(ws.private / "prefect")))
     prefect = f"PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME={home} {_tool('prefect')} server start"
-    mlflow = f"MLFLOW_DISABLE_TELEMETRY=true {_tool('mlflow')} ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    # Another database's address is shown without its password, which the shell still has.
+    named = os.environ.get("MLFLOW_TRACKING_URI", "").partition(":")[0] not in ("", "sqlite")
+    store = '"$MLFLOW_TRACKING_URI"' if named else shlex.quote(full_tracking_uri(ws))
+    mlflow = f"MLFLOW_DISABLE_TELEMETRY=true {_tool('mlflow')} ui --backend-store-uri {store}"
     here = Path.cwd() == ws.root
     return {
         "MLflow UI": tracking_uri if tracking_uri.startswith("http") else mlflow,
-        "Prefect UI": api.removesuffix("/api") if api else prefect,
+        "Prefect UI": shown_address(api).removesuffix("/api") if api else prefect,
         "this result": f"{_tool('dass')} show" + ("" if here else f" --workspace {shlex.quote(str(ws.root))}"),
     }
 

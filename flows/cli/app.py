@@ -23,6 +23,15 @@ Prune the MLPs of a GLU language model with DaSS, measure what that cost, versio
     dass rollback --reason "..."                 back to the champion before
     dass serve --cron "0 2 * * *"                run every night at two
 
-A workspace is a folder with params.yaml, dvc.yaml and .dvc. Exit status: 0 done, 1 failed, 2 bad input.
+A workspace is a folder with params.yaml, dvc.yaml and .dvc.
+
+\b
+Exit status: 0 done, 1 a rule or a proof failed, 2 bad input, 3 infrastructure failed (a server, a
+database, the disk: the same command may succeed later), 4 a fault of dass itself, 130 interrupted.
+
+\b
+DASS_TIMEOUT   seconds that one answer of MLflow, a database, a package index or the hub may take (60);
+               a command waits four times as long in all. Transfers that go on are not counted.
+DASS_DEBUG=1   shows the traceback of an error
 """,
 )

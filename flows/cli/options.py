@@ -8,6 +8,7 @@ import typer
 
 from flows.environment import configure
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import RedactingFilter
 
 REGISTRY_PANEL = "Registry (which version, why, who, and can it be proved)"
 STAGES_PANEL = "Stages (what dvc repro calls)"
@@ -50,6 +51,8 @@ def open_workspace(folder: Path) -> Workspace:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+    if not any(isinstance(known, RedactingFilter) for known in log.filters):
+        log.addFilter(RedactingFilter())
     return ws
 
 

@@ -1,8 +1,22 @@
-"""What a command says: tables and JSON on standard output, single lines on standard error."""
+"""What a command says: tables and JSON on standard output, single lines on standard error.
+
+Whatever the terminal's encoding, nothing that is said can fail: what it cannot show is escaped.
+"""
 
 import json
 import sys
+from io import TextIOWrapper
 from typing import Any
+
+from flows.exit_status import printable
+from tasks.workspace.redaction import redacted
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Let both streams write a character that their encoding lacks as an escape, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show_table(table: Any) -> None:
@@ -20,7 +34,7 @@ def show_decision(decision: Any) -> None:
 
 
 def tell(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(redacted(line)), file=sys.stderr)
 
 
 def shown(value: Any) -> str:
@@ -28,4 +42,9 @@ def shown(value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)

@@ -24,7 +24,7 @@ from tasks.promotion.champion import check_alias
 from tasks.registry import signing
 from tasks.registry.ledger import BrokenLedger, Ledger
 from tasks.registry.loading import base_of
-from tasks.registry.tracking import TrackingError, tracking
+from tasks.registry.tracking import is_outage, tracking
 from tasks.registry.version_folder import MANIFEST, MASKS, UPDATES, VERSION
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
@@ -231,11 +231,7 @@ def _told(error: Exception) -> str:
 
 def _is_fault(error: Exception, folder: Path) -> bool:
     """Whether it lies with this machine, the network or a server: then nothing was learned of the version."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(
-        error, (UnavailableError, TrackingError, MlflowException, MemoryError, ImportError, torch.OutOfMemoryError)
-    ):
+    if is_outage(error) or isinstance(error, (UnavailableError, MemoryError, ImportError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, FileNotFoundError) and error.filename:  # of the version's own files: it is damaged
         return not Path(os.fsdecode(error.filename)).is_relative_to(folder)

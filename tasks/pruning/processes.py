@@ -10,6 +10,7 @@ import sys
 import time
 
 from dass.engine.run import CheckpointRun, LayerRecord, read_report
+from dass.errors import InfrastructureError
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -21,7 +22,7 @@ _POLL_SECONDS = 0.05
 STARTER = "DASSSTARTER"
 
 
-class ProcessesError(RuntimeError):
+class ProcessesError(InfrastructureError):
     """A pruning process died. Finished layers stay."""
 
 

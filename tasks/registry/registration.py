@@ -23,12 +23,12 @@ from tasks.registry.tracking import (
     check_reachable,
     tracking,
     tracking_uri,
-    without_credentials,
 )
 from tasks.registry.version_folder import version_folder
-from tasks.registry.versions import check_present
+from tasks.registry.versions import check_present, repository
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             _log_settings(client, run_id, settings)
             _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
             _log_files(workspace, client, run_id, settings)
-            _log_datasets(workspace, settings, result)
+            _log_datasets(workspace, client, run_id, result)
             made = _publish(client, model, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
         return _registration(workspace, client, made, created=True)
 
@@ -190,7 +190,7 @@ def _registration(workspace: Workspace, client: "MlflowClient", made: "ModelVers
         run_id=made.run_id,
         experiment_id=client.get_run(made.run_id).info.experiment_id,
         created=created,
-        tracking_uri=without_credentials(tracking_uri(workspace)),
+        tracking_uri=shown_address(tracking_uri(workspace)),
     )
 
 
@@ -222,13 +222,11 @@ def _close_abandoned_runs(client: "MlflowClient", experiment: str, digest: str) 
 @contextmanager
 def _run(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str]) -> Generator[str]:
     """An MLflow run that ends FINISHED, or FAILED and without its model."""
-    import mlflow
-
-    # Not mlflow.start_run() alone: it adds the git remote's URL, which may hold a token.
+    # Not mlflow.start_run(): the caller may be inside a run, and it adds the git remote's URL, which may hold a token.
     run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
     try:
-        with mlflow.start_run(run_id):
-            yield run_id
+        yield run_id
+        client.set_terminated(run_id, "FINISHED")
     except BaseException:
         try:
             _remove_models(client, experiment, run_id)  # first: a full disk may be why we are here
@@ -239,10 +237,8 @@ def _run(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str
 
 def _remove_models(client: "MlflowClient", experiment: str, run_id: str) -> None:
     """Delete what a failed run logged as a model, files included: nothing will ever point at them."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        get_artifact_repository(logged.artifact_location).delete_artifacts()
+        repository(client, logged.artifact_location).delete_artifacts()
         client.delete_logged_model(logged.model_id)
 
 
@@ -319,11 +315,12 @@ def _log_files(workspace: Workspace, client: "MlflowClient", run_id: str, settin
     client.log_dict(run_id, settings.model_dump(mode="json", by_alias=True), "settings.json")
 
 
-def _log_datasets(workspace: Workspace, settings: Settings, result: Result) -> None:
+def _log_datasets(workspace: Workspace, client: "MlflowClient", run_id: str, result: Result) -> None:
     """Calibration and evaluation windows by digest and origin; the windows themselves stay with DVC."""
-    import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.numpy_dataset import from_numpy
+    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
     from safetensors.numpy import load_file
 
     for context, folder, record in (
@@ -335,7 +332,8 @@ def _log_datasets(workspace: Workspace, settings: Settings, result: Result) -> N
         origin = {**record["source"], "tokenizer": record["tokenizer"], "tokens_sha256": record["digest"]}
         windows = load_file(folder / "tokens.safetensors")["input_ids"]
         dataset = from_numpy(windows, CodeDatasetSource(origin), name=name, digest=record["digest"][:_DATASET_DIGEST])
-        mlflow.log_input(dataset, context=context)
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
+        client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
 
 def _publish(

@@ -6,10 +6,11 @@ from dass.errors import InputError
 from dass.files import read_json
 from tasks.registry.card import described
 from tasks.registry.place import database
-from tasks.registry.tracking import is_embedded, tracking, tracking_uri, without_credentials
+from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST
 from tasks.registry.versions import find_version, record_of
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -72,7 +73,7 @@ def _registered(workspace: Workspace, made: "ModelVersion") -> dict[str, Any]:
         "version": str(made.version),
         "aliases": sorted(made.aliases),
         "run_id": made.run_id,
-        "tracking_uri": without_credentials(tracking_uri(workspace)),
+        "tracking_uri": shown_address(tracking_uri(workspace)),
         "tags": dict(sorted(made.tags.items())),
     }
 

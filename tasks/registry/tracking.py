@@ -1,46 +1,62 @@
 """Where MLflow keeps runs and versions, and how it is spoken to: quietly, within bounds, and without telling secrets.
 
-The embedded default is SQLite and a folder inside the workspace; MLFLOW_TRACKING_URI names another place.
-MLflow takes seconds to import, so it is imported when it is first needed.
+The embedded default is SQLite and a folder inside the workspace; MLFLOW_TRACKING_URI names another place, and
+MLFLOW_REGISTRY_URI another one for versions. MLflow takes seconds to import, so it is imported when it is first needed.
 """
 
 import logging
+import math
 import os
 import re
 import socket
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from tasks.registry.place import artifacts, database, embedded_uri, follow_workspace, make_database
 from tasks.workspace.folder import Workspace
+from tasks.workspace.patience import VARIABLE, answer_seconds, patience
+from tasks.workspace.redaction import shown_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _URI = "MLFLOW_TRACKING_URI"
+_REGISTRY = "MLFLOW_REGISTRY_URI"
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the result
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # about 30 s in all; MLflow's own 7 take minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
 }
 # Where a new store places what nobody placed; MLflow's own default is the folder that it happens to be started in.
 _ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
-_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_QUICK_SECONDS = 15.0
 
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_REFUSALS = (  # MLflow answered, and will answer the same again
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CUSTOMER_UNAUTHORIZED",
+    "ENDPOINT_NOT_FOUND",
+    "NOT_IMPLEMENTED",
+    "INVALID_STATE",
+)
 
-_NAMES_A_HOST = re.compile(r"[\w+.-]+://[^/]")
-_CREDENTIALS = re.compile(r"://(.*)@")  # up to the last @: a password may hold one, and a slash
 
-
-class TrackingError(RuntimeError):
+class TrackingError(InfrastructureError):
     """MLflow could not do what was asked. The message is one line and holds no credentials."""
+
+
+class TrackingRefusal(TrackingError, InputError):
+    """MLflow answered that it will not do what was asked: a name, a login, a right is what it objects to."""
 
 
 def tracking_uri(workspace: Workspace) -> str:
@@ -61,86 +77,140 @@ def artifact_location(workspace: Workspace) -> str | None:
     return None if is_server else artifacts(workspace).as_uri()
 
 
-def without_credentials(uri: str) -> str:
-    """The URI without user, password and query: what may be shown, logged and stored."""
-    if not _NAMES_A_HOST.match(uri):
-        return uri  # a path may hold an @
-    return _CREDENTIALS.sub("://", uri).partition("?")[0]
-
-
 @contextmanager
 def tracking(workspace: Workspace) -> Generator["MlflowClient"]:
-    """Speak to the workspace's MLflow, by client or by `mlflow.` calls. The environment is put back afterwards.
+    """Speak to the workspace's MLflow, by the client alone: the caller's active run, and what he told MLflow itself,
+    mean nothing here. The environment is put back afterwards. No answer is waited for longer than DASS_TIMEOUT says.
 
     Raises:
-        TrackingError: MLflow refused or could not be reached.
-        InputError: the workspace was moved or copied, and its mlflow.db cannot be made to follow.
+        TrackingRefusal: MLflow refused.
+        TrackingError: it could not be reached, or failed.
+        InputError: its database is none or another MLflow's, or the workspace was moved or copied and its mlflow.db
+            cannot be made to follow.
     """
     uri = tracking_uri(workspace)
-    ours = {}
-    if is_embedded(workspace):
-        follow_workspace(workspace)
-        ours = {_ROOT: artifacts(workspace).as_uri()}
-    with _environment({**_DEFAULTS, **ours, _URI: uri}):
+    registry = os.environ.get(_REGISTRY) or uri
+    seconds = str(math.ceil(answer_seconds()))
+    waits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": seconds, "PGCONNECT_TIMEOUT": str(max(2, int(seconds)))}
+    ours = {_ROOT: artifacts(workspace).as_uri()} if is_embedded(workspace) else {}
+    with patience(), _environment({**_DEFAULTS, **waits, **ours, _URI: uri}), ExitStack() as bounds:
         from mlflow import MlflowClient  # after its environment, and before its loggers are quietened: it sets them up
-        from mlflow.exceptions import MlflowException
 
-        try:
-            with _quiet():
-                if ours:
-                    make_database(workspace)
-                yield MlflowClient()
-        except MlflowException as error:
-            raise TrackingError(f"MLflow at {without_credentials(uri)}: {_one_line(error, uri)}") from None
+        from tasks.registry import bounded_http
+        from tasks.registry.database import bounded_database, is_database
+
+        bounded_http.install()
+        bounds.enter_context(_told_as_ours(uri))
+        bounds.enter_context(_quiet())
+        for address in filter(is_database, dict.fromkeys((uri, registry))):
+            bounds.enter_context(bounded_database(address))
+            _meet(address)
+        if ours:
+            follow_workspace(workspace)
+            make_database(workspace)
+        yield MlflowClient(uri, registry)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says only that something did not answer, and nothing about what was asked."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in _REFUSALS
+    return isinstance(error, (InfrastructureError, RequestException, SQLAlchemyError)) and not isinstance(
+        error, InputError
+    )
 
 
 def check_reachable(workspace: Workspace) -> None:
-    """Ask a tracking store that MLFLOW_TRACKING_URI names for something small, before hours of work.
+    """Ask the tracking store, and the registry where that is another one, for something small, before hours of work.
 
-    The embedded default is made when it is first needed and is not asked.
+    A database of the embedded default that is not there yet is made when it is first needed, and is not asked.
 
     Raises:
-        InputError: it cannot be reached, or it refuses.
+        InputError: an address cannot be used, or MLflow refuses.
+        InfrastructureError: it cannot be reached.
     """
-    if not os.environ.get(_URI):
+    named = {name: os.environ[name] for name in (_URI, _REGISTRY) if os.environ.get(name)}
+    if not named and not (workspace.root / "mlflow.db").exists():
         return
-    uri = tracking_uri(workspace)
     try:
-        _knock(uri)
-        with _environment(_QUICK), tracking(workspace) as client:
+        for uri in named.values():
+            _knock(uri)
+        quick = {VARIABLE: str(min(_QUICK_SECONDS, answer_seconds()))}
+        with _environment(_QUICK), _environment(quick, override=True), tracking(workspace) as client:
             client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
     except Exception as error:  # whatever a store's driver raises, it means that registering would fail at the end
-        raise InputError(
-            f"{_URI} is {without_credentials(uri)} and cannot be used ({_one_line(error, uri)}). "
-            "Start that server, correct the address or the login, or unset it to use the workspace's own mlflow.db."
+        if not named:
+            raise
+        from tasks.registry.database import spoken
+
+        told = " and ".join(f"{name} is {shown_address(uri)}" for name, uri in named.items())
+        is_wrong = isinstance(error, (InputError, ValueError)) or not isinstance(error, (InfrastructureError, OSError))
+        raise (InputError if is_wrong else TrackingError)(
+            f"{told} and cannot be used ({spoken(error)}). Start that server, correct the address or the login, or "
+            "unset it to use the workspace's own mlflow.db."
         ) from None
 
 
 def _knock(uri: str) -> None:
     """A database that is not there is told at once; MLflow would ask it again for minutes."""
-    parts = urlsplit(without_credentials(uri))
+    parts = urlsplit(shown_address(uri))
     port = parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
     if parts.hostname and port and not parts.scheme.startswith("http"):  # http may go through a proxy
-        socket.create_connection((parts.hostname, port), timeout=10).close()
+        socket.create_connection((parts.hostname, port), timeout=min(10, answer_seconds())).close()
 
 
-def _one_line(error: Exception, uri: str) -> str:
-    """What the error says, on one line of bearable length, without credentials."""
-    text = " ".join(str(error).split()).replace(uri, without_credentials(uri))
-    login = _CREDENTIALS.search(uri)
-    secrets = [os.environ.get("MLFLOW_TRACKING_PASSWORD"), os.environ.get("MLFLOW_TRACKING_TOKEN")]
-    secrets += [login[1], login[1].partition(":")[2]] if login else []
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "…")
-    return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
+_met: set[tuple[str, int]] = set()
+
+
+def _meet(uri: str) -> None:
+    """Look at a database once before MLflow opens it; one that is not there yet MLflow makes."""
+    inode = 0
+    if uri.startswith("sqlite"):
+        path = unquote(uri.partition("?")[0].partition(":///")[2].removeprefix("file:"))
+        if not path or path == ":memory:" or not os.path.exists(path):
+            return
+        inode = os.stat(path).st_ino
+    if (uri, inode) not in _met:
+        from tasks.registry.database import check_database
+
+        check_database(uri)
+        _met.add((uri, inode))
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables that are not set get these values for a while."""
+def _told_as_ours(uri: str) -> Iterator[None]:
+    """What MLflow and the libraries below it raise becomes a TrackingError."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from tasks.registry.database import spoken
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        kind = TrackingError if is_outage(error) else TrackingRefusal
+        raise kind(f"MLflow at {shown_address(uri)}: {spoken(_innermost(error))}") from None
+
+
+def _innermost(error: Exception) -> BaseException:
+    """MLflow puts the whole statement of a failed query into its message; the driver's error says what happened."""
+    cause = error.__cause__
+    return cause if getattr(cause, "orig", None) is not None and cause is not None else error
+
+
+@contextmanager
+def _environment(values: dict[str, str], override: bool = False) -> Iterator[None]:
+    """Environment variables that are not set (or all, to override) get these values for a while."""
     before = dict(os.environ)
     for name, value in values.items():
-        os.environ.setdefault(name, value)
+        if override or name not in os.environ:
+            os.environ[name] = value
     try:
         yield
     finally:
@@ -152,11 +222,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Only MLflow's errors are shown: its news of migrations and model cards would go between our lines."""
+    """MLflow is silent: its news would go between our lines, and its errors hold whole statements. We tell them."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "urllib3")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

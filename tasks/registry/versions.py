@@ -101,7 +101,7 @@ def folder_of(client: "MlflowClient", made: "ModelVersion") -> Generator[Path]:
     location = _location(client, made)
     check_present(client, made)
     with TemporaryDirectory(prefix="dass-version-") as scratch:
-        yield local_path(location) or Path(_repository(location).download_artifacts("", scratch))
+        yield local_path(location) or Path(repository(client, location).download_artifacts("", scratch))
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def file_of(client: "MlflowClient", made: "ModelVersion", path: str) -> Generato
     folder = local_path(location)
     with TemporaryDirectory(prefix="dass-version-") as scratch:
         try:
-            found = folder / path if folder else Path(_repository(location).download_artifacts(path, scratch))
+            found = folder / path if folder else Path(repository(client, location).download_artifacts(path, scratch))
             if not found.is_file():
                 raise FileNotFoundError
         except FileNotFoundError:
@@ -146,7 +146,7 @@ def check_present(client: "MlflowClient", made: "ModelVersion", *, whole: bool =
     location = _location(client, made)
     folder = local_path(location)
     if folder is None:
-        missing = [] if _repository(location).list_artifacts() else [location]
+        missing = [] if repository(client, location).list_artifacts() else [location]
     elif not folder.is_dir() or not any(folder.iterdir()):
         missing = [str(folder)]
     else:
@@ -161,10 +161,11 @@ def check_present(client: "MlflowClient", made: "ModelVersion", *, whole: bool =
         )
 
 
-def _repository(location: str) -> Any:
+def repository(client: "MlflowClient", location: str) -> Any:
+    """The files at a location, as this client's MLflow reaches them: another may be set for the whole process."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return get_artifact_repository(location)
+    return get_artifact_repository(location, client.tracking_uri, client._registry_uri)
 
 
 def _location(client: "MlflowClient", made: "ModelVersion") -> str:

@@ -29,7 +29,9 @@ PLUMBING = frozenset(
         "versioning.pins",
         "versioning.stages",
         "workspace.folder",
+        "workspace.patience",
         "workspace.progress",
+        "workspace.redaction",
         "workspace.settings",
         "workspace.small_files",
     )

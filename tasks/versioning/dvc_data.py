@@ -7,6 +7,7 @@ from dass.errors import UnavailableError
 from dass.files import write_json
 from tasks.versioning.stages import quiet_dvc
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import redacted
 
 
 def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
@@ -42,8 +43,9 @@ def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
             try:
                 repo.pull(force=True)
             except DvcException as error:
+                told = " ".join(redacted(str(error)).split())[:200]
                 where = f"remote {default}" if default else "no remote (dvc remote add)"
                 raise UnavailableError(
                     f"DVC has not got {' and '.join(wanted)} of this version: not in the cache of {ws.root}, and "
-                    f"{where} did not deliver ({' '.join(str(error).split())[:200]}). Run dvc push where it was made."
+                    f"{where} did not deliver ({told}). Run dvc push where it was made."
                 ) from None

@@ -11,6 +11,7 @@ from dass.files import complete_file
 from tasks.versioning.provenance import git_state
 from tasks.versioning.stages import VersioningError, quiet_dvc
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def save_experiment(ws: Workspace, name: str) -> str:
         with chdir(ws.root), Repo(str(ws.root)) as repo:
             commit = _saved(repo, name) or str(repo.experiments.save(name=name))
     except DvcException as error:
-        raise VersioningError(f"DVC did not save the experiment {name}: {' '.join(str(error).split())}") from error
+        raise VersioningError(
+            f"DVC did not save the experiment {name}: {' '.join(redacted(str(error)).split())}"
+        ) from error
     finally:
         if lock.read_bytes() != before:  # DVC commits every stage on the way
             with complete_file(lock) as temporary:

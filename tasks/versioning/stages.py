@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.follow_git import follow_git
 from tasks.versioning.pins import refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Settings, load_settings
 from tasks.workspace.small_files import check_pipeline_files
 
@@ -41,11 +42,11 @@ T = TypeVar("T")
 _TRIES = 5  # DVC's own locks never queue: ask again after 1, 2, 3, 4 s
 
 
-class VersioningError(RuntimeError):
+class VersioningError(InfrastructureError):
     """A result was not recorded, or DVC could not answer. The message is one line."""
 
 
-class InputsChangedError(VersioningError):
+class InputsChangedError(RuntimeError):
     """What a stage reads changed while it worked, so its result was not recorded."""
 
 
@@ -347,7 +348,7 @@ def _dvc(ws: Workspace) -> Iterator["Repo"]:
             f"DVC cannot use {' '.join(str(error).split())}. Restore that file; dvc.lock can also be deleted."
         ) from error
     except DvcException as error:
-        raise VersioningError(f"DVC: {' '.join(str(error).split())}") from error
+        raise VersioningError(f"DVC: {' '.join(redacted(str(error)).split())}") from error
 
 
 def quiet_dvc() -> None:

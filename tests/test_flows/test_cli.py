@@ -141,10 +141,24 @@ def test_the_workspace_comes_from_the_environment_too(
     assert json.loads(capsys.readouterr().out)["sources"]["model"]["revision"] is None
 
 
-def test_debugging_shows_the_whole_error(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debugging_shows_the_whole_error(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("DASS_DEBUG", "1")
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        run_command(["run", "-w", str(ws.root), "-S", "prune.sparsity=2"])
+    assert run_command(["run", "-w", str(ws.root), "-S", "prune.sparsity=2"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "overrides.py" in told
+    assert "between 0 and 1" in told.splitlines()[-1]
+
+
+def test_json_has_an_error_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments in (["show", "-w", str(tmp_path), "--json"], ["show", "--nonsense", "--json"]):
+        assert run_command(arguments) == 2
+        told = capsys.readouterr()
+        answer = json.loads(told.out)["error"]
+        assert (answer["status"], answer["kind"]) == (2, "bad input")
+        assert told.err == f"dass: {answer['message']}\n"
 
 
 def test_a_read_only_workspace_is_one_line(commands: Commands, new_workspace: Callable[[], Workspace]) -> None:
@@ -158,7 +172,7 @@ def test_a_read_only_workspace_is_one_line(commands: Commands, new_workspace: Ca
     else:
         ws.root.chmod(0o555)
     done = subprocess.run(argv, cwd=ws.root, env=commands.environment, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"dass: {ws.private}")
     assert "Free space or permissions are needed there" in line
@@ -177,7 +191,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 3, done.stderr
     assert "Free space or permissions are needed there" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not ws.base.exists()
