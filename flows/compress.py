@@ -14,6 +14,7 @@ from dass.files import read_json
 from flows.stages import STAGES
 from flows.summary import Summary
 from tasks.registry import registration
+from tasks.registry.readiness import check_ready
 from tasks.versioning.experiments import check_experiments, save_experiment
 from tasks.versioning.provenance import provenance
 from tasks.versioning.stages import Started, run_if_changed, start_run
@@ -83,7 +84,7 @@ def run_of(workspace: str) -> Iterator[Run]:
     with workspace_lock(ws):
         clear_workspace(ws)
         started = start_run(ws)
-        registration.check_reachable(ws)
+        check_ready(ws, started.settings)
         check_experiments(ws, started.settings)
         yield Run(ws, started)
 

@@ -150,7 +150,7 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             check_present(client, existing, whole=True)
             _complete(client, existing)
             return _registration(workspace, client, existing, created=False)
-        experiment = _experiment(workspace, client, settings.register_.experiment)
+        experiment = experiment_of(workspace, client, settings.register_.experiment)
         _close_abandoned_runs(client, experiment, result.digest)
         pem = public_key()  # before anything is written: the key may be unusable
         tags = _tags(result, provenance, fingerprint(pem))
@@ -194,7 +194,12 @@ def _registration(workspace: Workspace, client: "MlflowClient", made: "ModelVers
     )
 
 
-def _experiment(workspace: Workspace, client: "MlflowClient", name: str) -> str:
+def experiment_of(workspace: Workspace, client: "MlflowClient", name: str) -> str:
+    """The id of the experiment that results go to; it is made when there is none.
+
+    Raises:
+        InputError: it was deleted, or its files are gone.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
         return str(client.create_experiment(name, artifact_location=artifact_location(workspace)))

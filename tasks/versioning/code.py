@@ -23,6 +23,7 @@ PLUMBING = frozenset(
     f"tasks.{name}"
     for name in (
         "sources.pinned",
+        "sources.waiting",
         "versioning.code",
         "versioning.follow_git",
         "versioning.git",

@@ -300,6 +300,20 @@ def test_registering_is_silent_and_leaves_the_environment_alone(
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_callers_own_run_stays_as_it_was(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished.root / 'mlflow.db'}")
+    with mlflow.start_run() as run:
+        made = register(finished, settings, PROVENANCE)
+        assert mlflow.active_run().info.run_id == run.info.run_id
+    client = client_of(finished)
+    assert client.get_run(made.run_id).info.status == "FINISHED"
+    own = client.get_run(run.info.run_id)
+    assert (own.data.params, own.data.metrics, own.inputs.dataset_inputs) == ({}, {}, [])
+    assert own.info.status == "FINISHED"
+
+
 def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, settings: Settings) -> None:
     made = register(finished, settings, PROVENANCE)
     client = client_of(finished)
@@ -318,19 +332,26 @@ def test_a_server_that_is_not_there_is_named_without_its_password(
     password = uuid.uuid4().hex
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://kim:{password}@127.0.0.1:{closed_port}")
     began = time.monotonic()
-    with pytest.raises(InputError, match=f"MLFLOW_TRACKING_URI is http://127.0.0.1:{closed_port} ") as caught:
+    with pytest.raises(TrackingError, match=f"MLFLOW_TRACKING_URI is http://127.0.0.1:{closed_port} ") as caught:
         check_reachable(finished)
     assert time.monotonic() - began < 30
     assert password not in f"{caught.getrepr(chain=True)}{caplog.text}"
 
 
-@pytest.mark.parametrize("uri", ["ftp-like://somewhere", "postgresql://kim:s3cret@127.0.0.1:1/mlflow", "http://[::1"])
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("ftp-like://somewhere", InputError),
+        ("postgresql://kim:s3cret@127.0.0.1:1/mlflow", TrackingError),
+        ("http://[::1", InputError),
+    ],
+)
 def test_an_address_that_cannot_be_used_is_refused(
-    finished: Workspace, uri: str, monkeypatch: pytest.MonkeyPatch
+    finished: Workspace, uri: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     began = time.monotonic()
-    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is .* cannot be used") as caught:
+    with pytest.raises(kind, match="MLFLOW_TRACKING_URI is .* cannot be used") as caught:
         check_reachable(finished)
     assert time.monotonic() - began < 30
     assert "s3cret" not in str(caught.value)

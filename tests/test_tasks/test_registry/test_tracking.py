@@ -35,7 +35,7 @@ def test_no_answer_is_waited_for_without_end(
         began = time.monotonic()
         with pytest.raises(TrackingError) as caught, tracking(Workspace(tmp_path)) as client:
             client.search_experiments()
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 20
         assert not isinstance(caught.value, InputError)
         assert str(caught.value).startswith(f"MLflow at http://127.0.0.1:{port}: ")
         assert SECRET not in str(caught.value)
@@ -48,7 +48,7 @@ def test_a_download_that_stands_still_ends(impatient: None, tmp_path: Path, monk
         with pytest.raises(InfrastructureError, match="no complete answer"), tracking(Workspace(tmp_path)) as client:
             files = repository(client, f"http://127.0.0.1:{port}/api/2.0/mlflow-artifacts/artifacts/1")
             files._download_file("weights", str(tmp_path / "weights"))
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 20
 
 
 def test_an_upload_that_goes_on_may_take_longer_than_one_answer(
@@ -91,7 +91,7 @@ def test_a_database_that_accepts_and_hangs_is_told(
             began = time.monotonic()
             with pytest.raises(InfrastructureError) as caught:
                 ask(Workspace(tmp_path))
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 20
             assert SECRET not in str(caught.value)
             assert f"{scheme}://127.0.0.1:{port}/mlflow" in str(caught.value)
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from tasks.sources.downloads import fetch_wheel_files, local_digest, parse_wheel_uri
+from tasks.sources.hub import HubId, commit_of
+from tests.peers import peer, silent
 
 CONTENT = b"calibration text\n" * 50
 
@@ -131,7 +134,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DASS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="Set DASS_CACHE to a folder with room"):
+    with pytest.raises(InfrastructureError, match="Set DASS_CACHE to a folder with room"):
         fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(CONTENT))
 
 
@@ -182,3 +185,29 @@ def test_an_unchanged_local_file_is_not_hashed_again(tmp_path: Path, empty_cache
     file.write_bytes(b"two")  # same size, and its time set back: only hashing could tell
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert local_digest(file) == sha256(b"one")
+
+
+def test_an_index_that_says_nothing_is_not_waited_for_without_end(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peer(silent) as port:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://kim:s3cr3t@127.0.0.1:{port}/simple")
+        monkeypatch.setenv("PIP_NO_INDEX", "0")
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+        monkeypatch.setenv("DASS_TIMEOUT", "3")
+        with pytest.raises(InfrastructureError, match=r"^texts==1\.0 could not be fetched") as caught:
+            fetch_wheel_files(["pypi://texts==1.0/data/c4.utf8"], "0" * 64)
+        assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with peer(silent) as port:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("DASS_TIMEOUT", "0.5")
+        began = time.monotonic()
+        with pytest.raises(InfrastructureError, match="the hub does not give it"):
+            commit_of(HubId("org/nothing-like-it", None), "model")
+        assert time.monotonic() - began < 20
