@@ -45,7 +45,6 @@ STATEMENT = sqlalchemy.exc.OperationalError("INSERT INTO runs", {"a": 1}, sqlite
         (IndexError("list index out of range"), FAULT),
         (AssertionError(), FAULT),
     ],
-    ids=str,
 )
 def test_every_error_has_its_status_and_one_line(error: object, status: int) -> None:
     if not isinstance(error, Exception):
