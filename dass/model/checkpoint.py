@@ -203,7 +203,7 @@ class Checkpoint:
         """The config, or nothing where there is none to read: whoever builds a model from it says so."""
         try:
             config = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return config if isinstance(config, dict) else {}
 

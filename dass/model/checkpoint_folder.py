@@ -165,7 +165,7 @@ def copy_beside(folder: Path, found: Contents, target: Path) -> list[str]:
 def _forget_origin(config: Path) -> None:
     try:
         values = read_json(config)
-    except (OSError, ValueError):  # whoever builds a model from it says so
+    except (OSError, ValueError, RecursionError):  # whoever builds a model from it says so
         return
     if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
         write_json(config, values)

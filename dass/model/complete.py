@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from dass.errors import InputError
 from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import INDEX_FILE, declared_bytes
+from dass.model.config_bounds import check_config_bounds
 from dass.model.names import StoredNames
 from dass.model.pretrained import is_recomputed, load_config, untied, untrained
 
@@ -26,6 +27,7 @@ def check_checkpoint(folder: Path) -> None:
         InputError: a config that makes no causal LM, quantized weights, or as `check_complete`.
     """
     checkpoint = Checkpoint(folder)
+    check_config_bounds(checkpoint)
     checkpoint.check_prunable()
     declared = declared_bytes(folder)
     if declared not in (None, checkpoint.stored_bytes):

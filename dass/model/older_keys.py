@@ -183,7 +183,7 @@ def _puts(post_processor: Any, token: Any) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever needs the file says so
+    except (OSError, ValueError, RecursionError):  # whoever needs the file says so
         return None
     return values if isinstance(values, dict) else None
 

@@ -32,6 +32,7 @@ CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
 
 _RECOMPUTED = re.compile(r"(^|\.)(inv_freq|(cos|sin)_cached|position_ids|masked_bias)$")
+_LARGEST_TOKENIZER = 1 << 29  # bytes; Gemma's, of 262144 tokens, has 33 MB
 _AGAIN = "Fetch the checkpoint again."
 _ELSEWHERE = "transformers_weights"  # names the file that weights are read from, instead of model.safetensors
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -68,8 +69,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
     Raises:
-        InputError: there is none, or transformers cannot read it.
+        InputError: there is none, transformers cannot read it, or it is larger than 512 MiB.
     """
+    for path in (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        if path.is_file() and (size := path.stat().st_size) > _LARGEST_TOKENIZER:
+            raise InputError(f"{path} has {size} bytes: expected at most {_LARGEST_TOKENIZER}. {_AGAIN}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions too

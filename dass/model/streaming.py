@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from dass.model.checkpoint import Checkpoint
 from dass.model.complete import check_complete
+from dass.model.config_bounds import check_config_bounds
 from dass.model.decoder import Decoder
 from dass.model.memory import keep_large_blocks_apart, release_freed_memory
 from dass.model.names import StoredNames
@@ -45,6 +46,7 @@ class StreamedDecoder(Decoder):
         keep_large_blocks_apart()
         self._checkpoint = Checkpoint(folder)
         self._checkpoint.check_prunable()
+        check_config_bounds(self._checkpoint)
         model = _skeleton(folder, dtype or self._checkpoint.main_dtype)
         super().__init__(model)
         self.device = device

@@ -20,6 +20,7 @@ from dass.masks.pruned_record import RECORD
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import contents
+from dass.model.config_bounds import check_config_bounds
 from dass.outputs import check_empty, check_place
 from tasks.registry.signing import SignatureError, check, refuse_links_and_pickles, registered_key
 from tasks.registry.tracking import tracking
@@ -137,6 +138,7 @@ def checkpoint_of(folder: Path, base: Path | None = None, ws: Workspace | None =
     """The pruned checkpoint of a version folder: where it lies, or base × masks for as long as the context is open."""
     kept = _checkpoint_in(folder)
     if kept is not None:
+        check_config_bounds(Checkpoint(kept))
         yield kept
         return
     with TemporaryDirectory(prefix="dass-pruned-", dir=_scratch(ws)) as scratch:

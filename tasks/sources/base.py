@@ -46,15 +46,15 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
     """Write artifacts/base: the dense model as a plain safetensors checkpoint with its tokenizer, and source.json.
 
     Raises:
-        InputError: the model cannot be fetched or read, is not what dass.lock.json says, or its tokenizer does not
-            fit. artifacts/base is then as it was.
+        InputError: the model cannot be fetched or read, is not what dass.lock.json says, or its tokenizer cannot be
+            read. artifacts/base is then as it was.
     """
-    from tasks.sources.tokens import check_tokenizer_fits
+    from tasks.sources.tokens import check_tokenizer
 
     source, pin_ = settings.sources.model, pinned(ws, "model")
     with complete_folder(ws.base) as folder:
         fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
-        check_tokenizer_fits(folder)
+        check_tokenizer(folder)
         files = {name: sha256_file(path) for name, path in sorted(files_in(folder).items())}
         config = read_json(folder / "config.json")
         record = {

@@ -1,5 +1,6 @@
 """From text to token ids, and what the base checkpoint says about them."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from dass.errors import InputError
 from dass.model.pretrained import load_config, load_tokenizer
 from tasks.sources.token_pieces import token_pieces
 from tasks.workspace.settings import Bos
+
+logger = logging.getLogger("dass")
 
 # Between two documents of one stream, as the published WikiText perplexities join them.
 SEPARATOR = "\n\n"
@@ -45,6 +48,8 @@ def bos_token(setting: Bos, folder: Path) -> int | None:
         return None
     for bos in (load_tokenizer(folder).bos_token_id, getattr(_text_config(folder), "bos_token_id", None)):
         if isinstance(bos, int):
+            if not 0 <= bos < _text_config(folder).vocab_size:
+                raise InputError(f"The BOS token in {folder} has id {bos}: it is not embedded. Use bos: never.")
             return bos
     raise InputError(f"bos is {setting!r} but neither tokenizer nor config in {folder} names a BOS token. Use never.")
 
@@ -66,26 +71,38 @@ def check_context(folder: Path, sequence_length: int, setting: str) -> None:
 
 
 def check_ids(folder: Path, input_ids: Tensor) -> None:
-    """Refuse token ids that the model has no embedding for.
+    """Refuse windows with token ids that the model has no embedding for.
 
     Raises:
-        InputError: an id is at least the config's vocab_size.
+        InputError: an id is negative, or at least the config's vocab_size.
     """
-    vocabulary, largest = _text_config(folder).vocab_size, int(input_ids.max())
-    if largest >= vocabulary:
+    vocabulary = _text_config(folder).vocab_size
+    outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
+    if len(outside):
+        worst = int(outside.max())
+        token = load_tokenizer(folder).convert_ids_to_tokens(worst) if worst >= 0 else None
         raise InputError(
-            f"The tokenizer made token id {largest}, and the model's vocab_size is {vocabulary}: they do not belong "
-            "together. Put the model's own tokenizer into its folder."
+            f"The windows hold token id {worst} ({token!r}), and the model's vocab_size is {vocabulary}: it has no "
+            "embedding for that. Take it out of the text, or put the model's own tokenizer into its folder."
         )
 
 
-def check_tokenizer_fits(folder: Path) -> None:
-    """Refuse a checkpoint whose tokenizer knows more tokens than the model embeds.
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a checkpoint without a tokenizer that can be read, and say when it knows more tokens than are embedded.
+
+    Placeholders may lie beyond the embedding, as an image's does in Gemma 3 1B: the ids of the windows count.
 
     Raises:
-        InputError: the tokenizer is missing, unreadable or too large.
+        InputError: the tokenizer is missing or unreadable.
     """
-    check_ids(folder, torch.tensor([*load_tokenizer(folder).get_vocab().values(), 0]))
+    vocabulary = _text_config(folder).vocab_size
+    beyond = {i: token for token, i in load_tokenizer(folder).get_vocab().items() if i >= vocabulary}
+    if beyond:
+        first = min(beyond)
+        logger.warning(
+            "The tokenizer knows %d tokens that are not embedded (first: %r, id %d): a text with one is refused.",
+            *(len(beyond), beyond[first], first),
+        )
 
 
 def _text_config(folder: Path) -> PretrainedConfig:

@@ -41,7 +41,7 @@ PLUMBING = frozenset(
 _WORDS_ONLY = frozenset(
     {
         *("dass", "dass.errors", "dass.files", "dass.outputs", "dass.method.pattern"),
-        *("dass.model.checkpoint", "dass.masks.pruned_record"),
+        *("dass.model.checkpoint", "dass.model.config_bounds", "dass.masks.pruned_record"),
     }
 )
 # Of dass: no arithmetic either, but what is written. Named like a module of `tasks`, where nothing else of dass counts.

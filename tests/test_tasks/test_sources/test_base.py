@@ -229,10 +229,8 @@ def store_a_matrix_as_float8(model: Path) -> None:
     save_file({**weights, name: weights[name].to(torch.float8_e4m3fn)}, model / "model.safetensors")
 
 
-def give_the_tokenizer_one_token_more(model: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_tokens(["<more>"])
-    tokenizer.save_pretrained(model)
+def declare(**values: object) -> Callable[[Path], object]:
+    return lambda model: write_json(model / "config.json", read_json(model / "config.json") | values)
 
 
 def link_to_weights_outside(model: Path) -> None:
@@ -270,7 +268,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: (m / "tokenizer.json").write_text("{"),
         "No tokenizer that transformers can read",
     ),
-    "tokenizer too large": (give_the_tokenizer_one_token_more, "token id 300, and the model's vocab_size is 300"),
+    "layers nobody stored": (
+        declare(num_hidden_layers=10**12),
+        "num_hidden_layers is 10{12}, .* at most 3 layers",
+    ),
+    "sizes nobody stored": (declare(head_dim=10**9), "head_dim is 1000000000, and .* at most 300 entries"),
+    "config nested deeply": (lambda m: (m / "config.json").write_text("[" * 100_000), "is not a transformers config"),
     "link that leaves": (link_to_weights_outside, "is a link that leaves"),
     "link to nothing": (lambda m: os.symlink("nothing", m / "extra.json"), "is a link to nothing"),
 }

@@ -13,7 +13,7 @@ from tasks.sources.tokens import (
     bos_token,
     check_context,
     check_ids,
-    check_tokenizer_fits,
+    check_tokenizer,
     encode,
     tokenize,
 )
@@ -69,14 +69,37 @@ def test_a_window_may_be_as_long_as_the_context_and_no_longer(tiny_checkpoint: P
 
 def test_an_id_without_an_embedding_is_refused(tiny_checkpoint: Path) -> None:
     check_ids(tiny_checkpoint, torch.tensor([[0, 299]]))
-    with pytest.raises(InputError, match="token id 300, and the model's vocab_size is 300"):
+    with pytest.raises(InputError, match=r"token id 300 \(None\), and the model's vocab_size is 300"):
         check_ids(tiny_checkpoint, torch.tensor([[0, 300]]))
+    with pytest.raises(InputError, match="token id -1 "):
+        check_ids(tiny_checkpoint, torch.tensor([[-1, 5]]))
+
+
+def test_a_placeholder_beyond_the_embedding_is_said_and_refused_only_where_it_occurs(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(tiny_checkpoint)
+    check_tokenizer(tiny_checkpoint)
+    assert "knows 1 tokens that are not embedded (first: '<image>', id 300)" in caplog.text
+    check_ids(tiny_checkpoint, encode(load_tokenizer(tiny_checkpoint), tiny_text(2)))
+    with pytest.raises(InputError, match=r"token id 300 \('<image>'\), .*Take it out of the text"):
+        check_ids(tiny_checkpoint, encode(load_tokenizer(tiny_checkpoint), "stones <image>"))
+
+
+def test_a_bos_token_beyond_the_embedding_is_refused(tiny_checkpoint: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<start>"})
+    tokenizer.save_pretrained(tiny_checkpoint)
+    with pytest.raises(InputError, match="has id 300: it is not embedded. Use bos: never"):
+        bos_token("always", tiny_checkpoint)
 
 
 def test_a_tokenizer_may_know_fewer_tokens_than_the_model(tiny_checkpoint: Path) -> None:
     config = read_json(tiny_checkpoint / "config.json")
     (tiny_checkpoint / "config.json").write_text(json.dumps({**config, "vocab_size": 320}))
-    check_tokenizer_fits(tiny_checkpoint)
+    check_tokenizer(tiny_checkpoint)
 
 
 def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
