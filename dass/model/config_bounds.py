@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.model.checkpoint import CONFIG_FILE, Checkpoint
+from dass.model.checkpoint import Checkpoint
+from dass.model.pretrained import CONFIG_FILE
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _SIZES = (

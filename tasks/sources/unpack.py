@@ -93,7 +93,7 @@ def _opened(content: bytes, compression: str) -> BinaryIO:
     if compression == "gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=io.BytesIO(content)))
     if compression == "bz2":
-        return bz2.BZ2File(io.BytesIO(content))
+        return cast(BinaryIO, bz2.BZ2File(io.BytesIO(content)))
     if compression == "xz":
-        return lzma.LZMAFile(io.BytesIO(content))
+        return cast(BinaryIO, lzma.LZMAFile(io.BytesIO(content)))
     return pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd")
