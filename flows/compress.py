@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from dass.files import read_json
+from flows.cancellation import cancel_when_interrupted, end_with_schedule
 from flows.stages import STAGES
 from flows.summary import Summary
 from tasks.registry import registration
@@ -32,7 +33,7 @@ logger = logging.getLogger("dass")
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-@flow(name="compress", persist_result=False)
+@flow(name="compress", persist_result=False, on_crashed=[cancel_when_interrupted])
 def compress(workspace: str) -> Summary:
     """Prune the workspace's model, measure what that cost, and register the result.
 
@@ -80,6 +81,7 @@ class Run:
 @contextmanager
 def run_of(workspace: str) -> Iterator[Run]:
     """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
+    end_with_schedule()
     ws = Workspace.at(workspace)
     with workspace_lock(ws):
         clear_workspace(ws)

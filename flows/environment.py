@@ -1,7 +1,10 @@
 """Defaults of the tools' environment. Set before Prefect, MLflow or DVC is imported; what the caller set stays."""
 
 import os
+import tomllib
 from pathlib import Path
+
+from tasks.workspace.databases import sqlite_url
 
 NOTHING_LEAVES = {
     "DO_NOT_TRACK": "1",
@@ -15,7 +18,6 @@ _DEFAULTS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "dass",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # it migrates its database first, which took 10 s
     "PREFECT_CLI_PROMPT": "false",
     # What Prefect starts (its server, a scheduled run) takes no module from the folder it is started in: a user's
     # tasks.py or typing.py may lie there.
@@ -25,9 +27,46 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+_HOME, _PROFILES = "PREFECT_HOME", "PREFECT_PROFILES_PATH"
+_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 
 
 def configure(root: Path) -> None:
-    """Set the defaults for work in the workspace at `root`. PREFECT_HOME is inside it unless it is set."""
-    for name, value in {**NOTHING_LEAVES, **_DEFAULTS, "PREFECT_HOME": str(root / ".dass" / "prefect")}.items():
-        os.environ.setdefault(name, value)
+    """Set the defaults for work in the workspace at `root`. PREFECT_HOME is inside it unless the caller chose one.
+
+    The profiles are then still those that the user's `prefect` command has.
+    """
+    defaults = {**NOTHING_LEAVES, **_DEFAULTS}
+    if not _is_chosen(_HOME):
+        defaults[_HOME] = str(root / ".dass" / "prefect")
+        profiles = Path("~/.prefect/profiles.toml").expanduser()
+        if profiles.exists() and not _is_chosen(_PROFILES):
+            defaults[_PROFILES] = str(profiles)
+    for name, value in defaults.items():
+        if not os.environ.get(name):
+            os.environ[name] = value
+    home = Path(os.environ.get(_HOME, "")).expanduser()
+    if "?" in str(home):  # Prefect's own URL of its database would end there
+        os.environ.setdefault(_DATABASE, sqlite_url("sqlite+aiosqlite", home / "prefect.db"))
+
+
+def _is_chosen(name: str) -> bool:
+    """Whether one of the places that Prefect reads names the setting. What is wrong with a file is told later."""
+    if os.environ.get(name):
+        return True
+    from dotenv import dotenv_values
+
+    field = name.removeprefix("PREFECT_").lower()
+    try:
+        if Path(".env").is_file() and dotenv_values(".env").get(name):
+            return True
+        for path, table in (("prefect.toml", ()), ("pyproject.toml", ("tool", "prefect"))):
+            if Path(path).is_file():
+                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+                for key in table:
+                    values = values.get(key, {})
+                if values.get(field):
+                    return True
+    except (OSError, ValueError, AttributeError):
+        pass
+    return False

@@ -1,105 +1,291 @@
-"""The Prefect server: the one PREFECT_API_URL names, or one of our own beside `dass serve`."""
+"""The Prefect server of a command: the one that Prefect's settings name, or one of our own for as long as it works."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dass.errors import InfrastructureError
+from dass.errors import InfrastructureError, InputError
+from flows.prefect_database import Database
+from flows.prefect_settings import origin, prefect_settings
+from tasks.sources.waiting import in_time
+from tasks.workspace.folder import Workspace
+from tasks.workspace.patience import Overdue
 from tasks.workspace.redaction import shown_address
+from tasks.workspace.tied import tied
 
-_STARTUP_SECONDS = 90.0  # it migrates its database first, which took 10 s
+if TYPE_CHECKING:
+    from prefect.settings import Settings
+
+_ANSWER_SECONDS = 6.0
+_STARTUP_SECONDS = 90.0  # it makes its database first, which took 10 s
+_LAST_WORDS_SECONDS = 1.5
+_END_SECONDS = 2.0
+_URL = "PREFECT_API_URL"
+_PATIENCE = (  # with a server that falls silent while we work: Prefect's own is ten minutes
+    ("APISettings", "request_timeout", "PREFECT_API_REQUEST_TIMEOUT", "30"),
+    ("ClientSettings", "max_retries", "PREFECT_CLIENT_MAX_RETRIES", "2"),
+)
 
 
-def check_api() -> None:
-    """Make sure that the server PREFECT_API_URL names is there. Without the variable there is nothing to check.
+_APP, _EPHEMERAL = "prefect.server.api.server:create_app", "PREFECT__SERVER_EPHEMERAL"
+_QUIET = ("--log-level", "error", "--lifespan", "on")
+_ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*: ")
+_LINES_KEPT = 500
 
-    Raises:
-        InfrastructureError: it does not answer.
-    """
-    api = os.environ.get("PREFECT_API_URL")
-    if api and not _answers(api):
-        raise InfrastructureError(
-            f"PREFECT_API_URL is {shown_address(api)}: no Prefect server answers there. "
-            "Start it, or unset the variable."
-        )
+
+class ServerError(InfrastructureError):
+    """A Prefect server of our own did not start, or the one we spoke to fell silent."""
 
 
 @contextmanager
-def own_server() -> Iterator[str]:
-    """Start a Prefect server on this machine's loopback, and stop it at the end. Its database is in PREFECT_HOME.
+def prefect_server(
+    ws: Workspace, schedules: bool = False, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[str]:
+    """The server that flows inside report to.
+
+    Args:
+        ws: the workspace; a damaged database in its private folder is made anew.
+        schedules: whether an own server also keeps schedules and shows its UI.
+        meanwhile: done while the server starts, such as slow imports.
+
+    Yields:
+        The API's address.
+
+    Raises:
+        InputError: a setting of Prefect's cannot be used, the server they name does not answer as one, or the database
+            they name cannot be used.
+        ServerError: an own server did not start.
+    """
+    settings = prefect_settings()
+    given = settings.api.url
+    with _given_server(settings) if given else own_server(schedules, ws.private, meanwhile, settings) as api:
+        if given:
+            meanwhile()
+        try:
+            yield api
+        except Exception as error:
+            if reason := _silence(error, api):
+                raise ServerError(
+                    f"The Prefect server at {shown_address(api)} fell silent ({reason}). Finished layers are kept."
+                ) from error
+            raise
+
+
+@contextmanager
+def _given_server(settings: "Settings") -> Iterator[str]:
+    check_api(settings)
+    for section, field, variable, value in _PATIENCE:
+        if origin(section, field) is None:
+            os.environ[variable] = value
+    api = str(settings.api.url)
+    _refresh()
+    try:
+        yield api
+    finally:
+        _finish_reports()
+
+
+def _silence(error: BaseException | None, api: str) -> str | None:
+    """What became of a request to the server, when that is why `error` came about."""
+    from httpx import RequestError
+
+    while error is not None:
+        if isinstance(error, RequestError) and str(error.request.url).startswith(api):
+            return _refusal(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def check_api(settings: "Settings") -> None:
+    """Ask the server that Prefect's settings name for something small, with whatever login they hold.
+
+    Raises:
+        InputError: it does not answer in time, or not as a Prefect server does. Names where the address comes from.
+    """
+    try:
+        count = in_time(_count_runs, _ANSWER_SECONDS)
+        reason = None if isinstance(count, int) else "another service answers there"
+    except Overdue:
+        reason = f"no answer within {_ANSWER_SECONDS:g} s"
+    except Exception as error:
+        reason = _refusal(error)
+    if reason is not None:
+        where = origin("APISettings", "url")
+        raise InputError(
+            f"{_URL} is {shown_address(str(settings.api.url))} ({where}): no Prefect server answers there ({reason}). "
+            "Start it, correct the address or the login, or unset it."
+        )
+
+
+def _count_runs() -> object:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS}
+    with temporary_settings(once), get_client(sync_client=True) as client:
+        return client.request("POST", "/flow_runs/count", json={}).json()
+
+
+def _refusal(error: Exception) -> str:
+    """Why a request failed, in a few words."""
+    from httpx import HTTPStatusError
+
+    if isinstance(error, HTTPStatusError):
+        return f"status {error.response.status_code} {error.response.reason_phrase}".strip()
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):  # what came is no JSON
+        return "another service answers there"
+    lines = str(error).splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def own_server(
+    schedules: bool = False,
+    private: Path | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
+    settings: "Settings | None" = None,
+) -> Iterator[str]:
+    """Start a Prefect server on this machine's loopback, and stop it at the end. It ends with this process in any case.
+
+    Args:
+        schedules: whether it also keeps schedules and shows its UI.
+        private: a damaged database inside this folder is made anew.
+        meanwhile: done while it starts.
+        settings: Prefect's, when they are known already.
 
     Yields:
         The API's address, which is also put into PREFECT_API_URL.
 
     Raises:
-        InfrastructureError: it did not come up.
+        InputError: the database that Prefect's settings name cannot be used.
+        ServerError: it did not come up.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "flows.prefect_api",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for us: the server must outlive our last call to it
-    )
+    database = Database.of(settings or prefect_settings(), private)
+    before = os.environ.pop(_URL, None)
+    with ExitStack() as until_end:
+        until_end.callback(_speak_to, before)
+        with database.starting():
+            database.check()
+            server = _started(database, schedules, meanwhile)
+            until_end.callback(server.stop)
+            until_end.enter_context(database.in_use())
+        until_end.callback(_finish_reports)
+        _speak_to(server.api)
+        yield server.api
+
+
+def _started(database: Database, schedules: bool, meanwhile: Callable[[], object]) -> "_Server":
+    server = _Server(schedules)
     try:
-        deadline = time.monotonic() + _STARTUP_SECONDS
-        while not _answers(api):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise InfrastructureError(f"The Prefect server did not start (status {process.poll()})")
-            time.sleep(0.2)
-        os.environ["PREFECT_API_URL"] = api
-        yield api
-    finally:
-        os.environ.pop("PREFECT_API_URL", None)
-        process.terminate()
+        meanwhile()
+        server.wait()
+    except _Failed as error:
+        server.stop()
+        if "address already in use" not in error.said:  # another program was quicker
+            database.make_anew(error.reason)
+        server = _Server(schedules)
         try:
-            process.wait(timeout=10)
+            server.wait()
+        except BaseException:
+            server.stop()
+            raise
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _speak_to(api: str | None) -> None:
+    """Name the server to Prefect here and in every child, or none."""
+    os.environ.pop(_URL, None)
+    if api is not None:
+        os.environ[_URL] = api
+    _refresh()
+
+
+def _refresh() -> None:
+    """Have Prefect read its settings again: it did when it was imported."""
+    import prefect.context
+
+    prefect.context.refresh_global_settings_context()
+
+
+def _finish_reports() -> None:
+    """Send what Prefect still has to tell while its server listens: at exit it would go on trying for minutes."""
+    for module, worker in (("prefect.events.worker", "EventsWorker"), ("prefect.logging.handlers", "APILogWorker")):
+        if module in sys.modules:
+            getattr(sys.modules[module], worker).drain_all(timeout=_LAST_WORDS_SECONDS)
+
+
+class _Failed(ServerError):
+    """An own server ended instead of starting.
+
+    Attributes:
+        said: what it wrote.
+        reason: the line of it that matters.
+    """
+
+    def __init__(self, status: int | None, said: str) -> None:
+        told = [line for line in said.splitlines() if _ERROR.match(line)]
+        self.said, self.reason = said, told[-1].partition(": ")[2] if told else f"status {status}"
+        super().__init__(f"Prefect's server did not start: {self.reason}")
+
+
+class _Server:
+    """A server's process, in a session of its own: Ctrl-C is for us, and it must outlive our last word to it."""
+
+    def __init__(self, schedules: bool) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.api = f"http://127.0.0.1:{port}/api"
+        how = {"PREFECT_UI_API_URL": self.api} if schedules else {"PREFECT_UI_ENABLED": "0", _EPHEMERAL: "1"}
+        self._process = subprocess.Popen(
+            tied("uvicorn", "--factory", _APP, "--host", "127.0.0.1", "--port", str(port), *_QUIET),
+            env={**os.environ, "PREFECT__SERVER_FINAL": "1", **how},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stderr is not None
+        self._said: deque[bytes] = deque(maxlen=_LINES_KEPT)
+        self._reader = threading.Thread(target=self._said.extend, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+
+    def wait(self) -> None:
+        """Return when it answers. Raises ServerError: it ended, or took too long."""
+        deadline = time.monotonic() + _STARTUP_SECONDS
+        while not _is_healthy(self.api):
+            if self._process.poll() is not None:
+                self._reader.join(1.0)
+                raise _Failed(self._process.returncode, b"".join(self._said).decode(errors="replace"))
+            if time.monotonic() > deadline:
+                raise ServerError(f"Prefect's server did not start within {_STARTUP_SECONDS:.0f} s")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._process.kill()
+            self._process.wait()
 
 
-def _answers(api: str) -> bool:
+def _is_healthy(api: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, ValueError):
+    except OSError:
         return False
-
-
-def _end_with_parent() -> None:
-    """On Linux: when the parent is killed, so is this process. Elsewhere a killed parent leaves its server behind."""
-    if sys.platform == "linux":
-        import ctypes
-        import signal
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-if __name__ == "__main__":  # the server's own process: prefect's command line, tied to the life of its parent
-    _end_with_parent()
-    import runpy
-
-    runpy.run_module("prefect", run_name="__main__")

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.cancellation import cancel_when_interrupted
 from tasks.promotion import decision
 from tasks.promotion.champion import RolledBack
 from tasks.promotion.verification import Proof
@@ -15,7 +16,7 @@ from tasks.workspace.settings import Promote, load_settings
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-@flow(name="promote", persist_result=False)
+@flow(name="promote", persist_result=False, on_crashed=[cancel_when_interrupted])
 def promote(
     workspace: str, version: str = registration.ALIAS, force: bool = False, reason: str | None = None
 ) -> decision.Decision:
@@ -47,7 +48,7 @@ def decide(
     return decision.decide(ws, model, version, rules, proof, force=force, reason=reason)
 
 
-@flow(name="rollback", persist_result=False)
+@flow(name="rollback", persist_result=False, on_crashed=[cancel_when_interrupted])
 def rollback(workspace: str, reason: str, to: str | None = None) -> RolledBack:
     """Make an earlier champion the champion again, after its proof was checked once more.
 

@@ -1,20 +1,21 @@
 """`dass serve`: the flow on a schedule, with nothing else installed."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 
 from dass.errors import InputError
-from flows.prefect_api import check_api, own_server
+from flows.prefect_api import prefect_server
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
 
-_FAREWELL_SECONDS = 15.0
+_FAREWELL_SECONDS = 2.0
+_FIELDS = 5
 
 
 def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -24,19 +25,17 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
         tell: called once when the schedule is kept, with {"workspace", "cron", "api", "ui"}.
 
     Raises:
-        InputError: the cron expression or the settings cannot be used.
-        InfrastructureError: PREFECT_API_URL does not answer.
+        InputError: the cron expression or the settings cannot be used, or the server they name does not answer.
     """
     load_settings(ws.params)
-    ws.private.mkdir(exist_ok=True)  # PREFECT_HOME is in there
-    _check_cron(cron)
-    check_api()
-    given = os.environ.get("PREFECT_API_URL")
-    with nullcontext(given) if given else own_server() as api:
+    check_cron(cron)
+    with prefect_server(ws, schedules=True, meanwhile=_import_flow) as api:
         from prefect.types.entrypoint import EntrypointType
 
+        from flows.cancellation import schedule_here
         from flows.compress import compress
 
+        schedule_here()
         # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
         warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
         tell(
@@ -47,7 +46,7 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
                 "ui": shown_address(api).removesuffix("/api"),
             }
         )
-        with _runs_end_with_us():
+        with _runs_end_with_us(ws):
             compress.serve(
                 name="scheduled",
                 cron=cron,
@@ -58,9 +57,15 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
             )
 
 
+def _import_flow() -> None:
+    import flows.compress  # noqa: F401  (it takes seconds)
+
+
 @contextmanager
-def _runs_end_with_us() -> Iterator[None]:
+def _runs_end_with_us(ws: Workspace) -> Iterator[None]:
     """Stop the run that is working when the schedule stops, while its server still hears of it. It can be resumed."""
+    from flows.cancellation import cancel_unfinished
+
     before = set(psutil.Process().children(recursive=True))
     try:
         yield
@@ -72,15 +77,27 @@ def _runs_end_with_us() -> Iterator[None]:
         for child in psutil.wait_procs(working, timeout=_FAREWELL_SECONDS)[1]:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
+        if working:
+            cancel_unfinished(str(ws.root))
 
 
-def _check_cron(cron: str) -> None:
+def check_cron(cron: str) -> None:
+    """Refuse what is no schedule of five fields, and one that never fires.
+
+    Raises:
+        InputError: it is one of these.
+    """
+    from prefect._vendor.croniter.croniter import CroniterBadDateError, croniter
     from prefect.client.schemas.schedules import CronSchedule
     from pydantic import ValidationError
 
+    expected = 'expected minute hour day month weekday, for example "0 2 * * *" for every night at two, in UTC'
+    if len(cron.split()) != _FIELDS:
+        raise InputError(f'--cron "{cron}" is not a schedule: {expected}')
     try:
         CronSchedule(cron=cron)
+        croniter(cron, datetime.now(UTC)).get_next(datetime)
     except ValidationError:
-        raise InputError(
-            f'--cron "{cron}" is not a schedule: expected minute hour day month weekday, for example "0 2 * * *"'
-        ) from None
+        raise InputError(f'--cron "{cron}" is not a schedule: {expected}') from None
+    except CroniterBadDateError:
+        raise InputError(f'--cron "{cron}" never fires: there is no such day. {expected.capitalize()}') from None

@@ -67,20 +67,20 @@ def run(
         for key, (before, now) in changed.items():
             tell(f"{ws.params.name}: {key} {shown(before)} -> {shown(now)}")
         load_settings(ws.params)  # a wrong setting is told before the slow imports
-        from flows.prefect_api import check_api
+        from flows.prefect_api import prefect_server
 
-        check_api()
-        from flows.compress import compress
+        with prefect_server(ws, meanwhile=_import_flows):
+            from flows.compress import compress
 
-        summary = compress(str(ws.root))
+            summary = compress(str(ws.root))
+            decision = None
+            if then_promote:
+                from flows.promote import promote as promote_flow
+
+                decision = promote_flow(str(ws.root), summary.version)
     from flows.summary import opening_commands
 
     commands = opening_commands(ws, summary.tracking_uri)
-    decision = None
-    if then_promote:
-        from flows.promote import promote as promote_flow
-
-        decision = promote_flow(str(ws.root), summary.version)
     if as_json:
         changes_made = {key: {"before": before, "now": now} for key, (before, now) in changed.items()}
         decided = {} if decision is None else {"decision": decision.as_json()}
@@ -92,6 +92,10 @@ def run(
         for what, command in commands.items():
             print(f"{what + ':':12} {command}")
     return DONE if decision is None or decision.promoted else FAILED
+
+
+def _import_flows() -> None:
+    import flows.compress  # noqa: F401  (it takes seconds)
 
 
 @app.command()
@@ -128,7 +132,7 @@ def serve(
 ) -> None:
     """Run the flow on a schedule, until stopped. Nothing else needs to be installed or running.
 
-    With PREFECT_API_URL set, that server keeps the schedule; otherwise a server of its own is started on this machine.
+    The server that PREFECT_API_URL names keeps the schedule; without one, a server of its own is started here.
 
     \b
         dass serve --cron "0 2 * * *"

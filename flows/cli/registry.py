@@ -116,6 +116,10 @@ def verify(
     return FAILED if any(proof.failed for proof in proofs) else DONE
 
 
+def _import_flows() -> None:
+    import flows.promote  # noqa: F401  (it takes seconds)
+
+
 @app.command(rich_help_panel=REGISTRY_PANEL)
 def promote(
     version: VersionArgument = "challenger",
@@ -134,12 +138,12 @@ def promote(
         dass promote 3 --force --reason "demo on Friday"
     """
     ws = open_workspace(workspace)
-    from flows.prefect_api import check_api
+    from flows.prefect_api import prefect_server
 
-    check_api()
-    from flows.promote import promote as promote_flow
+    with prefect_server(ws, meanwhile=_import_flows):
+        from flows.promote import promote as promote_flow
 
-    decision = promote_flow(str(ws.root), version, force, reason)
+        decision = promote_flow(str(ws.root), version, force, reason)
     if as_json:
         print_json(decision.as_json())
     else:
@@ -163,12 +167,12 @@ def rollback(
         dass rollback --to 2 --reason "..."
     """
     ws = open_workspace(workspace)
-    from flows.prefect_api import check_api
+    from flows.prefect_api import prefect_server
 
-    check_api()
-    from flows.promote import rollback as rollback_flow
+    with prefect_server(ws, meanwhile=_import_flows):
+        from flows.promote import rollback as rollback_flow
 
-    done = rollback_flow(str(ws.root), reason, to)
+        done = rollback_flow(str(ws.root), reason, to)
     if done.told:
         tell(done.told)
     if as_json:

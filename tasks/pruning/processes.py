@@ -13,12 +13,11 @@ from dass.engine.run import CheckpointRun, LayerRecord, read_report
 from dass.errors import InfrastructureError
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
+from tasks.workspace.tied import tied
 
-_TORCHRUN = (
-    *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-    "--nproc-per-node",
-)
+_TORCHRUN = ("torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node")
 _POLL_SECONDS = 0.05
+_END_SECONDS = 1.5
 STARTER = "DASSSTARTER"
 
 
@@ -66,6 +65,10 @@ class JoinedProcesses:
             return
         if sys.exc_info()[0] is not None:
             self._job.terminate()
+            try:
+                self._job.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:  # its processes end with it
+                self._job.kill()
         self._job.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -75,10 +78,18 @@ class JoinedProcesses:
         threads = max(1, (os.cpu_count() or 1) // processes)
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                [*_TORCHRUN, str(processes), "-m", "tasks.pruning.rank", str(self._workspace.root), str(settings)],
+                [
+                    *tied(*_TORCHRUN),
+                    str(processes),
+                    "-m",
+                    "tasks.pruning.rank",
+                    str(self._workspace.root),
+                    str(settings),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us
                 # The ranks, too, take no module from the folder they are started in: a user's tasks.py may lie there.
                 env={
                     "OMP_NUM_THREADS": str(threads),

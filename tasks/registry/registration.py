@@ -226,17 +226,17 @@ def _close_abandoned_runs(client: "MlflowClient", experiment: str, digest: str) 
 
 @contextmanager
 def _run(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str]) -> Generator[str]:
-    """An MLflow run that ends FINISHED, or FAILED and without its model."""
+    """An MLflow run that ends FINISHED, or without its model: FAILED, or KILLED when it was interrupted."""
     # Not mlflow.start_run(): the caller may be inside a run, and it adds the git remote's URL, which may hold a token.
     run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
     try:
         yield run_id
         client.set_terminated(run_id, "FINISHED")
-    except BaseException:
+    except BaseException as error:
         try:
             _remove_models(client, experiment, run_id)  # first: a full disk may be why we are here
         finally:
-            client.set_terminated(run_id, "FAILED")
+            client.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
 
 

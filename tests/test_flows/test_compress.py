@@ -213,6 +213,6 @@ def _group_lives(group: int) -> bool:
 
 
 def _end_group(group: int) -> None:
-    """A killed run leaves the server it started behind."""
+    """Whatever is left of a run that was started in a group of its own."""
     if _group_lives(group):
         os.killpg(group, signal.SIGKILL)
