@@ -203,7 +203,7 @@ def _unpacks(self: Any, hidden: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (_passes_on, r"trunk\.blocks\.1 is called with more, which depends on what earlier layers put out"),
+        (_passes_on, r"trunk\.blocks\.2 is called with more, which depends on what earlier layers put out"),
         (_changes_between, r"changes the hidden states between trunk\.blocks\.0 and \.1"),
         (_loops, r"calls trunk\.blocks\.0 when layer 3 is due"),
         (_skips, r"calls 2 of its 3 trunk\.blocks"),

@@ -206,7 +206,8 @@ def test_a_config_that_makes_no_model_or_another_is_refused(change: dict[str, An
     (single / "config.json").write_text(json.dumps(config | change))
     refused(
         single,
-        "transformers does not read|can make a causal LM|no list of 0 decoder layers|does not hold|the config says",
+        "transformers does not read|can make a causal LM|is an encoder-decoder|no list of 0 decoder layers|"
+        "does not hold|the config says",
     )
 
 
