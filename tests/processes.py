@@ -6,14 +6,17 @@ Not forked from the test itself: a database's connections do not survive that.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from tasks.promotion import champion
+from tasks.registry import registration
 from tasks.registry.ledger import Ledger
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
 from tests.bare_versions import manifest_of
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -92,6 +95,18 @@ def promote(uri: str, workspace: Workspace, model: str, version: str, times: int
         for _ in range(times):
             ledger = Ledger.open(client, model)
             champion.crown(client, ledger, version, manifest_of(version), "promoted", lambda _: {"reason": None})
+
+
+def register_result(workspace: Workspace, settings: Settings, provenance: dict[str, Any], dies_before: int) -> None:
+    """Register, killed before a call of MLflow."""
+
+    @contextmanager
+    def dying(ws: Workspace) -> Iterator[Any]:
+        with tracking(ws) as client:
+            yield DyingClient(client, dies_before)
+
+    setattr(registration, "tracking", dying)  # noqa: B010  (in this process, which is for one call)
+    registration.register(workspace, settings, provenance)
 
 
 def roll_back(uri: str, workspace: Workspace, model: str, to: str | None, dies_before: int = 0) -> None:

@@ -147,13 +147,19 @@ class Ledger:
         return cls(client, model, registered.tags.get(TAG) or _adopt(client, registered))
 
     @classmethod
-    def start(cls, client: "MlflowClient", model: str) -> tuple["Ledger", bool]:
-        """The model's ledger, and whether the registered model was made here: model and ledger are made at once."""
+    def start(cls, client: "MlflowClient", model: str, tags: dict[str, str] | None = None) -> tuple["Ledger", bool]:
+        """The model's ledger, and whether the registered model was made here: model and ledger are made at once.
+
+        Args:
+            client: MLflow.
+            model: the registered model's name.
+            tags: of the ledger's run, when it is made here.
+        """
         from mlflow.exceptions import MlflowException
 
         if _find(client, model) is not None:
             return cls.open(client, model), False
-        run_id = _make_run(client, model)
+        run_id = _make_run(client, model, tags)
         try:
             client.create_registered_model(model, tags={TAG: run_id})
         except MlflowException as error:
@@ -405,10 +411,28 @@ def _find(client: "MlflowClient", model: str) -> "RegisteredModel | None":
         return None
 
 
-def _make_run(client: "MlflowClient", model: str) -> str:
+def forget_unused(client: "MlflowClient", model: str, tag: str, value: str) -> None:
+    """Delete ledgers with this tag that hold one entry at most, and with them the registered model without a version.
+
+    Whoever made such a ledger failed with the very first version: the entry is about that one, which is gone.
+    """
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return
+    for run in client.search_runs([experiment.experiment_id], f"tags.{tag} = '{value}'"):
+        registered = _find(client, model)
+        is_ours = registered is not None and registered.tags.get(TAG) == run.info.run_id
+        if len(run.data.params) > 1 or (is_ours and registered.latest_versions):
+            continue
+        if is_ours:
+            client.delete_registered_model(model)
+        client.delete_run(run.info.run_id)
+
+
+def _make_run(client: "MlflowClient", model: str, tags: dict[str, str] | None = None) -> str:
     """An empty run that can hold a ledger. It is finished from the start: params may be added all the same."""
     experiment = _experiment(client, EXPERIMENT)
-    run_id = client.create_run(experiment, run_name=model[:250]).info.run_id
+    run_id = client.create_run(experiment, tags=tags, run_name=model[:250]).info.run_id
     client.set_terminated(run_id, "FINISHED")
     return str(run_id)
 

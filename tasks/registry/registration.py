@@ -5,7 +5,7 @@ entry and the alias come last. The same result registered again is the version t
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
+from tasks.registry.attempts import TAG as ATTEMPT
+from tasks.registry.attempts import Attempt, begin, clear, forget, unfinished
 from tasks.registry.ledger import Ledger
-from tasks.registry.place import local_path
+from tasks.registry.place import artifacts, local_path
 from tasks.registry.signing import fingerprint, key_tag, public_key
 from tasks.registry.tracking import (
     TrackingError,
     artifact_location,
     check_reachable,
+    is_embedded,
     tracking,
     tracking_uri,
 )
 from tasks.registry.version_folder import version_folder
-from tasks.registry.versions import check_present, repository
+from tasks.registry.versions import check_present
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -140,27 +143,30 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         InputError: a stage has not run, or the experiment or the signing key cannot be used.
         UnavailableError: this very result was registered before, and the version's files are gone.
         SignatureError: artifacts/pruned holds what is not signed, such as a pickle.
-        TrackingError: MLflow failed. The run is marked FAILED and no version is left.
+        TrackingError: MLflow failed. The run is marked FAILED and nothing else is left.
     """
     result = Result.read(workspace, settings)
     model = settings.register_.model
     with tracking(workspace) as client:
+        store = _store(workspace)
+        for left in unfinished(workspace, store):
+            _clear(workspace, client, left, "KILLED")
         existing = _find(client, model, result.digest)
         if existing is not None:
             check_present(client, existing, whole=True)
             _complete(client, existing)
             return _registration(workspace, client, existing, created=False)
         experiment = experiment_of(workspace, client, settings.register_.experiment)
-        _close_abandoned_runs(client, experiment, result.digest)
         pem = public_key()  # before anything is written: the key may be unusable
         tags = _tags(result, provenance, fingerprint(pem))
-        with _run(client, experiment, _run_name(settings), tags) as run_id:
+        attempt = begin(workspace, store, experiment, model)
+        with _cleared(workspace, client, attempt), _run(client, attempt, _run_name(settings), tags) as run_id:
             model_id = _log_model(client, workspace, settings, provenance, experiment, run_id, tags)
             _log_settings(client, run_id, settings)
             _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
             _log_files(workspace, client, run_id, settings)
             _log_datasets(workspace, client, run_id, result)
-            made = _publish(client, model, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
+            made = _publish(client, attempt, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
         return _registration(workspace, client, made, created=True)
 
 
@@ -209,7 +215,8 @@ def experiment_of(workspace: Workspace, client: "MlflowClient", name: str) -> st
             f"Restore it (mlflow experiments restore -x {found.experiment_id}) or choose another name."
         )
     folder = local_path(found.artifact_location)
-    if folder is not None and not folder.is_dir() and client.search_runs([found.experiment_id], max_results=1):
+    is_elsewhere = folder is not None and folder != artifacts(workspace)  # ours is made with its first file
+    if is_elsewhere and not folder.is_dir() and client.search_runs([found.experiment_id], max_results=1):
         raise InputError(
             f"register.experiment {name!r} keeps its files in {folder}, which is gone, and this workspace is "
             f"{workspace.root}. Was it moved? Put {folder} back, or choose another experiment."
@@ -217,34 +224,37 @@ def experiment_of(workspace: Workspace, client: "MlflowClient", name: str) -> st
     return str(found.experiment_id)
 
 
-def _close_abandoned_runs(client: "MlflowClient", experiment: str, digest: str) -> None:
-    """A process that was killed while it registered this result left its run RUNNING for ever."""
-    unfinished = f"tags.registration = '{digest}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment], unfinished):
-        client.set_terminated(run.info.run_id, "KILLED")
+def _store(workspace: Workspace) -> str:
+    """Which MLflow this is, in a note. The embedded one is the workspace's own, wherever that lies."""
+    return "mlflow.db" if is_embedded(workspace) else shown_address(tracking_uri(workspace))
 
 
 @contextmanager
-def _run(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str]) -> Generator[str]:
-    """An MLflow run that ends FINISHED, or without its model: FAILED, or KILLED when it was interrupted."""
-    # Not mlflow.start_run(): the caller may be inside a run, and it adds the git remote's URL, which may hold a token.
-    run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+def _cleared(workspace: Workspace, client: "MlflowClient", attempt: Attempt) -> Iterator[None]:
+    """Around an attempt: when it fails nothing is left of it but its run, FAILED, or KILLED when it was interrupted."""
     try:
-        yield run_id
-        client.set_terminated(run_id, "FINISHED")
+        yield
     except BaseException as error:
         try:
-            _remove_models(client, experiment, run_id)  # first: a full disk may be why we are here
-        finally:
-            client.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            _clear(workspace, client, attempt, "FAILED" if isinstance(error, Exception) else "KILLED")
+        except Exception as failed:  # the reason why we are here may be why this fails: the note stays for the next run
+            error.add_note(f"What was registered so far is cleared by the next run: {failed}")
         raise
+    forget(workspace, attempt)
 
 
-def _remove_models(client: "MlflowClient", experiment: str, run_id: str) -> None:
-    """Delete what a failed run logged as a model, files included: nothing will ever point at them."""
-    for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        repository(client, logged.artifact_location).delete_artifacts()
-        client.delete_logged_model(logged.model_id)
+def _clear(workspace: Workspace, client: "MlflowClient", attempt: Attempt, status: str) -> None:
+    clear(client, attempt, lambda made: _complete(client, made), status)
+    forget(workspace, attempt)
+
+
+@contextmanager
+def _run(client: "MlflowClient", attempt: Attempt, name: str, tags: dict[str, str]) -> Generator[str]:
+    """An MLflow run that ends FINISHED when all went well."""
+    # Not mlflow.start_run(): the caller may be inside a run, and it adds the git remote's URL, which may hold a token.
+    run_id = client.create_run(attempt.experiment, tags={**tags, ATTEMPT: attempt.id}, run_name=name).info.run_id
+    yield run_id
+    client.set_terminated(run_id, "FINISHED")
 
 
 def _log_model(
@@ -342,10 +352,11 @@ def _log_datasets(workspace: Workspace, client: "MlflowClient", run_id: str, res
 
 
 def _publish(
-    client: "MlflowClient", model: str, pem: str, run_id: str, model_id: str, tags: dict[str, str]
+    client: "MlflowClient", attempt: Attempt, pem: str, run_id: str, model_id: str, tags: dict[str, str]
 ) -> "ModelVersion":
     """Make the version with all its tags, then the ledger's entry, then the alias; on failure no version is left."""
-    ledger, is_new = Ledger.start(client, model)
+    model = attempt.model
+    ledger, _ = Ledger.start(client, model, {ATTEMPT: attempt.id})
     made = None
     try:
         client.set_registered_model_tag(model, key_tag(tags["key"]), pem)  # first: a version's key is always known
@@ -357,9 +368,6 @@ def _publish(
     except BaseException:
         if made is not None:
             client.delete_model_version(model, made.version)
-        if is_new:
-            client.delete_registered_model(model)
-            client.delete_run(ledger.run_id)
         raise
     return made
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import time
 import uuid
@@ -24,6 +25,7 @@ from tasks.registry.tracking import TrackingError
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 from tests.models import LAYERS
+from tests.processes import register_result, start
 from tests.servers import free_port, mlflow_server
 from tests.workspaces import change_settings, copy_workspace
 
@@ -182,7 +184,7 @@ def test_a_failure_while_logging_leaves_a_failed_run_and_nothing_else(finished: 
     assert list((finished.root / "mlartifacts").rglob("*.safetensors")) == []
 
 
-def test_a_failure_after_the_version_was_made_removes_it(
+def test_an_interruption_after_the_version_was_made_removes_it(
     finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -194,7 +196,7 @@ def test_a_failure_after_the_version_was_made_removes_it(
         register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
     client = client_of(finished)
     assert [str(made.version) for made in client.search_model_versions()] == ["1"]
-    assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
+    assert sorted(run.info.status for run in all_runs(client)) == ["FINISHED", "KILLED"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(registration, "_point_alias", fail)
         register(finished, change_settings(finished, register__model="new"), PROVENANCE)
@@ -260,14 +262,50 @@ def test_nothing_is_registered_behind_a_broken_ledger(finished: Workspace, setti
     assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
 
 
-def test_a_process_killed_before_the_version_does_not_stay_running(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
+def killed_before_call(finished: Workspace, step: int) -> bool:
+    """Register a model of its own, killed before that call of MLflow; whether there was such a call."""
+    settings = change_settings(finished, register__model=f"killed {step}")
+    process = start(register_result, finished, settings, PROVENANCE, step)
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def assert_nothing_is_left_but_versions(finished: Workspace) -> None:
     client = client_of(finished)
-    client.delete_model_version("tiny", "1")
-    client.update_run(made.run_id, "RUNNING")
-    again = register(finished, settings, PROVENANCE)
-    assert again.created
-    assert client.get_run(made.run_id).info.status == "KILLED"
+    versions = list(client.search_model_versions())
+    assert {run.info.status for run in all_runs(client)} <= {"FINISHED", "KILLED"}
+    assert sorted(run.info.run_id for run in all_runs(client) if run.info.status == "FINISHED") == sorted(
+        made.run_id for made in versions
+    )
+    assert len(all_models(client)) == len(versions)
+    assert len(list((finished.root / "mlartifacts").rglob("model.safetensors"))) == len(versions)
+    assert {model.name for model in client.search_registered_models()} == {made.name for made in versions}
+    [book] = [made for made in client.search_experiments() if made.name == ledger.EXPERIMENT]
+    assert len(client.search_runs([book.experiment_id])) == len({made.name for made in versions})
+    for made in versions:
+        assert [e.event for e in ledger.Ledger.open(client, made.name).entries()] == ["registered"]
+    assert list((finished.private / "registering").iterdir()) == []
+    assert list(finished.private.glob("*.partial")) == []
+
+
+def test_what_killed_registrations_began_is_cleared_by_the_next_one(finished: Workspace, settings: Settings) -> None:
+    for step in (8, 20):
+        assert killed_before_call(finished, step)
+    register(finished, settings, PROVENANCE)
+    assert_nothing_is_left_but_versions(finished)
+
+
+@pytest.mark.slow
+def test_a_registration_killed_before_every_call_is_cleared_by_the_next_one(
+    finished: Workspace, settings: Settings
+) -> None:
+    step = 1
+    while killed_before_call(finished, step):
+        step += 1
+    assert step > 20
+    register(finished, settings, PROVENANCE)
+    assert_nothing_is_left_but_versions(finished)
 
 
 def test_a_result_that_is_not_complete_is_refused(finished: Workspace, settings: Settings) -> None:
