@@ -29,14 +29,12 @@ def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
         cache = {"dir": here.cache.local_cache_dir}
         remotes, default = dict(here.config["remote"]), here.config["core"].get("remote")
     Repo.init(str(folder), no_scm=True).close()
-    with Repo(str(folder)) as repo, repo.config.edit("local") as config:  # resolved: relative urls are of `ws`
-        config["cache"] = cache
-        config["remote"] = remotes
-        config["core"] = {"remote": default} if default else {}
+    # Given, not written into a file: DVC's writer knows ASCII only. Resolved: relative urls are of `ws`.
+    config = {"cache": cache, "remote": remotes, "core": {"remote": default} if default else {}}
     for path, md5 in wanted.items():
         target = folder / f"{path}.dvc"
         write_json(target, {"outs": [{"md5": md5, "hash": "md5", "path": target.stem}]})  # JSON is YAML
-    with Repo(str(folder)) as repo:
+    with Repo(str(folder), config=config) as repo:
         try:
             repo.checkout(force=True)
         except CheckoutError:
