@@ -27,7 +27,7 @@ def cache_windows(ws: Workspace, settings: Settings) -> None:
     """
     asked, source = settings.calibration, settings.sources.calibration
     check_context(ws.base, asked.sequence_length, "calibration.sequence_length")
-    documents = read_documents(source, pinned(ws, "calibration"), ws.root)
+    documents = read_documents(source, pinned(ws, "calibration", source), ws.root)
     tokenizer = load_tokenizer(ws.base)
     bos = bos_token(asked.bos, ws.base)
     try:

@@ -42,7 +42,7 @@ def evaluate_dense(ws: Workspace, settings: Settings) -> None:
     asked, source = settings.evaluate, settings.sources.evaluation
     _needs(ws.base, "sources")
     check_context(ws.base, asked.sequence_length, "evaluate.sequence_length")
-    documents = read_documents(source, pinned(ws, "evaluation"), ws.root)
+    documents = read_documents(source, pinned(ws, "evaluation", source), ws.root)
     bos = bos_token(asked.bos, ws.base)
     wanted = None if asked.samples is None else asked.samples * asked.sequence_length
     tokens_N = tokenize(load_tokenizer(ws.base), documents.texts, wanted)

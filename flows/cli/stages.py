@@ -28,9 +28,10 @@ _STAGE_HELP = (
 
 @app.command(rich_help_panel=STAGES_PANEL)
 def pin(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Write dass.lock.json: which bytes the sources are, which code runs. `dass run` does it by itself.
+    """Write dass.lock.json anew: which bytes the sources are, which code runs.
 
-    Wanted before `dvc repro` when a local source, a hub branch or the installed dass has changed.
+    A run pins a uri when it first meets it, and from then on refuses other bytes and stays with the commit of a hub
+    branch. Wanted when the new content is meant, and before `dvc repro` when the installed dass has changed.
     """
     ws = open_workspace(workspace)
     from tasks.versioning.stages import pin_inputs

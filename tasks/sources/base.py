@@ -51,7 +51,8 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
     """
     from tasks.sources.tokens import check_tokenizer
 
-    source, pin_ = settings.sources.model, pinned(ws, "model")
+    source = settings.sources.model
+    pin_ = pinned(ws, "model", source)
     with complete_folder(ws.base) as folder:
         fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer(folder)

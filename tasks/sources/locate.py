@@ -76,6 +76,12 @@ def check_digest(source: Source, found: str, pin_: dict[str, Any] | None) -> Non
         )
     expected = (pin_ or {}).get("sha256")
     if expected is not None and expected != found:
-        raise InputError(
-            f"{uri_of(source)} has sha256 {found}, but dass.lock.json says {expected}: it changed since. Run: dass pin"
-        )
+        raise changed_since(source, found, expected)
+
+
+def changed_since(source: Source, found: str, expected: str) -> InputError:
+    """The error of a source that is not what its uri was pinned to."""
+    return InputError(
+        f"{uri_of(source)} is {found}, but dass.lock.json says {expected}: it changed since. "
+        "If the new content is meant, run: dass pin"
+    )

@@ -8,7 +8,7 @@ from dass.files import digest_of, read_json
 from tasks.sources.checkpoint_folder import checkpoint_files
 from tasks.sources.downloads import local_digest
 from tasks.sources.hub import HubId, RepoType, commit_of
-from tasks.sources.locate import locate
+from tasks.sources.locate import locate, uri_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Source
 
@@ -30,16 +30,21 @@ def read_pins(ws: Workspace) -> dict[str, Any]:
         raise InputError(f"{ws.lock_file} cannot be read. Delete it and run: dass pin") from None
 
 
-def pinned(ws: Workspace, source: str) -> dict[str, Any]:
-    """What dass.lock.json says of one source ("model", "calibration" or "evaluation"): {"sha256", "revision"}.
+def pinned(ws: Workspace, role: str, source: Source) -> dict[str, Any]:
+    """What dass.lock.json says of a source: {"uri", "sha256", "revision"}.
+
+    Args:
+        ws: whose lock file.
+        role: "model", "calibration" or "evaluation".
+        source: the source that the settings name for it; a pin of another uri says nothing of this one.
 
     Raises:
         InputError: there is no lock file, or it does not name this source.
     """
-    pins = read_pins(ws)["sources"]
-    if source not in pins:
-        raise InputError(f"{ws.lock_file.name} does not name sources.{source}. Run: dass pin")
-    return dict(pins[source])
+    pin_ = read_pins(ws)["sources"].get(role, {})
+    if pin_.get("uri") != source.uri:
+        raise InputError(f"{ws.lock_file.name} does not name {uri_of(source)} for sources.{role}. Run: dass pin")
+    return dict(pin_)
 
 
 def pin(source: Source, root: Path = Path(), repo_type: RepoType = "model") -> dict[str, str | None]:

@@ -1,15 +1,21 @@
-"""dass.lock.json: what the settings resolved to when a run began.
+"""dass.lock.json: what the settings resolved to when a run first met them.
 
-`sources` names the very bytes behind each uri; `code` names the code of each stage, for workspaces whose dvc.yaml
-cannot point at code files. Both are dependencies in dvc.yaml, so DVC sees a file or a program that changed.
+`sources` names, for each source, its uri and the very bytes behind it; `code` names the code of each stage, for
+workspaces whose dvc.yaml cannot point at code files. Both are dependencies in dvc.yaml, so DVC sees a file or a program
+that changed.
+
+A uri is pinned once, by the run that meets it, and then stands for those bytes: others are refused until `dass pin`.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
 from dass.files import write_json
+from tasks.sources.hub import HubId, RepoType
+from tasks.sources.locate import changed_since, locate, uri_of
 from tasks.sources.pinned import pin, read_pins
 from tasks.versioning.code import code_digest
 from tasks.workspace.folder import Workspace
@@ -17,29 +23,90 @@ from tasks.workspace.settings import Settings, Source
 
 SOURCES = ("model", "calibration", "evaluation")
 
+logger = logging.getLogger("dass")
+
 
 def refresh_pins(
     ws: Workspace, settings: Settings, code_of: Iterable[str] = (), root: Path | None = None
 ) -> dict[str, Any]:
-    """Resolve every source, digest the code of the stages in `code_of`, and write dass.lock.json if it differs.
+    """Pin every source anew, digest the code of the stages in `code_of`, and write dass.lock.json if it differs.
 
     Args:
         root: the folder that relative paths of sources start from; None is the workspace.
 
     Raises:
-        InputError: a source cannot be found, or is not what its sha256 says.
+        InputError: a source cannot be found.
     """
-    given: dict[str, Source] = {name: getattr(settings.sources, name) for name in SOURCES}
+    given = {role: _source(settings, role) for role in SOURCES}
     pins = {
         "sources": {
-            name: pin(source, root or ws.root, "model" if name == "model" else "dataset")
-            for name, source in given.items()
+            role: {"uri": source.uri, **pin(source, root or ws.root, _repo_type(role))}
+            for role, source in given.items()
         },
         "code": {stage: code_digest(stage) for stage in sorted(code_of)},
     }
     if _current(ws) != pins:
         write_json(ws.lock_file, pins)
     return pins
+
+
+def keep_pins(
+    ws: Workspace, settings: Settings, roles: Iterable[str] = SOURCES, code_of: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Pin those sources whose uri is new, each in one line of the log, and compare the others with their pins.
+
+    Args:
+        roles: which sources.
+        code_of: the stages whose code is digested anew; None leaves what is said of code.
+
+    Raises:
+        InputError: a source cannot be found, holds other bytes than were pinned for its uri, or dass.lock.json cannot
+            be read.
+    """
+    before = read_pins(ws) if ws.lock_file.exists() else {"sources": {}, "code": {}}
+    sources: dict[str, dict[str, Any]] = dict(before["sources"])
+    for role in roles:
+        source, was = _source(settings, role), sources.get(role)
+        now = {"uri": source.uri, **_kept(source, _known(sources, role, source), ws.root, _repo_type(role))}
+        if was is None or {**was, "uri": source.uri} != now or was.get("uri", source.uri) != source.uri:
+            stands_for = f"commit {now['revision']}" if now["revision"] else f"sha256 {now['sha256']}"
+            logger.info("%s: sources.%s pinned: %s is %s", ws.lock_file.name, role, uri_of(source), stands_for)
+        sources[role] = now
+    code = before["code"] if code_of is None else {stage: code_digest(stage) for stage in sorted(code_of)}
+    pins = {"sources": sources, "code": code}
+    if pins != before or not ws.lock_file.exists():
+        write_json(ws.lock_file, pins)
+    return pins
+
+
+def _kept(source: Source, known: dict[str, Any] | None, root: Path, repo_type: RepoType) -> dict[str, str | None]:
+    """What a source stands for, when `known` is what its uri was pinned to before."""
+    if known is None or source.sha256 is not None:  # a digest in params.yaml is a promise of its own
+        return pin(source, root, repo_type)
+    if known["revision"] is not None and isinstance(locate(source, root), HubId):
+        return known  # a branch may have moved; its commit is still there
+    found = pin(source, root, repo_type)
+    if found != known:
+        raise changed_since(source, found["sha256"] or str(found["revision"]), known["sha256"] or known["revision"])
+    return found
+
+
+def _known(sources: dict[str, dict[str, Any]], role: str, source: Source) -> dict[str, Any] | None:
+    """What the uri was pinned to, for this role or for another that reads the same kind of thing."""
+    alike = [role, *(other for other in SOURCES if _repo_type(other) == _repo_type(role))]
+    for pinned in (sources.get(other, {}) for other in alike):
+        if pinned.get("uri") == source.uri:
+            return {"sha256": pinned["sha256"], "revision": pinned["revision"]}
+    return None
+
+
+def _source(settings: Settings, role: str) -> Source:
+    source: Source = getattr(settings.sources, role)
+    return source
+
+
+def _repo_type(role: str) -> RepoType:
+    return "model" if role == "model" else "dataset"
 
 
 def _current(ws: Workspace) -> dict[str, Any] | None:

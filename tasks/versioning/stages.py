@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dass.errors import InfrastructureError, InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.follow_git import follow_git
-from tasks.versioning.pins import refresh_pins
+from tasks.versioning.pins import SOURCES, keep_pins, refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
@@ -64,7 +64,7 @@ class Started:
 
 
 def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
-    """Write dass.lock.json for the settings and the code as they are. Call inside `workspace_lock`.
+    """Write dass.lock.json for sources and code as they are, whatever it said before. Call inside `workspace_lock`.
 
     Args:
         root: the folder that relative paths of sources start from; None is the workspace.
@@ -84,11 +84,11 @@ def _stages_with_pinned_code(stages: list["PipelineStage"]) -> list[str]:
 
 
 def start_run(ws: Workspace) -> Started:
-    """Read the settings, pin the sources, and note every input that no stage makes. Call inside `workspace_lock`.
+    """Read the settings, pin sources that are new, note every input that no stage makes. Call inside `workspace_lock`.
 
     Raises:
-        InputError: the settings cannot be used, a source is missing, dvc.yaml points at other code than runs here, or
-            git does not say whether it tracks the workspace.
+        InputError: the settings cannot be used, a source is missing or holds other bytes than were pinned for its uri,
+            dvc.yaml points at other code than runs here, or git does not say whether it tracks the workspace.
         InputsChangedError: params.yaml was edited meanwhile.
     """
     settings, text = _read_settings(ws)
@@ -96,7 +96,7 @@ def start_run(ws: Workspace) -> Started:
     with _dvc(ws) as repo:
         _retry(lambda: _mend(repo))
         stages = _stages(repo)
-        refresh_pins(ws, settings, _stages_with_pinned_code(stages))
+        keep_pins(ws, settings, code_of=_stages_with_pinned_code(stages))
         made = {out.fs_path for stage in stages for out in stage.outs}
         for stage in stages:
             _check_code(ws, stage)
@@ -139,8 +139,9 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
     Raises:
         InputsChangedError: an input changed while the stage worked. The command must fail, so that DVC
             records nothing.
-        InputError: the settings cannot be used, dass.lock.json was written by other code, or somebody's own file lies
-            where the stage writes.
+        InputError: the settings cannot be used, dass.lock.json was written by other code, somebody's own file lies
+            where the stage writes, or a source that the stage reads holds other bytes than were pinned for its uri. One
+            with a new uri is pinned here.
     """
     with _dvc(ws) as repo:
         settings, text = _read_settings(ws)
@@ -148,6 +149,7 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
         _check_code(ws, stage)
         _check_pinned_code(stage)
         _refuse_strangers(ws, stage)
+        keep_pins(ws, settings, [role for role in SOURCES if _reads(stage, f"sources.{role}")])
         stage.save_deps()
         if ws.params.read_bytes() != text:
             raise _changed(name, ws.params.name)
@@ -294,7 +296,11 @@ def _check_code(ws: Workspace, stage: "PipelineStage") -> None:
 
 
 def _code_is_pinned(stage: "PipelineStage") -> bool:
-    return any(f"code.{stage.name}" in dep.params for dep in stage.params)
+    return _reads(stage, f"code.{stage.name}")
+
+
+def _reads(stage: "PipelineStage", key: str) -> bool:
+    return any(key in dep.params for dep in stage.params)
 
 
 def _check_pinned_code(stage: "PipelineStage") -> None:

