@@ -1,7 +1,7 @@
 """Whether a result could be registered, asked before hours of work rather than behind them."""
 
-import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dass.errors import InputError
@@ -81,4 +81,9 @@ def _check_folder(client: "MlflowClient", experiment: str, name: str) -> None:
 
 
 def _is_writable(folder: Path) -> bool:
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    """Tried, not asked: root has every permission, also where nothing can be made."""
+    try:
+        with TemporaryDirectory(prefix=".dass-", dir=folder):
+            return True
+    except OSError:
+        return False
