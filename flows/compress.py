@@ -12,11 +12,12 @@ from prefect.utilities.annotations import quote
 
 from dass.files import read_json
 from flows.cancellation import cancel_when_interrupted, end_with_schedule
+from flows.checks import check_start
 from flows.stages import STAGES
 from flows.summary import Summary
+from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
-from tasks.registry.readiness import check_ready
-from tasks.versioning.experiments import check_experiments, save_experiment
+from tasks.versioning.experiments import save_experiment
 from tasks.versioning.provenance import provenance
 from tasks.versioning.stages import Started, run_if_changed, start_run
 from tasks.workspace.folder import Workspace
@@ -86,14 +87,14 @@ def run_of(workspace: str) -> Iterator[Run]:
     with workspace_lock(ws):
         clear_workspace(ws)
         started = start_run(ws)
-        check_ready(ws, started.settings)
-        check_experiments(ws, started.settings)
+        check_start(ws, started.settings)
         yield Run(ws, started)
 
 
 @task(name="fetch", **_PLAIN)
 def fetch(run: Run) -> None:
     run.stage("sources")
+    check_base_fits(run.ws, run.settings)
 
 
 @task(name="calibrate", **_PLAIN)

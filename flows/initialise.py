@@ -3,19 +3,20 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.files import complete_file
+from dass.files import complete_file, scratch_folder
 from dass.outputs import check_written_into
 from flows.overrides import parse_changes, rewrite
 from tasks.versioning.follow_git import WITHOUT_GIT
 from tasks.versioning.git import is_tracked_place
+from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
 
 # template -> where it goes. None is named dvc.yaml: DVC would take it for a pipeline of the repository's own.
 _FILES = {
@@ -57,9 +58,9 @@ def make_workspace(
     if model is not None:
         wanted.append(("register.model", registered_name(model)))
     nearest = next(parent for parent in (root, *root.parents) if parent.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".dass-init-", dir=nearest) as temporary:
-        prepared = Path(temporary)
+    with scratch_folder(nearest, "dass-init") as prepared:
         _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=is_tracked_place(root, nearest))
+        check_device(load_settings(prepared / "params.yaml").engine.device)
         from tasks.versioning.stages import pin_inputs
 
         pin_inputs(Workspace.at(prepared), root)

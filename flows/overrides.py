@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -13,7 +13,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from dass.errors import InputError
 from dass.files import complete_file
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import read_params, validate_settings
+from tasks.workspace.settings import Settings, read_params, validate_settings
 from tasks.workspace.small_files import parse_yaml
 
 
@@ -27,8 +27,15 @@ class _WritesNull(RoundTripRepresenter):
 _WritesNull.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
-def change_settings(ws: Workspace, changes: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+def change_settings(
+    ws: Workspace, changes: Iterable[str], accept: Callable[[Settings], None] = lambda _: None
+) -> dict[str, tuple[Any, Any]]:
     """Write `section.key=value` pairs into params.yaml, after checking the settings they give as a whole.
+
+    Args:
+        ws: where.
+        changes: the pairs.
+        accept: asked of the settings before they are written; raises what it does not accept.
 
     Returns:
         What changed: key -> (value before, value now).
@@ -41,16 +48,19 @@ def change_settings(ws: Workspace, changes: Iterable[str]) -> dict[str, tuple[An
         return {}
     read_params(ws.params)  # says in one line what is wrong with the file, if anything is
     text = ws.params.read_text(encoding="utf-8")
-    changed, now = rewrite(text, wanted, "-S")
+    changed, now, settings = rewrite(text, wanted, "-S")
     if now != text:
+        accept(settings)
         with complete_file(ws.params) as temporary:
             temporary.write_text(now, encoding="utf-8")
             temporary.chmod(ws.params.stat().st_mode)
     return changed
 
 
-def rewrite(text: str, wanted: Iterable[tuple[str, Any]], origin: str) -> tuple[dict[str, tuple[Any, Any]], str]:
-    """The text of params.yaml with values replaced and comments kept, and what changed.
+def rewrite(
+    text: str, wanted: Iterable[tuple[str, Any]], origin: str
+) -> tuple[dict[str, tuple[Any, Any]], str, Settings]:
+    """Replace values in the text of params.yaml and keep its comments: what changed, the new text, and its settings.
 
     Raises:
         InputError: a key leads nowhere, or the new settings cannot be used.
@@ -65,12 +75,12 @@ def rewrite(text: str, wanted: Iterable[tuple[str, Any]], origin: str) -> tuple[
         before = _put(document, key, value, origin)
         if before != value or type(before) is not type(value):
             changed[key] = (before, value)
-    validate_settings(_plain(document), origin)
+    settings = validate_settings(_plain(document), origin)
     if not changed:
-        return {}, text
+        return {}, text, settings
     stream = io.StringIO()
     yaml.dump(document, stream)
-    return changed, stream.getvalue()
+    return changed, stream.getvalue(), settings
 
 
 def parse_changes(changes: Iterable[str]) -> list[tuple[str, Any]]:

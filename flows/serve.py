@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from dass.errors import InputError
+from flows.checks import check_start
 from flows.prefect_api import prefect_server
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -27,8 +28,8 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
     Raises:
         InputError: the cron expression or the settings cannot be used, or the server they name does not answer.
     """
-    load_settings(ws.params)
     check_cron(cron)
+    check_start(ws, load_settings(ws.params))
     with prefect_server(ws, schedules=True, meanwhile=_import_flow) as api:
         from prefect.types.entrypoint import EntrypointType
 

@@ -60,10 +60,11 @@ def run(
     from tasks.workspace.lock import workspace_lock
 
     with workspace_lock(ws):
+        from flows.checks import check_start
         from flows.overrides import change_settings
         from tasks.workspace.settings import load_settings
 
-        changed = change_settings(ws, changes or [])
+        changed = change_settings(ws, changes or [], accept=lambda settings: check_start(ws, settings))
         for key, (before, now) in changed.items():
             tell(f"{ws.params.name}: {key} {shown(before)} -> {shown(now)}")
         load_settings(ws.params)  # a wrong setting is told before the slow imports

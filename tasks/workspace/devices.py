@@ -1,16 +1,31 @@
 """What `engine.device` and `engine.dtype` mean on this machine."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from dass.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_device(device: str) -> torch.device:
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there. Torch takes seconds to import, and only a CUDA device needs it.
+
+    Raises:
+        InputError: a CUDA device that this machine does not have.
+    """
+    if device not in ("auto", "cpu"):
+        choose_device(device)
+
+
+def choose_device(device: str) -> "torch.device":
     """The device a setting names.
 
     Raises:
         InputError: a CUDA device that this machine does not have.
     """
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(device)
@@ -21,6 +36,8 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str) -> torch.dtype | None:
+def choose_dtype(dtype: str) -> "torch.dtype | None":
     """The torch type a setting names; None for auto (the checkpoint's own)."""
+    import torch
+
     return None if dtype == "auto" else getattr(torch, dtype)

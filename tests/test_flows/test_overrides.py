@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from dass.errors import InputError
 from flows.overrides import change_settings
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import load_settings
+from tasks.workspace.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 BOMB = "".join(
@@ -119,3 +119,15 @@ def test_what_others_write_as_yaml_stays_as_it_was(ws: Workspace) -> None:
     change_settings(ws, ["prune.sparsity=null"])
     assert "sparsity: null" in ws.params.read_text()
     assert written() == before
+
+
+def test_settings_that_are_not_accepted_are_not_written(ws: Workspace) -> None:
+    before = ws.params.read_bytes()
+
+    def refuse(settings: Settings) -> None:
+        assert settings.engine.device == "cuda"
+        raise InputError("no such device")
+
+    with pytest.raises(InputError, match="no such device"):
+        change_settings(ws, ["engine.device=cuda"], accept=refuse)
+    assert ws.params.read_bytes() == before
