@@ -17,6 +17,7 @@ READERS = {
 }
 PLACES = {
     "dass/model/pretrained.py": {"from_pretrained", "from_config"},
+    "tasks/registry/database.py": {"from_config"},  # alembic's, of MLflow's own migrations
     "tasks/sources/hub.py": {"snapshot_download", "load_dataset"},
 }
 CLOSED = {

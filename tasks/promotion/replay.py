@@ -1,12 +1,12 @@
 """`dass verify --replay`: prune again from what DVC kept, in an empty folder, and compare the masks."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from dass.engine.pruner import ENGINE_VERSION
 from dass.errors import UnavailableError
-from dass.files import read_json
+from dass.files import read_json, scratch_folder
 from dass.masks.proof import ProofError
 from tasks.pruning import run, stages
 from tasks.registry.version_folder import MANIFEST, SETTINGS, VERSION
@@ -35,8 +35,8 @@ def replayed(ws: Workspace, folder: Path) -> str:
             f"engine version {engine['version']} made it, and this is {ENGINE_VERSION}: "
             f"check out commit {version['git']['commit']} and replay there."
         )
-    with TemporaryDirectory(prefix="dass-replay-") as scratch:
-        empty = Workspace(Path(scratch).resolve())
+    with scratch_folder(Path(gettempdir()), "dass-replay") as scratch:
+        empty = Workspace(scratch.resolve())
         pull(ws, {path: version["dvc"][path] for path in _DATA}, empty.root)
         stages.prune(empty, _settings(folder, engine))
         again, expected = read_json(empty.masks / run.MANIFEST), recorded["masks"]["digest"]

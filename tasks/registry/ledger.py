@@ -421,10 +421,10 @@ def forget_unused(client: "MlflowClient", model: str, tag: str, value: str) -> N
         return
     for run in client.search_runs([experiment.experiment_id], f"tags.{tag} = '{value}'"):
         registered = _find(client, model)
-        is_ours = registered is not None and registered.tags.get(TAG) == run.info.run_id
-        if len(run.data.params) > 1 or (is_ours and registered.latest_versions):
+        owner = registered if registered is not None and registered.tags.get(TAG) == run.info.run_id else None
+        if len(run.data.params) > 1 or (owner is not None and owner.latest_versions):
             continue
-        if is_ours:
+        if owner is not None:
             client.delete_registered_model(model)
         client.delete_run(run.info.run_id)
 

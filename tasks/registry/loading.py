@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, get_args
 
 from dass.errors import InputError, UnavailableError
-from dass.files import complete_folder, digest_of, read_json, sha256_file
+from dass.files import complete_folder, digest_of, read_json, scratch_folder, sha256_file
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
 from dass.masks.pruned_record import RECORD
 from dass.masks.updates import Updates
@@ -141,9 +141,9 @@ def checkpoint_of(folder: Path, base: Path | None = None, ws: Workspace | None =
         check_config_bounds(Checkpoint(kept))
         yield kept
         return
-    with TemporaryDirectory(prefix="dass-pruned-", dir=_scratch(ws)) as scratch:
-        _apply_masks(folder, Path(scratch), base, ws)
-        yield Path(scratch)
+    with scratch_folder(_large_files(ws), "dass-pruned") as scratch:
+        _apply_masks(folder, scratch, base, ws)
+        yield scratch
 
 
 @contextmanager
@@ -160,21 +160,21 @@ def base_of(ws: Workspace | None, manifest: dict[str, Any], base: Path | None = 
     """
     wanted = _files_of(manifest)
     tried = []
-    with TemporaryDirectory(prefix="dass-base-", dir=_scratch(ws)) as scratch:
+    with scratch_folder(_large_files(ws), "dass-base") as scratch:
         present = base or (ws.base if ws and ws.base.is_dir() else None)
         if present is not None:
             found = _digests(present, wanted)
             if found == wanted:
-                yield _only(present, wanted, Path(scratch) / "base")
+                yield _only(present, wanted, scratch / "base")
                 return
             tried.append(f"{present} has {digest_of(found)}")
         if base is None:
             for dtype in _dtypes(manifest["base"]):
-                fetched = Path(scratch) / f"fetched-{dtype}"
+                fetched = scratch / f"fetched-{dtype}"
                 told = _fetch(manifest["base"], ws.root if ws else Path(), dtype, fetched)
                 found = _digests(fetched, wanted)
                 if told is None and found == wanted:
-                    yield _only(fetched, wanted, Path(scratch) / "base")
+                    yield _only(fetched, wanted, scratch / "base")
                     return
                 tried.append(told or f"{manifest['base']['uri']} has {digest_of(found)} now")
                 shutil.rmtree(fetched)
@@ -201,9 +201,9 @@ def workspace_here() -> Workspace | None:
         return None
 
 
-def _scratch(ws: Workspace | None) -> Path | None:
+def _large_files(ws: Workspace | None) -> Path:
     """Beside the workspace's own large files rather than in /tmp, which may be small."""
-    return ws.private if ws and ws.private.is_dir() else None
+    return ws.private if ws and ws.private.is_dir() else Path(gettempdir())
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:

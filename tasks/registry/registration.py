@@ -215,8 +215,8 @@ def experiment_of(workspace: Workspace, client: "MlflowClient", name: str) -> st
             f"Restore it (mlflow experiments restore -x {found.experiment_id}) or choose another name."
         )
     folder = local_path(found.artifact_location)
-    is_elsewhere = folder is not None and folder != artifacts(workspace)  # ours is made with its first file
-    if is_elsewhere and not folder.is_dir() and client.search_runs([found.experiment_id], max_results=1):
+    is_gone = folder is not None and not folder.is_dir() and folder != artifacts(workspace)  # ours comes with a file
+    if is_gone and client.search_runs([found.experiment_id], max_results=1):
         raise InputError(
             f"register.experiment {name!r} keeps its files in {folder}, which is gone, and this workspace is "
             f"{workspace.root}. Was it moved? Put {folder} back, or choose another experiment."

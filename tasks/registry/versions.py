@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError, UnavailableError
-from dass.files import read_json
+from dass.files import read_json, scratch_folder
 from tasks.registry.place import local_path
 from tasks.registry.signing import missing_files
 
@@ -100,8 +100,8 @@ def folder_of(client: "MlflowClient", made: "ModelVersion") -> Generator[Path]:
     """
     location = _location(client, made)
     check_present(client, made)
-    with TemporaryDirectory(prefix="dass-version-") as scratch:
-        yield local_path(location) or Path(repository(client, location).download_artifacts("", scratch))
+    with scratch_folder(Path(gettempdir()), "dass-version") as scratch:
+        yield local_path(location) or Path(repository(client, location).download_artifacts("", str(scratch)))
 
 
 @contextmanager
@@ -114,9 +114,11 @@ def file_of(client: "MlflowClient", made: "ModelVersion", path: str) -> Generato
     """
     location = _location(client, made)
     folder = local_path(location)
-    with TemporaryDirectory(prefix="dass-version-") as scratch:
+    with scratch_folder(Path(gettempdir()), "dass-version") as scratch:
         try:
-            found = folder / path if folder else Path(repository(client, location).download_artifacts(path, scratch))
+            found = (
+                folder / path if folder else Path(repository(client, location).download_artifacts(path, str(scratch)))
+            )
             if not found.is_file():
                 raise FileNotFoundError
         except FileNotFoundError:
