@@ -103,8 +103,10 @@ def _put(document: CommentedMap, key: str, value: Any, origin: str) -> Any:
     *parents, last = key.split(".")
     place: Any = document
     for parent in parents:
-        place = place.get(parent) if isinstance(place, Mapping) else None
-    if not isinstance(place, CommentedMap):
+        if isinstance(place, dict) and place.get(parent) is None:
+            place[parent] = {}  # params.yaml may leave a section out; what no section is called is refused as a whole
+        place = place.get(parent) if isinstance(place, dict) else None
+    if not isinstance(place, dict):  # a CommentedMap, or the plain one that a change before this one put there
         raise InputError(f"{origin} {key}: unknown key. See the sections of params.yaml.")
     before = _plain(place.get(last))
     # Quoted, so that a reader of YAML 1.1 does not take 2:4 for the number 124.

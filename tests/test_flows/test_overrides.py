@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from dass.errors import InputError
 from flows.overrides import change_settings
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import Settings, load_settings
+from tasks.workspace.settings import Settings, Source, load_settings
 
 ROOT = Path(__file__).parents[2]
 BOMB = "".join(
@@ -57,6 +57,18 @@ def test_values_are_read_as_yaml(ws: Workspace, changes: list[str], section: str
     assert read.split == "test" if key == "evaluation" else read == value
 
 
+def test_a_section_that_the_file_leaves_out_can_be_changed(ws: Workspace) -> None:
+    shutil.copy(ROOT / "examples" / "gemma-3-270m" / "params.yaml", ws.params)  # has no section promote
+    change_settings(ws, ["promote.max_ratio=3", "promote.max_task_drop.arc=0.1"])
+    assert load_settings(ws.params).promote.max_ratio == 3
+    assert load_settings(ws.params).promote.max_task_drop == {"arc": 0.1}
+
+
+def test_a_source_is_given_whole_and_then_its_digest(ws: Workspace) -> None:
+    change_settings(ws, ["sources.model={uri: pypi://a==1/b}", f"sources.model.sha256={64 * 'a'}"])
+    assert load_settings(ws.params).sources.model == Source(uri="pypi://a==1/b", sha256=64 * "a")
+
+
 def test_a_pattern_is_quoted_so_that_no_reader_takes_it_for_a_number(ws: Workspace) -> None:
     change_settings(ws, ["prune.pattern=2:4"])
     assert changed_lines(ws)[0].startswith('  pattern: "2:4" ')
@@ -80,7 +92,8 @@ def test_the_same_value_again_changes_nothing(ws: Workspace) -> None:
         ("prune.pattern=1:4", "removes exactly 0.75"),
         ("prune.method=best", r"prune\.method is 'best'"),
         ("prune.colour=red", r"prune\.colour: unknown key"),
-        ("colour.red=1", r"colour\.red: unknown key"),
+        ("colour.red=1", r"colour: unknown key\. Expected one of sources"),
+        ("prune.colour.red=1", r"prune\.colour: unknown key"),
         ("prune.sparsity.more=1", r"prune\.sparsity\.more: unknown key"),
         ("calibration.samples=0", r"calibration\.samples is 0"),
         ("calibration.seed=-1", r"calibration\.seed is -1"),
