@@ -28,6 +28,8 @@ SIGNATURE = "dass/model.sig"
 """The signature's place in a folder."""
 _KEY_FILE = "DASS_SIGNING_KEY"
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # what model-signing takes
+_LARGEST = 16 << 20  # bytes of a signature: some 200 for each file that it names
+_LARGEST_KEY = 1 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # mlflow.*.load_model("models:/NAME@ALIAS") writes the name and version it was asked for into the folder that it read.
 # Where that folder is the store itself (the embedded default), the file stays there. Nothing of ours reads it.
@@ -60,29 +62,45 @@ def sign(folder: Path) -> str:
 
 
 def check(folder: Path, public_pem: str) -> None:
-    """Compare a folder with its signature.
+    """Compare a folder with its signature: the names first, then every file's digest.
 
     Raises:
         SignatureError: a file is missing, extra or differs, a symlink or a pickle is among them, or the signature is
-            damaged or by another key.
+            damaged, larger than 16 MiB or by another key.
+    """
+    refuse_links_and_pickles(folder)
+    signature = folder / SIGNATURE
+    signed = _signed_files(signature)
+    with tempfile.TemporaryDirectory() as scratch:  # empty: what the signature itself is shows before a file is read
+        _is_as_signed(Path(scratch), signature, public_pem)
+    if told := _first_other_name(_present(folder), signed, folder):
+        raise SignatureError(told)
+    if not _is_as_signed(folder, signature, public_pem):
+        raise SignatureError(_first_difference(folder, signed) or _damaged(signature))
+
+
+def _is_as_signed(folder: Path, signature: Path, public_pem: str) -> bool:
+    """Whether a folder holds what a signature says. Hashes every file in it.
+
+    Raises:
+        SignatureError: the signature is damaged, or by another key.
     """
     from model_signing import verifying
 
-    refuse_links_and_pickles(folder)
-    signed = _signed_files(folder / SIGNATURE)
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(public_pem)
         file.flush()
         config = verifying.Config().use_elliptic_key_verifier(public_key=file.name).set_hashing_config(_hashing())
         try:
-            config.verify(folder, folder / SIGNATURE)
+            config.verify(folder, signature)
         except InvalidSignature:
-            raise SignatureError(f"{folder / SIGNATURE} is damaged: it does not fit what it signs.") from None
+            raise SignatureError(f"{signature} is damaged: it does not fit what it signs.") from None
         except ValueError as error:
             if str(error).startswith("Key mismatch"):
                 known = fingerprint(public_pem)
-                raise SignatureError(f"{folder / SIGNATURE} was made with another key than {known}.") from None
-            raise SignatureError(_first_difference(folder, signed) or _damaged(folder / SIGNATURE)) from None
+                raise SignatureError(f"{signature} was made with another key than {known}.") from None
+            return False
+    return True
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -105,6 +123,8 @@ def public_key() -> str:
     path = key_file()
     if not path.exists():
         _make_key(path)
+    if not path.is_file() or path.stat().st_size > _LARGEST_KEY:  # a pipe would never end
+        raise InputError(f"{path} is no file of at most {_LARGEST_KEY} bytes: expected the signing key, PEM.")
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except OSError as error:
@@ -215,6 +235,8 @@ def _signed_files(signature: Path) -> dict[str, str]:
 
     if not signature.is_file():
         raise SignatureError(f"{signature} is missing: the folder is not signed.")
+    if (size := signature.stat().st_size) > _LARGEST:
+        raise SignatureError(f"{signature} has {size} bytes: expected a signature of at most {_LARGEST}.")
     try:
         text = signature.read_text(encoding="utf-8")
         bundle = Bundle.from_json(text)
@@ -223,7 +245,7 @@ def _signed_files(signature: Path) -> dict[str, str]:
             raise ValueError
         statement = json.loads(base64.b64decode(json.loads(text)["dsseEnvelope"]["payload"]))
         return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise SignatureError(_damaged(signature)) from None
 
 
@@ -231,14 +253,26 @@ def _damaged(signature: Path) -> str:
     return f"{signature} is damaged: it cannot be read as a signature."
 
 
+def _present(folder: Path) -> dict[str, Path]:
+    """What of a folder is compared with its signature, by name."""
+    return {name: path for name, path in _files(folder) if name not in (SIGNATURE, _FROM_MLFLOW)}
+
+
+def _first_other_name(present: dict[str, Path], signed: dict[str, str], folder: Path) -> str | None:
+    """The first file, by name, that is missing or extra. No file is read: an extra one may be of any size."""
+    for name in sorted(present.keys() ^ signed.keys()):
+        if name in signed:
+            return f"{name} is missing from {folder}: it was signed with it."
+        return f"{name} in {folder} is extra: it was never signed."
+    return None
+
+
 def _first_difference(folder: Path, signed: dict[str, str]) -> str | None:
     """The first file, by name, that is missing, extra or differs; None when all are as signed."""
-    present = {name: path for name, path in _files(folder) if name not in (SIGNATURE, _FROM_MLFLOW)}
-    for name in sorted({*present, *signed}):
-        if name not in present:
-            return f"{name} is missing from {folder}: it was signed with it."
-        if name not in signed:
-            return f"{name} in {folder} is extra: it was never signed."
+    present = _present(folder)
+    if told := _first_other_name(present, signed, folder):
+        return told
+    for name in sorted(present):
         if not present[name].is_file() or sha256_file(present[name]) != signed[name]:  # a pipe would never end
             return f"{name} in {folder} differs from what was signed."
     return None

@@ -1,8 +1,11 @@
 """Signing a folder, and every way in which it may not be what was signed."""
 
+import base64
+import json
 import os
 import random
 import stat
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +13,19 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from sigstore_models.bundle.v1 import Bundle
 
 from dass.errors import InputError
-from tasks.registry.signing import SIGNATURE, SignatureError, check, fingerprint, key_file, public_key, sign
+from tasks.registry.signing import (
+    SIGNATURE,
+    SignatureError,
+    check,
+    fingerprint,
+    key_file,
+    missing_files,
+    public_key,
+    sign,
+)
 
 
 @pytest.fixture
@@ -107,6 +120,31 @@ def test_what_changed_is_named(folder: Path, change: Callable[[Path], object], t
         check(folder, public_key())
 
 
+def test_a_file_that_was_never_signed_is_refused_unread(folder: Path) -> None:
+    with (folder / "dass" / "huge.safetensors").open("wb") as sparse:
+        sparse.truncate(20 << 30)  # to hash it takes half a minute
+    began = time.monotonic()
+    with pytest.raises(SignatureError, match=r"dass/huge.safetensors in .* is extra"):
+        check(folder, public_key())
+    assert time.monotonic() - began < 5
+
+
+def test_a_signature_has_a_largest_size(folder: Path) -> None:
+    os.truncate(folder / SIGNATURE, 20 << 30)
+    for look in (lambda: check(folder, public_key()), lambda: missing_files(folder)):
+        with pytest.raises(SignatureError, match=r"model\.sig has 21474836480 bytes: .* at most 16777216"):
+            look()
+
+
+def test_a_signature_that_is_nested_without_end_is_damaged(folder: Path) -> None:
+    bundle = json.loads((folder / SIGNATURE).read_text())
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(b"[" * 100_000).decode()
+    for content in ("[" * 100_000, Bundle.from_json(json.dumps(bundle)).to_json()):
+        (folder / SIGNATURE).write_text(content)
+        with pytest.raises(SignatureError, match=r"model\.sig is damaged"):
+            check(folder, public_key())
+
+
 def test_two_swapped_files_are_caught(folder: Path) -> None:
     one, other = folder / "README.md", folder / ".gitignore"
     one.rename(folder / "held")
@@ -198,3 +236,11 @@ def test_a_key_that_cannot_sign_is_refused(key: Path, content: bytes, told: str)
     with pytest.raises(InputError, match=f"mine.pem {told}"):
         public_key()
     assert key.read_bytes() == content
+
+
+def test_a_key_of_any_size_is_not_read(key: Path) -> None:
+    key.parent.mkdir()
+    key.touch()
+    os.truncate(key, 20 << 30)
+    with pytest.raises(InputError, match=r"mine\.pem is no file of at most 1048576 bytes"):
+        public_key()
