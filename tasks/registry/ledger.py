@@ -50,6 +50,7 @@ CROWNINGS = ("promoted", "rolled_back")
 
 _KEY = "entry."
 _LONGEST = 6000  # MLflow's longest param, in characters
+_DIGITS = 18  # of an entry's number, at most
 _NOTHING = "0" * 64  # what the first line names as the one before it
 _TEXTS = ("id", "time", "actor", "event", "model", "version", "manifest", "before")
 _TRIES = 100  # of a race with other writers: each lost one is another writer's success
@@ -96,7 +97,12 @@ class Entry:
     @classmethod
     def parse(cls, line: str) -> "Entry":
         """Raises ValueError: this is no line that a ledger holds."""
-        values = json.loads(line)
+        if len(line) > _LONGEST:
+            raise ValueError("longer than any")
+        try:
+            values = json.loads(line)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(values, dict) or values.keys() != {"n", "details", *_TEXTS}:
             raise ValueError("other keys")
         if type(values["n"]) is not int or not isinstance(values["details"], dict):
@@ -268,7 +274,7 @@ class Ledger:
         for made in self.versions():
             head = made.tags[HEAD]
             number, _, digest = head.partition(" ")
-            if not number.isdecimal():
+            if not number.isdecimal() or len(number) > _DIGITS:
                 raise self._broken(f"version {made.version} has the tag {HEAD} = {head!r}, which names no entry")
             if int(number) >= len(entries):
                 entries = self.entries()  # it may have been written since

@@ -164,6 +164,16 @@ def write_rubbish(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
     line_of(store, ledger, 3, "{}")
 
 
+def nest(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
+    line_of(store, ledger, 3, "[" * 6000)
+
+
+def nest_the_details(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
+    start, _, end = entries[3].line.partition('"details":{')
+    nested = "[" * 1500 + "]" * 1500
+    line_of(store, ledger, 3, f'{start}"details":{{"a":{nested}{end[end.index("}"):]}')
+
+
 def add_a_space(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
     line_of(store, ledger, 4, entries[4].line + " ")
 
@@ -208,6 +218,8 @@ def empty(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
         (edit_the_first, "entry 0 was edited: entry 1 names another digest"),
         (edit_the_last, "entry 4 was edited: version 2 names another digest"),
         (write_rubbish, "entry 3 was edited: it is no line of a ledger"),
+        (nest, "entry 3 was edited: it is no line of a ledger"),
+        (nest_the_details, "entry 3 was edited: it is no line of a ledger"),
         (add_a_space, "entry 4 was edited: it is no line of a ledger"),
         (exchange, "entry 1 holds the line of entry 2: lines were moved"),
         (exchange_and_renumber, "entry 2 was edited: entry 3 names another digest"),
@@ -231,6 +243,9 @@ def test_an_attack_on_a_line_is_named(
 def test_a_head_that_names_nothing_is_told(ledger: Ledger, client: MlflowClient) -> None:
     client.set_model_version_tag(ledger.model, "1", HEAD, "none")
     with pytest.raises(BrokenLedger, match="version 1 has the tag ledger.head = 'none'"):
+        ledger.check_heads(ledger.entries())
+    client.set_model_version_tag(ledger.model, "1", HEAD, "9" * 4900)
+    with pytest.raises(BrokenLedger, match=r"version 1 has the tag ledger.head = '9+', which names no entry"):
         ledger.check_heads(ledger.entries())
 
 
