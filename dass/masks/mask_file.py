@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class MaskFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         """Raises InputError: the file is missing, damaged, or not a mask file."""
         self.path = path
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise InputError(f"{path} is no file: expected a mask file.")
         try:
             with safe_open(path, framework="pt") as handle:
                 header = (handle.metadata() or {}).get(_HEADER, "{}")
@@ -119,8 +122,8 @@ class MaskFile(Mapping[str, Tensor]):
 
     def _shape(self, name: str, shape: Any) -> tuple[int, ...]:
         sizes = shape if isinstance(shape, list) else [None]
-        if not all(type(size) is int and size >= 0 for size in sizes) or math.prod(sizes) >= 2**63:
-            raise self._damaged(name, f"its shape is {json.dumps(shape)}")
+        if not all(type(size) is int and size >= 0 for size in sizes) or _entries_at_most(sizes) >= 2**63:
+            raise self._damaged(name, f"its shape is {shorten(json.dumps(shape), 100)}")
         return tuple(sizes)
 
     def _grouping(self, name: str, encoding: Any) -> Grouping | None:
@@ -131,6 +134,11 @@ class MaskFile(Mapping[str, Tensor]):
 
     def _damaged(self, name: str, how: object) -> InputError:
         return InputError(f"{self.path}, {name}: the mask is damaged ({how}).")
+
+
+def _entries_at_most(sizes: list[int]) -> int:
+    """What torch multiplies for the strides of a tensor, whether or not one of its sizes is 0."""
+    return math.prod(max(size, 1) for size in sizes)
 
 
 def _parse_header(header: str, path: Path) -> dict[str, Any]:

@@ -210,7 +210,8 @@ class Checkpoint:
     def _read_header(self, file: str) -> None:
         path = self.folder / file
         try:
-            with safe_open(path, framework="pt"):  # the library's own checks: offsets, overlaps, total size
+            # The library's own checks: the header's length (in the file, at most 100 MB), offsets, overlaps, total size
+            with safe_open(path, framework="pt"):
                 pass
             with path.open("rb") as source:
                 prefix = source.read(8)
@@ -231,6 +232,9 @@ class Checkpoint:
             for name, entry in entries.items()
             if name != "__metadata__"
         }
+        for name, place in tensors.items():
+            if math.prod(max(size, 1) for size in place.shape) >= 2**63:  # no bytes are stored where one size is 0
+                raise InputError(f"{path} holds {name} of shape {place.shape}, which no tensor has. {_AGAIN}")
         self._headers[file] = (prefix + header, tensors)
 
 

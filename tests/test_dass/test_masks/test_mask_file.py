@@ -1,6 +1,8 @@
 """Mask files."""
 
 import json
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,21 @@ def test_a_missing_file_and_files_of_other_formats_are_refused(path: Path) -> No
         MaskFile(path)
 
 
+def test_a_pipe_and_a_folder_are_no_mask_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(InputError, match="is no file: expected a mask file"):
+            MaskFile(path)
+
+
+def test_a_header_that_is_longer_than_the_file_is_named(path: Path) -> None:
+    content = path.read_bytes()
+    for length in (90_000_000, 2**64 - 1):
+        path.write_bytes(struct.pack("<Q", length) + content[8:])
+        with pytest.raises(InputError, match="m is damaged"):
+            MaskFile(path)
+
+
 def test_a_cut_file_is_named(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="m is damaged"):
@@ -114,7 +131,7 @@ def test_a_header_without_shapes_or_encodings_is_named(path: Path, key: str, val
         MaskFile(path)
 
 
-@pytest.mark.parametrize("shape", [16, None, "16x24", [16, -24], [16, 24.0], [16, True], [2**40, 2**40]])
+@pytest.mark.parametrize("shape", [16, None, "16x24", [16, -24], [16, 24.0], [16, True], [2**40, 2**40], [0, 2**70]])
 def test_a_bad_shape_is_named_with_its_tensor(path: Path, shape: Any) -> None:
     rewrite(path, {"shapes": {"grouped": shape, "loose": [16, 24]}})
     with pytest.raises(InputError, match="m, grouped: the mask is damaged .its shape is"):

@@ -1,7 +1,9 @@
 """A checkpoint folder: read exactly, and refused in one line before any work where it cannot be."""
 
 import json
+import os
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,7 @@ def test_an_index_that_names_an_absent_tensor_is_refused(sharded: Path) -> None:
     [
         ("{", "index.json is not JSON"),
         ("\x00", "index.json is not JSON"),
+        ("[" * 100_000, "index.json is not JSON"),
         ("{}", 'index.json has no "weight_map"'),
         ("[]", 'index.json has no "weight_map"'),
         ('{"weight_map": []}', 'index.json has no "weight_map"'),
@@ -141,6 +144,29 @@ def test_an_index_that_names_an_absent_tensor_is_refused(sharded: Path) -> None:
 def test_a_damaged_index_is_refused(text: str, match: str, sharded: Path) -> None:
     (sharded / INDEX).write_text(text)
     refused(sharded, match)
+
+
+def test_an_index_has_a_largest_size(sharded: Path) -> None:
+    os.truncate(sharded / INDEX, 20 << 30)
+    with pytest.raises(InputError, match="has 21474836480 bytes: expected an index of at most 100000000. Fetch"):
+        Checkpoint(sharded)
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 90_000_000, 200_000_000])
+@pytest.mark.parametrize("size", [1000, 20 << 30])
+def test_a_header_is_as_long_as_its_file_and_the_bound_allow(length: int, size: int, single: Path) -> None:
+    file = single / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", length) + b"{}")
+    os.truncate(file, size)
+    with pytest.raises(InputError, match="model.safetensors is damaged or truncated"):
+        Checkpoint(single)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62, 4], [2**64 - 1, 0]])
+def test_a_shape_that_no_tensor_has_is_named(shape: list[int], single: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (single / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    refused(single, r"holds w of shape \(.*\), which no tensor has. Fetch")
 
 
 @pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\x"])

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import struct
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,48 @@ def test_a_wheel_with_flipped_bytes_is_refused(index: Path, tmp_path: Path) -> N
     wheel.write_bytes(damaged)
     with pytest.raises(InputError, match="is damaged or was cut off"):
         fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(content))
+    assert nothing_is_left(tmp_path)
+
+
+def marked(wheel: Path, in_directory: int, in_header: int, value: int) -> None:
+    """Change a field of the first entry: 16 bits, in the zip's directory and in the header before the data."""
+    content = bytearray(wheel.read_bytes())
+    for start, place in ((content.index(b"PK\x01\x02"), in_directory), (content.index(b"PK\x03\x04"), in_header)):
+        struct.pack_into("<H", content, start + place, value)
+    wheel.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("in_directory", "in_header", "value", "told"),
+    [
+        (8, 6, 0x1, "c4.utf8 in texts-1.0-py3-none-any.whl is encrypted"),
+        (10, 8, zipfile.ZIP_LZMA, "is compressed by method 14: expected a wheel, whose files are stored or deflated"),
+    ],
+)
+def test_a_file_that_is_not_read_out_of_a_wheel_is_named(
+    index: Path, tmp_path: Path, in_directory: int, in_header: int, value: int, told: str
+) -> None:
+    marked(make_wheel(index, "texts", {"c4.utf8": CONTENT}), in_directory, in_header, value)
+    with pytest.raises(InputError, match=told) as error:
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(CONTENT))
+    assert "\n" not in str(error.value)
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_small_wheel_does_not_become_a_large_file(index: Path, tmp_path: Path) -> None:
+    make_wheel(index, "texts", {"c4.utf8": bytes(65 << 20)})
+    with pytest.raises(InputError, match=r"c4.utf8 in .* takes \d+ bytes there and unpacks to 68157440: .* 67108864"):
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], "0" * 64)
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_size_that_the_wheel_cannot_hold_is_no_excuse(index: Path, tmp_path: Path) -> None:
+    wheel = make_wheel(index, "texts", {"c4.utf8": CONTENT})
+    content = bytearray(wheel.read_bytes())
+    struct.pack_into("<II", content, content.index(b"PK\x01\x02") + 20, 2**32 - 2, 2**32 - 2)  # packed and unpacked
+    wheel.write_bytes(content)
+    with pytest.raises(InputError, match=r"unpacks to 4294967294: expected at most 67108864"):
+        fetch_wheel_files(["pypi://texts==1.0/c4.utf8"], sha256(CONTENT))
     assert nothing_is_left(tmp_path)
 
 

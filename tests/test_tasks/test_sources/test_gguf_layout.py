@@ -1,5 +1,6 @@
 """A GGUF file is one whole language model that holds what it declares, or it is refused in one line."""
 
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -71,6 +72,12 @@ def set_type(kind: int) -> Callable[[gguf.GGUFReader], None]:
 EDITED: dict[str, tuple[Callable[[gguf.GGUFReader], None], str]] = {
     "fewer blocks": (set_key("llama.block_count", 1), r"says that it has 1 blocks .* holds blk\.1 \(3 held\)"),
     "more blocks": (set_key("llama.block_count", 4), r"says that it has 4 blocks .* lacks blk\.3 \(3 held\)"),
+    "blocks without end": (set_key("llama.block_count", 2**32 - 1), r"4294967295 blocks .* lacks blk\.3 \(3 held\)"),
+    "heads without end": (
+        set_key("llama.attention.head_count", 2**32 - 1),
+        "head_count is 4294967295, and its tensors have at most 300 entries along any axis",
+    ),
+    "a vocabulary without end": (set_key("llama.vocab_size", 2**32 - 1), "vocab_size is 4294967295, and its tensors"),
     "overlap": (move(3, -32), r"blk\.\d.* begins at byte \d+ of the tensors' data: expected \d+"),
     "hole": (move(3, 32), "begins at byte"),
     "not aligned": (move(3, 4), "begins at byte"),
@@ -160,7 +167,31 @@ def test_counts_that_no_file_can_hold_end_at_once(whole: Path, tmp_path: Path) -
         content = bytearray(whole.read_bytes())
         struct.pack_into("<Q", content, place, 2**62)
         (tmp_path / "tiny.gguf").write_bytes(content)
-        refused(tmp_path / "tiny.gguf", "is not a whole GGUF file")
+        refused(tmp_path / "tiny.gguf", rf"it declares {2**62} (tensors|keys), and {len(content)} bytes hold at most")
+
+
+@pytest.mark.parametrize(("kind", "count"), [(0, 10 << 30), (4, 2**62), (8, 2**62), (8, 1 << 30)])
+def test_an_array_without_end_in_a_file_of_any_size_is_not_read(tmp_path: Path, kind: int, count: int) -> None:
+    file = tmp_path / "tiny.gguf"
+    key = b"tokenizer.ggml.tokens"
+    file.write_bytes(
+        struct.pack("<4sIQQQ", b"GGUF", 3, 1, 1, len(key)) + key + struct.pack("<IIQ", 9, kind, count) + b"x" * 64
+    )
+    os.truncate(file, 20 << 30)
+    refused(file, r"not a whole GGUF file \(.*; its metadata and the names of its tensors may take 67108864 bytes\)")
+
+
+def test_names_and_axes_without_end_are_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    for rest in (struct.pack("<Q", 10 << 30), struct.pack("<Q4sI", 4, b"name", 2**32 - 1)):
+        file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + rest)
+        os.truncate(file, 20 << 30)
+        refused(file, "not a whole GGUF file .*may take 67108864 bytes")
+
+
+@pytest.mark.parametrize("key", ["split.count", "llama.block_count"])
+def test_a_count_that_is_no_number_is_named(tmp_path: Path, key: str) -> None:
+    refused(write_tiny_gguf(tmp_path / "tiny.gguf", tiny_model(), {key: "3"}), f"has a {key} that is no whole number")
 
 
 def test_an_architecture_without_a_tokenizer_is_no_language_model(tmp_path: Path) -> None:
