@@ -136,9 +136,9 @@ class MaskFile(Mapping[str, Tensor]):
         return InputError(f"{self.path}, {name}: the mask is damaged ({how}).")
 
 
-def _entries_at_most(sizes: list[int]) -> int:
+def _entries_at_most(sizes: Iterable[Any]) -> int:
     """What torch multiplies for the strides of a tensor, whether or not one of its sizes is 0."""
-    return math.prod(max(size, 1) for size in sizes)
+    return math.prod(max(int(size), 1) for size in sizes)
 
 
 def _parse_header(header: str, path: Path) -> dict[str, Any]:

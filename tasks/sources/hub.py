@@ -127,14 +127,12 @@ def fetch_rows(hub: HubId, source: Source, revision: str | None) -> "Dataset":
     """
     import datasets
 
-    if Path(hub.repo).exists():  # `load_dataset` would take the folder here for the data set on the hub
-        raise InputError(f"{hub.repo} is also a path in {Path.cwd()}: say ./{hub.repo}/FILE, or start elsewhere.")
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
         return _while_it_goes_on(
             lambda: datasets.load_dataset(
-                hub.repo,
+                f"hf://datasets/{hub.repo}",  # without it, a folder of that name below the current one goes first
                 name=source.subset,
                 data_files=source.data_files,
                 split=source.split or "train",

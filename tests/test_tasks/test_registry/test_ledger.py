@@ -171,7 +171,7 @@ def nest(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
 def nest_the_details(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
     start, _, end = entries[3].line.partition('"details":{')
     nested = "[" * 1500 + "]" * 1500
-    line_of(store, ledger, 3, f'{start}"details":{{"a":{nested}{end[end.index("}"):]}')
+    line_of(store, ledger, 3, f'{start}"details":{{"a":{nested}{end[end.index("}") :]}')
 
 
 def add_a_space(store: Store, ledger: Ledger, entries: list[Entry]) -> None:

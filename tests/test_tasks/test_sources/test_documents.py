@@ -19,6 +19,7 @@ from tasks.sources import unpack
 from tasks.sources.documents import read_documents
 from tasks.sources.pinned import pin
 from tasks.workspace.settings import Source
+from tests.hub import COMMIT, hub
 
 WIKI = {
     "uri": "pypi://exllamav3==1.6.5/exllamav3/conversion/standard_cal_data/wiki.utf8",
@@ -233,16 +234,20 @@ def test_a_text_with_another_digest_than_asked_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_hub_data_set_s_rows_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The datasets library takes a folder of that name below the current one for the repository.
+    # A folder of that name in the workspace is for whoever leaves the revision out; one below the current folder never.
     (tmp_path / "org" / "texts").mkdir(parents=True)
-    (tmp_path / "org" / "texts" / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    (tmp_path / "org" / "texts" / "test.jsonl").write_text('{"text": "three"}\n')
+    (tmp_path / "org" / "texts" / "train.jsonl").write_text('{"text": "local"}\n')
     monkeypatch.chdir(tmp_path)
-    elsewhere = tmp_path / "workspace"
-    assert read_documents(Source(uri="org/texts"), None, elsewhere).texts == ["one", "two"]
-    assert read_documents(Source(uri="org/texts", split="test"), None, elsewhere).texts == ["three"]
-    with pytest.raises(InputError, match=r"no column 'body', only text"):
-        read_documents(Source(uri="org/texts", column="body"), None, elsewhere)
+    files = {"train.jsonl": b'{"text": "one"}\n{"text": "two"}\n', "test.jsonl": b'{"text": "three"}\n'}
+    pinned = {"revision": COMMIT}
+    with hub("org/texts", files, monkeypatch):
+        assert read_documents(Source(uri="org/texts@main"), pinned, tmp_path).texts == ["one", "two"]
+        assert read_documents(Source(uri="org/texts@main", split="test"), pinned, tmp_path).texts == ["three"]
+        assert read_documents(Source(uri="org/texts"), pinned, tmp_path / "workspace").texts == ["one", "two"]
+        with pytest.raises(InputError, match=r"no column 'body', only text"):
+            read_documents(Source(uri="org/texts@main", column="body"), pinned, tmp_path)
+        with pytest.raises(InputError, match="is a folder"):
+            read_documents(Source(uri="org/texts"), None, tmp_path)
 
 
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
