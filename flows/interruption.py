@@ -77,7 +77,8 @@ class Interruption:
             again = signal.SIGINT in self._heard(left)
             if again and time.monotonic() > first + _SAME_SECONDS:
                 break
-        os.write(2, f"{TOLD}\n".encode())
+        with suppress(OSError):  # the terminal was closed
+            os.write(2, f"{TOLD}\n".encode())
         os._exit(128 + self.number)
 
     def _heard(self, seconds: float | None) -> list[int]:

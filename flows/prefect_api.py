@@ -19,6 +19,7 @@ from flows.prefect_database import Database
 from flows.prefect_settings import origin, prefect_settings
 from tasks.sources.waiting import in_time
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import holds
 from tasks.workspace.patience import Overdue
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.tied import tied
@@ -54,7 +55,8 @@ def prefect_server(
     """The server that flows inside report to.
 
     Args:
-        ws: the workspace; a damaged database in its private folder is made anew.
+        ws: the workspace; a damaged database in its private folder is made anew. While it is locked, runs that were
+            killed are called crashed there.
         schedules: whether an own server also keeps schedules and shows its UI.
         meanwhile: done while the server starts, such as slow imports.
 
@@ -71,6 +73,10 @@ def prefect_server(
     with _given_server(settings) if given else own_server(schedules, ws.private, meanwhile, settings) as api:
         if given:
             meanwhile()
+        elif holds(ws) and Database.of(settings, ws.private).disposable:
+            from flows.cancellation import crash_unfinished
+
+            crash_unfinished(str(ws.root))
         try:
             yield api
         except Exception as error:
@@ -168,7 +174,7 @@ def own_server(
 
     Raises:
         InputError: the database that Prefect's settings name cannot be used.
-        ServerError: it did not come up.
+        ServerError: it did not come up for another reason.
     """
     database = Database.of(settings or prefect_settings(), private)
     before = os.environ.pop(_URL, None)
@@ -191,8 +197,10 @@ def _started(database: Database, schedules: bool, meanwhile: Callable[[], object
         server.wait()
     except _Failed as error:
         server.stop()
-        if "address already in use" not in error.said:  # another program was quicker
+        if database.is_blamed(error.line):
             database.make_anew(error.reason)
+        elif "address already in use" not in error.said:  # there, another program was quicker
+            raise ServerError(f"{error}. Its database: {database.name}") from None
         server = _Server(schedules)
         try:
             server.wait()
@@ -232,12 +240,14 @@ class _Failed(ServerError):
 
     Attributes:
         said: what it wrote.
-        reason: the line of it that matters.
+        line: the line of it that matters.
+        reason: the same, without the error's type.
     """
 
     def __init__(self, status: int | None, said: str) -> None:
-        told = [line for line in said.splitlines() if _ERROR.match(line)]
-        self.said, self.reason = said, told[-1].partition(": ")[2] if told else f"status {status}"
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"status {status}"]
+        self.said, self.line = said, next(filter(_ERROR.match, reversed(lines)), lines[-1])
+        self.reason = self.line.partition(": ")[2].strip().rstrip(".") or self.line
         super().__init__(f"Prefect's server did not start: {self.reason}")
 
 

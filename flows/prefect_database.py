@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import logging
+import re
 import shutil
 import sqlite3
 import time
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 6.0
 _WAIT_SECONDS = 120.0  # for another own server that is starting
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+_ITS_ERRORS = re.compile(r"\b(?:sqlite3|alembic|asyncpg)\.")
+_SURROUNDINGS = (  # SQLite's words for what lies outside the file
+    *("unable to open database file", "database or disk is full", "disk I/O error", "attempt to write a readonly"),
+    *("is locked", "out of memory", "interrupted"),
+)
 _READ_WHOLE = 64 << 20  # bytes; of a larger file only the first pages are looked at
 _CHOOSING = ("connection_url", "driver", "name")
 
@@ -101,6 +107,14 @@ class Database:
         reason = self._damage()
         if reason is not None:
             self.make_anew(reason)
+
+    @staticmethod
+    def is_blamed(error: str) -> bool:
+        """Whether a server that ended with this error ended because of what its database holds.
+
+        A full disk, a port that is taken or a library that is missing is nothing that a new database mends.
+        """
+        return bool(_ITS_ERRORS.search(error)) and not any(words in error for words in _SURROUNDINGS)
 
     def make_anew(self, reason: str) -> None:
         """Remove a damaged database that holds nothing but the history of flow runs; the server makes another.

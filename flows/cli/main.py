@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 from flows.cli import pipeline, registry, stages  # noqa: F401  (they register their commands)
 from flows.cli.app import app
@@ -41,7 +42,8 @@ def run_command(arguments: list[str], interruption: Interruption | None = None) 
     if interruption is not None and interruption.status is not None:
         status, message = interruption.status, None  # what failed on the way out failed because of it
     if status > 128:
-        tell(TOLD)
+        with suppress(OSError):  # the terminal was closed
+            tell(TOLD)
     elif message is not None:
         tell(f"dass: {message}")
         if "--json" in arguments:

@@ -26,7 +26,7 @@ def workspace_lock(ws: Workspace) -> Iterator[None]:
         InputError: another process holds it; the message names it.
         OSError: the workspace cannot be written.
     """
-    if ws.root in _held_here:
+    if holds(ws):
         yield
         return
     ws.private.mkdir(exist_ok=True)
@@ -47,6 +47,11 @@ def workspace_lock(ws: Workspace) -> Iterator[None]:
             yield
         finally:
             _held_here.discard(ws.root)
+
+
+def holds(ws: Workspace) -> bool:
+    """Whether this process holds the workspace."""
+    return ws.root in _held_here
 
 
 def _holder(text: str) -> str:

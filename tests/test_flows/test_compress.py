@@ -107,20 +107,6 @@ def test_a_killed_run_goes_on_behind_its_last_finished_layer(
     assert (ws.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
 
 
-def test_an_interrupted_run_says_that_it_can_go_on(commands: Commands, finished: Workspace) -> None:
-    work = set(finished.work.glob("*/layer_000.safetensors"))
-    process = commands.start(finished, "dass", "run", "-S", "prune.alpha=0.25")
-    try:
-        wait_for(lambda: bool(set(finished.work.glob("*/layer_000.safetensors")) - work))
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        _end_group(process.pid)
-    assert process.returncode == 130
-    assert "dass: interrupted. Finished layers are kept; run again to go on." in errors.splitlines()
-    assert "Traceback" not in errors
-
-
 def test_of_two_runs_at_once_one_works_and_the_other_says_so(
     commands: Commands, new_workspace: Callable[[], Workspace]
 ) -> None:
