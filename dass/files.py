@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 
 from dass.errors import InputError
 
-# ".NAME.PROCESS.partial", or with a random part: ".NAME.RANDOM.PROCESS.partial".
-_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\w{8})?\.(?P<process>\d+)\.(?P<kind>partial|retired)")
+# ".NAME.PROCESS.partial", with a random part ".NAME.RANDOM.PROCESS.partial"; and what SQLite writes beside a file.
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\w{8})?\.(?P<process>\d+)\.(?P<kind>partial|retired)(-journal|-wal|-shm)?")
 
 _LARGEST_JSON = 1 << 28  # the index of a checkpoint with a million tensors has less
 

@@ -98,7 +98,8 @@ def promote(uri: str, workspace: Workspace, model: str, version: str, times: int
 
 
 def register_result(workspace: Workspace, settings: Settings, provenance: dict[str, Any], dies_before: int) -> None:
-    """Register, killed before a call of MLflow."""
+    """Register in the workspace's own store, killed before a call of MLflow."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # this process was forked from one that another test may have started
 
     @contextmanager
     def dying(ws: Workspace) -> Iterator[Any]:

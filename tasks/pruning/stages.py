@@ -63,7 +63,7 @@ def materialize(workspace: Workspace, settings: Settings) -> None:
             folder,
             updates_of(workspace.masks),
             settings=manifest["settings"]["prune"],
-            history=source["pruned"],
+            history=source.get("pruned"),
         )
         if line := left.told(workspace.base):
             logger.warning(line)

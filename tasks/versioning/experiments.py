@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dass.errors import InputError
 from dass.files import complete_file
+from tasks.versioning.follow_git import follow_git
 from tasks.versioning.provenance import git_state
 from tasks.versioning.stages import VersioningError, quiet_dvc
 from tasks.workspace.folder import Workspace
@@ -34,6 +35,7 @@ def check_experiments(ws: Workspace, settings: Settings) -> None:
             f"Commit the workspace (git init, git add, git commit), {otherwise}"
         )
     quiet_dvc()
+    follow_git(ws)
     from dvc.repo import Repo
 
     with Repo(str(ws.root)) as repo:

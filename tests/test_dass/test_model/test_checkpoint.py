@@ -233,7 +233,7 @@ def test_a_config_that_makes_no_model_or_another_is_refused(change: dict[str, An
     refused(
         single,
         "transformers does not read|can make a causal LM|is an encoder-decoder|no list of 0 decoder layers|"
-        "does not hold|the config says",
+        "does not hold|the config says|do not belong together",
     )
 
 
