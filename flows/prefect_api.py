@@ -37,7 +37,7 @@ _PATIENCE = (  # with a server that falls silent while we work: Prefect's own is
     ("ClientSettings", "max_retries", "PREFECT_CLIENT_MAX_RETRIES", "2"),
 )
 
-
+_HERE = Path(__file__).resolve().parents[1]
 _APP, _EPHEMERAL = "prefect.server.api.server:create_app", "PREFECT__SERVER_EPHEMERAL"
 _QUIET = ("--log-level", "error", "--lifespan", "on")
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*: ")
@@ -261,7 +261,11 @@ class _Server:
         self.api = f"http://127.0.0.1:{port}/api"
         how = {"PREFECT_UI_API_URL": self.api} if schedules else {"PREFECT_UI_ENABLED": "0", _EPHEMERAL: "1"}
         self._process = subprocess.Popen(
-            tied("uvicorn", "--factory", _APP, "--host", "127.0.0.1", "--port", str(port), *_QUIET),
+            tied(
+                # uvicorn puts a folder first on the path: by default the current one, where a user's typing.py may lie.
+                *("uvicorn", "--factory", _APP, "--app-dir", str(_HERE)),
+                *("--host", "127.0.0.1", "--port", str(port), *_QUIET),
+            ),
             env={**os.environ, "PREFECT__SERVER_FINAL": "1", **how},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

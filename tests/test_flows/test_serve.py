@@ -50,6 +50,7 @@ def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(commands: 
     try:
         assert process.stdout is not None
         told = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+        assert "workspace" in told, told
         assert (told["workspace"], told["cron"]) == (str(finished.root), every_minute)
         assert answers(told["api"])
         deadline = time.monotonic() + 120
