@@ -8,7 +8,7 @@ from contextlib import suppress
 from flows.cli import pipeline, registry, stages  # noqa: F401  (they register their commands)
 from flows.cli.app import app
 from flows.cli.output import escape_what_cannot_be_shown, print_json, tell
-from flows.exit_status import DONE, INTERRUPTED, KINDS, judged
+from flows.exit_status import DONE, FAULT, INTERRUPTED, KINDS, judged
 from flows.interruption import TOLD, Interruption
 from tasks.workspace.patience import patience
 
@@ -35,6 +35,8 @@ def run_command(arguments: list[str], interruption: Interruption | None = None) 
             status = int(app(arguments, prog_name="dass", standalone_mode=False) or DONE)
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except SystemExit as left:  # Prefect's runner, once it has heard SIGTERM
+        status = left.code if isinstance(left.code, int) else FAULT
     except Exception as error:
         if os.environ.get("DASS_DEBUG"):
             tell("".join(traceback.format_exception(error)).rstrip())
