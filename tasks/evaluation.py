@@ -7,9 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from dass.errors import InputError, NumericalError
 from dass.files import complete_folder, read_json, write_json
@@ -51,7 +51,8 @@ def evaluate_dense(ws: Workspace, settings: Settings) -> None:
     except InputError as error:
         raise InputError(f"evaluate: {error}") from None
     check_ids(ws.base, windows_WL)
-    loss = _measure(ws.base, windows_WL, settings.engine, "evaluate dense model")
+    dtype = choose_dtype(settings.engine.dtype, Checkpoint(ws.base).main_dtype, choose_device(settings.engine.device))
+    loss = _measure(ws.base, windows_WL, settings.engine, dtype, "evaluate dense model")
     windows, length = windows_WL.shape
     record = {
         "source": {"uri": source.uri, "sha256": documents.sha256},
@@ -61,6 +62,7 @@ def evaluate_dense(ws: Workspace, settings: Settings) -> None:
         "context_length": length,
         "windows": windows,
         "tokens": windows * (length - 1),
+        "dtype": str(dtype).removeprefix("torch."),
         "digest": hashlib.sha256(windows_WL.numpy().astype("<i8").tobytes()).hexdigest(),
         "mean_loss": loss,
         "perplexity": perplexity(loss),
@@ -86,9 +88,10 @@ def evaluate_pruned(ws: Workspace, settings: Settings) -> None:
     base = count_zeros(((name, base_checkpoint.load([name])[name]) for name in masks), masks)
     pruned = count_zeros(Checkpoint(ws.pruned).iterate(), masks)
     windows_WL = load_file(ws.evaluation / TOKENS)["input_ids"]
-    loss = _measure(ws.pruned, windows_WL, settings.engine, "evaluate pruned model")
-    manifest = read_json(ws.masks / "manifest.json")
-    write_json(ws.metrics / RESULT, _result(read_json(ws.evaluation / DENSE), loss, base, pruned, manifest["sparsity"]))
+    dense, manifest = read_json(ws.evaluation / DENSE), read_json(ws.masks / "manifest.json")
+    dtype = getattr(torch, dense["dtype"])  # a ratio of two figures in one type, wherever the first was measured
+    loss = _measure(ws.pruned, windows_WL, settings.engine, dtype, "evaluate pruned model")
+    write_json(ws.metrics / RESULT, _result(dense, loss, base, pruned, manifest["sparsity"]))
 
 
 def _result(
@@ -96,7 +99,7 @@ def _result(
 ) -> dict[str, Any]:
     pruned_perplexity = perplexity(loss)
     return {
-        **{key: dense[key] for key in ("context_length", "windows", "tokens", "bos")},
+        **{key: dense[key] for key in ("context_length", "windows", "tokens", "bos", "dtype")},
         "dense": {"perplexity": dense["perplexity"], "mean_loss": dense["mean_loss"]},
         "pruned": {"perplexity": pruned_perplexity, "mean_loss": loss},
         "ratio": pruned_perplexity / dense["perplexity"],
@@ -106,24 +109,21 @@ def _result(
     }
 
 
-def _measure(checkpoint: Path, windows_WL: Tensor, engine: Engine, description: str) -> float:
-    model = _load(checkpoint, engine)
+def _measure(checkpoint: Path, windows_WL: Tensor, engine: Engine, dtype: torch.dtype, description: str) -> float:
+    """Mean loss of the checkpoint as anyone else would load it.
+
+    Raises:
+        InputError: transformers cannot read it, or would make up, drop or resize a weight.
+        NumericalError: the model computes NaN or infinity.
+    """
+    device: Any = choose_device(engine.device)
+    model = load_model(checkpoint, dtype).to(device)
     batch_tokens = None if engine.batch_tokens == "auto" else engine.batch_tokens
     with progress_bar(len(windows_WL), description, "windows") as advance:
         try:
             return mean_loss(model, windows_WL, batch_tokens, advance)
         except NumericalError as error:
             raise NumericalError(f"{checkpoint.name} model: {error}") from None
-
-
-def _load(checkpoint: Path, engine: Engine) -> PreTrainedModel:
-    """The checkpoint as anyone else would load it.
-
-    Raises:
-        InputError: transformers cannot read it, or would make up, drop or resize a weight.
-    """
-    device: Any = choose_device(engine.device)
-    return load_model(checkpoint, choose_dtype(engine.dtype) or "auto").to(device)
 
 
 def _needs(folder: Path, stage: str) -> None:

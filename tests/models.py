@@ -15,6 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dass.model.checkpoint import Checkpoint
+from tasks.workspace.devices import choose_dtype
+
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 32, 64, 3, 300
 
 _SHAPE: dict[str, Any] = {
@@ -146,3 +149,8 @@ def save_tiny_checkpoint(folder: Path, family: str = "llama", **changes: Any) ->
 def tiny_tokens(samples: int = 4, length: int = 16, seed: int = 0) -> torch.Tensor:
     """Random token ids, LongTensor (samples, length)."""
     return torch.randint(2, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+def fast_dtype(folder: Path) -> torch.dtype:
+    """What `engine.dtype: auto` computes a checkpoint in on this machine."""
+    return choose_dtype("auto", Checkpoint(folder).main_dtype, torch.device("cpu"))

@@ -51,7 +51,9 @@ class PruningRun:
         self._base_folder = workspace.base
         self._base = read_stage(workspace.base / "source.json", "sources")
         self._calibration = read_stage(workspace.calibration / "calibration.json", "calibration")
-        decoder = StreamedDecoder(workspace.base, choose_device(engine.device), choose_dtype(engine.dtype))
+        device = choose_device(engine.device)
+        dtype = choose_dtype(engine.dtype, Checkpoint(workspace.base).main_dtype, device)
+        decoder = StreamedDecoder(workspace.base, device, dtype)
         self._engine = {
             "version": ENGINE_VERSION,
             "device": decoder.device.type,

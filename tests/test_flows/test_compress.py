@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dass.files import read_json
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
@@ -107,6 +109,7 @@ def test_a_killed_run_goes_on_behind_its_last_finished_layer(
     assert (ws.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_works_and_the_other_says_so(
     commands: Commands, new_workspace: Callable[[], Workspace]
 ) -> None:
@@ -144,6 +147,7 @@ def test_settings_edited_while_a_run_works_are_not_recorded(
     assert not ws.pruned.exists()
 
 
+@pytest.mark.slow
 def test_settings_edited_while_dvc_repro_works_are_not_recorded(commands: Commands, finished: Workspace) -> None:
     set_value(finished, "alpha:", "0.25")
     work = set(finished.work.glob("*/layer_000.safetensors"))

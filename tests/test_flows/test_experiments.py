@@ -6,6 +6,7 @@ from collections.abc import Callable
 import mlflow
 import pytest
 
+from flows.cli.main import run_command
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
 
@@ -43,14 +44,18 @@ def test_the_version_names_an_experiment_that_holds_its_settings(committed: Work
     assert git(committed, "for-each-ref", "refs/exps", "--format=%(objectname)").split().count(commit) == 1
 
 
-def test_outside_git_it_is_refused_before_any_work(new_workspace: Callable[[], Workspace], commands: Commands) -> None:
+def test_outside_git_it_is_refused_before_any_work(
+    new_workspace: Callable[[], Workspace], capsys: pytest.CaptureFixture[str]
+) -> None:
     ws = new_workspace()
-    refused = commands(ws, "dass", "run", "-S", "register.save_experiment=true", status=2)
-    assert "has no git commit: DVC saves experiments in git" in refused.stderr
+    assert run_command(["run", "-w", str(ws.root), "-S", "register.save_experiment=true"]) == 2
+    assert "has no git commit: DVC saves experiments in git" in capsys.readouterr().err
     assert not (ws.root / "artifacts" / "base").exists()
 
 
-def test_a_dvc_that_does_without_git_is_told_how_to_use_it(committed: Workspace, commands: Commands) -> None:
+def test_a_dvc_that_does_without_git_is_told_how_to_use_it(
+    committed: Workspace, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands(committed, "dvc", "config", "core.no_scm", "true")
-    refused = commands(committed, "dass", "run", "-S", "register.save_experiment=true", status=2)
-    assert "Run: dvc config core.no_scm false" in refused.stderr
+    assert run_command(["run", "-w", str(committed.root), "-S", "register.save_experiment=true"]) == 2
+    assert "Run: dvc config core.no_scm false" in capsys.readouterr().err

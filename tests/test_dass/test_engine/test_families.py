@@ -16,7 +16,7 @@ import tests.unlisted  # noqa: F401  registers itself
 from benchmarks.masks import check_bits
 from dass.method.methods import PROJECTIONS
 from dass.model.checkpoint import Checkpoint
-from tests.models import EVERY_FAMILY, tiny_model, tiny_tokens
+from tests.models import EVERY_FAMILY, fast_dtype, tiny_model, tiny_tokens
 from tests.test_dass.matrices import check_exact, matrices
 
 ROOT = Path(__file__).parents[3]
@@ -126,7 +126,7 @@ def test_smollm2_under_a_mistral_config_gets_the_masks_it_gets_as_a_llama(
     ids = AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")["input_ids"][:, :128].reshape(2, 64)
     outputs = []
     for folder in (base, mistral):
-        report = dass.prune_checkpoint(folder, tmp_path / "pruned", ids)
+        report = dass.prune_checkpoint(folder, tmp_path / "pruned", ids, dtype=fast_dtype(folder))
         assert all(layer.sparsity == dict.fromkeys(PROJECTIONS, 0.5) for layer in report.layers)
         outputs.append(load_file(tmp_path / "pruned" / "model.safetensors"))
     assert loaded(tmp_path / "pruned").config.model_type == "mistral"

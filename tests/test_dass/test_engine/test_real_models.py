@@ -17,6 +17,7 @@ from tasks.calibration import cache_windows
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings
+from tests.models import fast_dtype
 
 ROOT = Path(__file__).parents[3]
 PARAMS = {"smollm2-135m": ROOT / "params.yaml", "gemma-3-270m": ROOT / "examples" / "gemma-3-270m" / "params.yaml"}
@@ -39,7 +40,7 @@ def prepared(
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_keep_their_share_and_weights_their_bits(prepared: Workspace, method: str, pattern: str) -> None:
-    model = load_model(prepared.base)
+    model = load_model(prepared.base, fast_dtype(prepared.base))
     base = {name: value.clone() for name, value in model.state_dict().items()}
     input_ids = load_file(prepared.calibration / "tokens.safetensors")["input_ids"][:1, :64]
     report = dass.prune(model, input_ids, method, pattern=pattern)

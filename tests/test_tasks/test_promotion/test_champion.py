@@ -254,6 +254,11 @@ def test_a_broken_ledger_moves_no_alias(client: MlflowClient, ledger: Ledger, st
     assert alias_of(client, ledger.model) is None
 
 
+on_both_stores_in_time = pytest.mark.parametrize(
+    "store", ["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])], indirect=True
+)
+
+
 def killed_at_every_step(work: Callable[[int], Any], before: Callable[[], None], after: Callable[[], None]) -> None:
     """Do `work` again and again, killed before its first call of MLflow, its second, …, until it comes to its end."""
     for step in range(1, 100):
@@ -285,6 +290,7 @@ def settled(client: MlflowClient, ledger: Ledger) -> str | None:
     return named
 
 
+@on_both_stores_in_time
 def test_a_first_promotion_killed_at_every_step_ends_with_the_champion_that_the_ledger_names(
     store: Store, client: MlflowClient
 ) -> None:
@@ -300,6 +306,7 @@ def test_a_first_promotion_killed_at_every_step_ends_with_the_champion_that_the_
     assert set(champions[switch:]) == {"1"}
 
 
+@on_both_stores_in_time
 def test_a_promotion_killed_at_every_step_leaves_one_champion_that_the_ledger_names(
     store: Store, client: MlflowClient, ledger: Ledger
 ) -> None:
@@ -323,6 +330,7 @@ def test_a_promotion_killed_at_every_step_leaves_one_champion_that_the_ledger_na
     assert True in switched
 
 
+@on_both_stores_in_time
 def test_a_rollback_killed_at_every_step_leaves_one_champion_that_the_ledger_names(
     store: Store, client: MlflowClient, ledger: Ledger
 ) -> None:

@@ -228,6 +228,7 @@ def test_several_processes_make_the_masks_that_one_makes(tmp_path: Path, monkeyp
     assert bytes_of(one.masks) == bytes_of(two.masks)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_told_and_finished_layers_stay(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     asked = with_engine({"device": "cpu", "batch_tokens": 64, "processes": 2})  # one batch for two processes
