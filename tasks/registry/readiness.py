@@ -5,10 +5,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dass.errors import InputError
+from tasks.registry.key_file import public_key
 from tasks.registry.ledger import EXPERIMENT
 from tasks.registry.place import database, local_path
 from tasks.registry.registration import experiment_of
-from tasks.registry.signing import public_key
 from tasks.registry.tracking import check_reachable, is_embedded, tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings

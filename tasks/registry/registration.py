@@ -16,9 +16,10 @@ from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.attempts import Attempt, begin, clear, forget, unfinished
+from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.ledger import Ledger
 from tasks.registry.place import artifacts, local_path
-from tasks.registry.signing import fingerprint, key_tag, public_key
+from tasks.registry.signing import key_tag
 from tasks.registry.tracking import (
     TrackingError,
     artifact_location,

@@ -13,23 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dass.errors import InputError
-from dass.files import clear_leftovers, sha256_file
+from dass.files import sha256_file
+from tasks.registry.key_file import dsse_signer, fingerprint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from model_signing import hashing
+    from securesystemslib.signer import Signer
+    from sigstore_models.bundle.v1 import Bundle
 
 SIGNATURE = "dass/model.sig"
 """The signature's place in a folder."""
-_KEY_FILE = "DASS_SIGNING_KEY"
-_CURVES = ("secp256r1", "secp384r1", "secp521r1")  # what model-signing takes
 _LARGEST = 16 << 20  # bytes of a signature: some 200 for each file that it names
-_LARGEST_KEY = 1 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # mlflow.*.load_model("models:/NAME@ALIAS") writes the name and version it was asked for into the folder that it read.
 # Where that folder is the store itself (the embedded default), the file stays there. Nothing of ours reads it.
@@ -40,25 +37,52 @@ class SignatureError(Exception):
     """A folder is not what was signed. The message is one line: the first file that differs, or what the key lacks."""
 
 
-def sign(folder: Path) -> str:
+def sign(folder: Path, signer: "Signer | None" = None) -> str:
     """Sign every file of a folder into dass/model.sig.
+
+    Args:
+        folder: what is signed.
+        signer: from `dsse_signer()`, when the key was read before.
 
     Returns:
         The key's fingerprint.
 
     Raises:
         SignatureError: the folder holds a symlink or a pickle.
-        InputError: the private key cannot be read.
+        InputError: the signing key cannot be used.
     """
-    from model_signing import signing
-
     refuse_links_and_pickles(folder)
-    pem = public_key()
+    signer = signer or dsse_signer()
     target = folder / SIGNATURE
     target.parent.mkdir(exist_ok=True)
-    config = signing.Config().use_elliptic_key_signer(private_key=key_file())
-    config.set_hashing_config(_hashing()).sign(folder, target)
-    return fingerprint(pem)
+    target.write_text(_bundle(folder, signer).to_json(), encoding="utf-8")
+    return signer.public_key.keyid
+
+
+def _bundle(folder: Path, signer: "Signer") -> "Bundle":
+    """model-signing's bundle over a folder. Its own signers read the key from a file of their own accord; ours has it.
+
+    What verifies it is model-signing itself.
+    """
+    from google.protobuf import json_format
+    from model_signing._signing.signing import _IN_TOTO_JSON_PAYLOAD_TYPE, Payload
+    from securesystemslib.dsse import Envelope
+    from sigstore_models import intoto
+    from sigstore_models.bundle.v1 import Bundle, VerificationMaterial
+    from sigstore_models.common.v1 import PublicKeyIdentifier
+
+    statement = json_format.MessageToJson(Payload(_hashing().hash(folder)).statement.pb).encode()
+    signature = Envelope(statement, _IN_TOTO_JSON_PAYLOAD_TYPE, {}).sign(signer)
+    hint = hashlib.sha256(signer.public_key.keyval["public"].encode()).hexdigest()
+    return Bundle(
+        media_type="application/vnd.dev.sigstore.bundle.v0.3+json",
+        verification_material=VerificationMaterial(public_key=PublicKeyIdentifier(hint=hint), tlog_entries=[]),
+        dsse_envelope=intoto.Envelope(
+            payload=base64.b64encode(statement),
+            payload_type=_IN_TOTO_JSON_PAYLOAD_TYPE,
+            signatures=[intoto.Signature(sig=base64.b64encode(bytes.fromhex(signature.signature)), keyid="")],
+        ),
+    )
 
 
 def check(folder: Path, public_pem: str) -> None:
@@ -114,41 +138,6 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in _signed_files(folder / SIGNATURE) if not (folder / name).is_file()]
 
 
-def public_key() -> str:
-    """The public half of the signing key, PEM. The key is made when there is none yet.
-
-    Raises:
-        InputError: the file does not hold a private elliptic-curve key without a password.
-    """
-    path = key_file()
-    if not path.exists():
-        _make_key(path)
-    if not path.is_file() or path.stat().st_size > _LARGEST_KEY:  # a pipe would never end
-        raise InputError(f"{path} is no file of at most {_LARGEST_KEY} bytes: expected the signing key, PEM.")
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): expected the signing key, PEM.") from None
-    except (ValueError, TypeError):  # TypeError: it has a password
-        raise InputError(f"{path} is no PEM private key without a password. Set {_KEY_FILE} to one.") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
-        raise InputError(f"{path} is no key on one of {', '.join(_CURVES)}. Set {_KEY_FILE} to one.")
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
-
-
-def fingerprint(public_pem: str) -> str:
-    """sha256 (hex) of a public key's DER SubjectPublicKeyInfo.
-
-    Raises:
-        SignatureError: this is no public key.
-    """
-    try:
-        key = serialization.load_pem_public_key(public_pem.encode())
-    except ValueError:
-        raise SignatureError("This is no public key: expected PEM.") from None
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
-
-
 def key_tag(key: str) -> str:
     """The registered model's tag that holds the public key with this fingerprint."""
     return f"key.{key[:16]}"
@@ -164,38 +153,13 @@ def registered_key(client: "MlflowClient", model: str, key: str) -> str:
     pem = client.get_registered_model(model).tags.get(tag)
     if pem is None:
         raise SignatureError(f"{model} knows no key {key}: it has no tag {tag}.")
-    if fingerprint(pem) != key:
-        raise SignatureError(f"{model}: the tag {tag} holds the key {fingerprint(pem)}, not {key}.")
-    return str(pem)
-
-
-def key_file() -> Path:
-    """Where the private key lies: DASS_SIGNING_KEY, or dass/signing-key.pem in the user's configuration."""
-    if named := os.environ.get(_KEY_FILE):
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "dass" / "signing-key.pem"
-
-
-def _make_key(path: Path) -> None:
-    """Write a new key, unless another process was first: a link is made only where there is nothing yet."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    clear_leftovers(path.parent, path.name)  # a private key that a killed process was writing
-    suffix = f".{os.getpid()}.partial"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)  # mode 0600
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-    finally:
-        os.unlink(temporary)
+        held = fingerprint(pem)
+    except InputError as error:
+        raise SignatureError(f"{model}: the tag {tag} holds no key. {error}") from None
+    if held != key:
+        raise SignatureError(f"{model}: the tag {tag} holds the key {held}, not {key}.")
+    return str(pem)
 
 
 def _hashing() -> "hashing.Config":

@@ -20,7 +20,8 @@ from dass.masks.pruned_record import RECORD
 from dass.model.checkpoint_folder import contents
 from dass.model.older_keys import write_older_keys
 from tasks.registry.card import card
-from tasks.registry.signing import SIGNATURE, fingerprint, public_key, refuse_pickles, sign
+from tasks.registry.key_file import dsse_signer
+from tasks.registry.signing import SIGNATURE, refuse_pickles, sign
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -69,8 +70,9 @@ def version_folder(
             _save_checkpoint(workspace, settings, folder, model or Model())
         else:
             _save_loader(folder, model or Model())
-        _save_records(workspace, settings, provenance, folder)
-        sign(folder)
+        signer = dsse_signer()
+        _save_records(workspace, settings, provenance, folder, signer.public_key.keyid)
+        sign(folder, signer)
         yield folder
 
 
@@ -117,7 +119,7 @@ def _save_loader(folder: Path, model: "Model") -> None:
     )
 
 
-def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str, Any], folder: Path) -> None:
+def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str, Any], folder: Path, key: str) -> None:
     (folder / RECORDS).mkdir()
     copied = {
         MANIFEST: workspace.masks / "manifest.json",
@@ -133,7 +135,7 @@ def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str
         "format": FORMAT,
         "artifact": artifact,
         "checkpoint": _CHECKPOINT if artifact == "checkpoint" else None,
-        "key": fingerprint(public_key()),
+        "key": key,
         "git": {"commit": provenance["git_commit"], "dirty": provenance["git_dirty"]},
         "dvc": provenance["dvc"],
     }

@@ -4,28 +4,15 @@ import base64
 import json
 import os
 import random
-import stat
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from sigstore_models.bundle.v1 import Bundle
 
-from dass.errors import InputError
-from tasks.registry.signing import (
-    SIGNATURE,
-    SignatureError,
-    check,
-    fingerprint,
-    key_file,
-    missing_files,
-    public_key,
-    sign,
-)
+from tasks.registry.key_file import fingerprint, public_key
+from tasks.registry.signing import SIGNATURE, SignatureError, check, missing_files, sign
 
 
 @pytest.fixture
@@ -189,58 +176,3 @@ def test_links_are_not_signed(folder: Path) -> None:
     (folder / "inside").symlink_to("README.md")
     with pytest.raises(SignatureError, match="inside in .* is a symlink to README.md"):
         sign(folder)
-
-
-def test_the_key_is_made_on_first_use_for_its_owner_only(key: Path) -> None:
-    first = public_key()
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert public_key() == first
-    assert os.listdir(key.parent) == [key.name]
-
-
-def test_two_first_uses_end_with_one_key(key: Path) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        made = set(pool.map(lambda _: public_key(), range(8)))
-    assert len(made) == 1
-    assert os.listdir(key.parent) == [key.name]
-
-
-def test_the_key_lies_in_the_users_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DASS_SIGNING_KEY")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    assert key_file() == tmp_path / ".config" / "dass" / "signing-key.pem"
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    assert key_file() == tmp_path / "xdg" / "dass" / "signing-key.pem"
-
-
-def pem_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, password: bytes | None = None) -> bytes:
-    lock: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if password is not None:
-        lock = serialization.BestAvailableEncryption(password)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (b"no key", "is no PEM private key"),
-        (pem_of(ec.generate_private_key(ec.SECP256R1()), b"secret"), "is no PEM private key without a password"),
-        (pem_of(ec.generate_private_key(ec.SECP256K1())), "is no key on one of secp256r1"),
-        (pem_of(rsa.generate_private_key(65537, 2048)), "is no key on one of secp256r1"),
-    ],
-)
-def test_a_key_that_cannot_sign_is_refused(key: Path, content: bytes, told: str) -> None:
-    key.parent.mkdir()
-    key.write_bytes(content)
-    with pytest.raises(InputError, match=f"mine.pem {told}"):
-        public_key()
-    assert key.read_bytes() == content
-
-
-def test_a_key_of_any_size_is_not_read(key: Path) -> None:
-    key.parent.mkdir()
-    key.touch()
-    os.truncate(key, 20 << 30)
-    with pytest.raises(InputError, match=r"mine\.pem is no file of at most 1048576 bytes"):
-        public_key()

@@ -10,8 +10,9 @@ from mlflow.models import Model
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
+from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.registration import register
-from tasks.registry.signing import SignatureError, check, fingerprint, key_tag, public_key, registered_key
+from tasks.registry.signing import SignatureError, check, key_tag, registered_key
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import (
     EVALUATION,
@@ -168,7 +169,7 @@ def test_a_key_the_registry_does_not_know_is_told(finished: Workspace, settings:
         with pytest.raises(SignatureError, match=f"the tag key.{known[:16]} holds the key {known}, not {wrong}"):
             registered_key(client, "tiny", wrong)
         client.set_registered_model_tag("tiny", key_tag(known), "no key")
-        with pytest.raises(SignatureError, match="no public key"):
+        with pytest.raises(SignatureError, match=f"the tag key.{known[:16]} holds no key. This is no public key"):
             registered_key(client, "tiny", known)
 
 
