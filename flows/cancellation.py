@@ -1,6 +1,5 @@
 """What Prefect hears of a run that was interrupted: Cancelled, not crashed, and never running for ever."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
@@ -14,12 +13,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelled, Crashed
 
-from tasks.workspace.tied import end_with
-
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-_SCHEDULER = "DASS_SERVED_BY"
 _FLOW = "compress"
 _MESSAGE = "Interrupted. Finished layers are kept; run again to go on."
 _KILLED = "Its process was killed. Finished layers are kept; the next run went on behind them."
@@ -53,15 +49,3 @@ def _end_unfinished(workspace: str, state: "State", *seen_as: StateType) -> None
         for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=working):
             if run.parameters.get("workspace") == workspace:
                 client.set_flow_run_state(run.id, state, force=True)
-
-
-def schedule_here() -> None:
-    """From now on the runs that this process starts end with it."""
-    os.environ[_SCHEDULER] = str(os.getpid())
-
-
-def end_with_schedule() -> None:
-    """In a run that a schedule started: end when the schedule's process does, even by kill -9."""
-    starter = os.environ.get(_SCHEDULER)
-    if starter and int(starter) != os.getpid():
-        end_with(int(starter))

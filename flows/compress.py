@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from dass.files import read_json
-from flows.cancellation import cancel_when_interrupted, end_with_schedule
+from flows.cancellation import cancel_when_interrupted
 from flows.checks import check_start
+from flows.served import obey_schedule
 from flows.stages import STAGES
 from flows.summary import Summary
 from tasks.pruning.fits import check_base_fits
@@ -39,7 +40,7 @@ def compress(workspace: str) -> Summary:
     """Prune the workspace's model, measure what that cost, and register the result.
 
     Args:
-        workspace: the folder with params.yaml, dvc.yaml and .dvc.
+        workspace: the folder with params.yaml, dvc.yaml and .dvc. A schedule takes none but its own.
     """
     with run_of(workspace) as run:
         fetch(run)
@@ -82,7 +83,7 @@ class Run:
 @contextmanager
 def run_of(workspace: str) -> Iterator[Run]:
     """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
-    end_with_schedule()
+    obey_schedule(workspace)
     ws = Workspace.at(workspace)
     with workspace_lock(ws):
         clear_workspace(ws)

@@ -7,15 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dass.errors import InfrastructureError, InputError
 from flows.prefect_database import Database
+from flows.prefect_login import CLIENT, SERVER, Login
 from flows.prefect_settings import origin, prefect_settings
 from tasks.sources.waiting import in_time
 from tasks.workspace.folder import Workspace
@@ -38,7 +42,7 @@ _PATIENCE = (  # with a server that falls silent while we work: Prefect's own is
 )
 
 _HERE = Path(__file__).resolve().parents[1]
-_APP, _EPHEMERAL = "prefect.server.api.server:create_app", "PREFECT__SERVER_EPHEMERAL"
+_APP, _EPHEMERAL = "flows.prefect_app:create_app", "PREFECT__SERVER_EPHEMERAL"
 _QUIET = ("--log-level", "error", "--lifespan", "on")
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*: ")
 _LINES_KEPT = 500
@@ -48,10 +52,23 @@ class ServerError(InfrastructureError):
     """A Prefect server of our own did not start, or the one we spoke to fell silent."""
 
 
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server that flows report to.
+
+    Attributes:
+        api: its API's address.
+        login: what a server of our own asks for; None: it is not ours, and Prefect's settings hold the login, if any.
+    """
+
+    api: str
+    login: Login | None
+
+
 @contextmanager
 def prefect_server(
     ws: Workspace, schedules: bool = False, meanwhile: Callable[[], object] = lambda: None
-) -> Iterator[str]:
+) -> Iterator[Server]:
     """The server that flows inside report to.
 
     Args:
@@ -60,9 +77,6 @@ def prefect_server(
         schedules: whether an own server also keeps schedules and shows its UI.
         meanwhile: done while the server starts, such as slow imports.
 
-    Yields:
-        The API's address.
-
     Raises:
         InputError: a setting of Prefect's cannot be used, the server they name does not answer as one, or the database
             they name cannot be used.
@@ -70,7 +84,7 @@ def prefect_server(
     """
     settings = prefect_settings()
     given = settings.api.url
-    with _given_server(settings) if given else own_server(schedules, ws.private, meanwhile, settings) as api:
+    with _given_server(settings) if given else own_server(schedules, ws.private, meanwhile, settings) as server:
         if given:
             meanwhile()
         elif holds(ws) and Database.of(settings, ws.private).disposable:
@@ -78,25 +92,25 @@ def prefect_server(
 
             crash_unfinished(str(ws.root))
         try:
-            yield api
+            yield server
         except Exception as error:
-            if reason := _silence(error, api):
+            if reason := _silence(error, server.api):
+                where = shown_address(server.api)
                 raise ServerError(
-                    f"The Prefect server at {shown_address(api)} fell silent ({reason}). Finished layers are kept."
+                    f"The Prefect server at {where} fell silent ({reason}). Finished layers are kept."
                 ) from error
             raise
 
 
 @contextmanager
-def _given_server(settings: "Settings") -> Iterator[str]:
+def _given_server(settings: "Settings") -> Iterator[Server]:
     check_api(settings)
     for section, field, variable, value in _PATIENCE:
         if origin(section, field) is None:
             os.environ[variable] = value
-    api = str(settings.api.url)
     _refresh()
     try:
-        yield api
+        yield Server(str(settings.api.url), None)
     finally:
         _finish_reports()
 
@@ -160,8 +174,11 @@ def own_server(
     private: Path | None = None,
     meanwhile: Callable[[], object] = lambda: None,
     settings: "Settings | None" = None,
-) -> Iterator[str]:
+) -> Iterator[Server]:
     """Start a Prefect server on this machine's loopback, and stop it at the end. It ends with this process in any case.
+
+    It answers to this machine's own names, to no other site's pages, and to those who know its login. Until the end its
+    address and login are in this process's environment, for Prefect here and in every child.
 
     Args:
         schedules: whether it also keeps schedules and shows its UI.
@@ -169,55 +186,56 @@ def own_server(
         meanwhile: done while it starts.
         settings: Prefect's, when they are known already.
 
-    Yields:
-        The API's address, which is also put into PREFECT_API_URL.
-
     Raises:
         InputError: the database that Prefect's settings name cannot be used.
         ServerError: it did not come up for another reason.
     """
-    database = Database.of(settings or prefect_settings(), private)
-    before = os.environ.pop(_URL, None)
+    settings = settings or prefect_settings()
+    database, login = Database.of(settings, private), Login.of(settings)
+    before = {name: os.environ.get(name) for name in (_URL, CLIENT)}
+    os.environ.pop(_URL, None)
     with ExitStack() as until_end:
         until_end.callback(_speak_to, before)
         with database.starting():
             database.check()
-            server = _started(database, schedules, meanwhile)
-            until_end.callback(server.stop)
+            process = _started(database, login, schedules, meanwhile)
+            until_end.callback(process.stop)
             until_end.enter_context(database.in_use())
         until_end.callback(_finish_reports)
-        _speak_to(server.api)
-        yield server.api
+        _speak_to({_URL: process.api, CLIENT: login.secret})
+        yield Server(process.api, login)
 
 
-def _started(database: Database, schedules: bool, meanwhile: Callable[[], object]) -> "_Server":
-    server = _Server(schedules)
+def _started(database: Database, login: Login, schedules: bool, meanwhile: Callable[[], object]) -> "_Process":
+    process = _Process(login, schedules)
     try:
         meanwhile()
-        server.wait()
+        process.wait()
     except _Failed as error:
-        server.stop()
+        process.stop()
         if database.is_blamed(error.line):
             database.make_anew(error.reason)
         elif "address already in use" not in error.said:  # there, another program was quicker
             raise ServerError(f"{error}. Its database: {database.name}") from None
-        server = _Server(schedules)
+        process = _Process(login, schedules)
         try:
-            server.wait()
+            process.wait()
         except BaseException:
-            server.stop()
+            process.stop()
             raise
     except BaseException:
-        server.stop()
+        process.stop()
         raise
-    return server
+    return process
 
 
-def _speak_to(api: str | None) -> None:
-    """Name the server to Prefect here and in every child, or none."""
-    os.environ.pop(_URL, None)
-    if api is not None:
-        os.environ[_URL] = api
+def _speak_to(variables: dict[str, str | None]) -> None:
+    """Name a server and its login to Prefect here and in every child, or none."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     _refresh()
 
 
@@ -251,22 +269,25 @@ class _Failed(ServerError):
         super().__init__(f"Prefect's server did not start: {self.reason}")
 
 
-class _Server:
+class _Process:
     """A server's process, in a session of its own: Ctrl-C is for us, and it must outlive our last word to it."""
 
-    def __init__(self, schedules: bool) -> None:
+    def __init__(self, login: Login, schedules: bool) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.api = f"http://127.0.0.1:{port}/api"
-        how = {"PREFECT_UI_API_URL": self.api} if schedules else {"PREFECT_UI_ENABLED": "0", _EPHEMERAL: "1"}
+        address = f"http://127.0.0.1:{port}"
+        self.api = f"{address}/api"
+        # The UI asks where it was loaded from, whatever name or forwarded port that was.
+        how = {"PREFECT_UI_API_URL": "/api"} if schedules else {"PREFECT_UI_ENABLED": "0", _EPHEMERAL: "1"}
+        closed = {SERVER: login.secret, "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": address}
         self._process = subprocess.Popen(
             tied(
                 # uvicorn puts a folder first on the path: by default the current one, where a user's typing.py may lie.
                 *("uvicorn", "--factory", _APP, "--app-dir", str(_HERE)),
                 *("--host", "127.0.0.1", "--port", str(port), *_QUIET),
             ),
-            env={**os.environ, "PREFECT__SERVER_FINAL": "1", **how},
+            env={**os.environ, "PREFECT__SERVER_FINAL": "1", **how, **closed},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -278,15 +299,17 @@ class _Server:
         self._reader.start()
 
     def wait(self) -> None:
-        """Return when it answers. Raises ServerError: it ended, or took too long."""
+        """Return when it answers. Raises ServerError: it ended, took too long, or answers those who do not log in."""
         deadline = time.monotonic() + _STARTUP_SECONDS
-        while not _is_healthy(self.api):
+        while _answer(f"{self.api}/health") != HTTPStatus.OK:
             if self._process.poll() is not None:
                 self._reader.join(1.0)
                 raise _Failed(self._process.returncode, b"".join(self._said).decode(errors="replace"))
             if time.monotonic() > deadline:
                 raise ServerError(f"Prefect's server did not start within {_STARTUP_SECONDS:.0f} s")
             time.sleep(0.1)
+        if _answer(f"{self.api}/admin/version") != HTTPStatus.UNAUTHORIZED:
+            raise ServerError(f"Prefect's server at {self.api} asks for no login. It is not used")
 
     def stop(self) -> None:
         self._process.terminate()
@@ -297,9 +320,12 @@ class _Server:
             self._process.wait()
 
 
-def _is_healthy(api: str) -> bool:
+def _answer(url: str) -> int | None:
+    """The status of a request without a login; None: nobody answers."""
     try:
-        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except OSError:
-        return False
+        return None

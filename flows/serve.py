@@ -10,7 +10,7 @@ import psutil
 
 from dass.errors import InputError
 from flows.checks import check_start
-from flows.prefect_api import prefect_server
+from flows.prefect_api import Server, prefect_server
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
@@ -23,28 +23,31 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
     """Run the flow in `ws` whenever `cron` (UTC) says so, one run at a time, until the process is stopped.
 
     Args:
-        tell: called once when the schedule is kept, with {"workspace", "cron", "api", "ui"}.
+        tell: called once when the schedule is kept, with {"workspace", "cron", "api", "ui", "login"}. The login to a
+            server of our own is {"password", "chosen"}: a password made for this start and None, or None and where the
+            user chose one. To a server that was there before it is None.
 
     Raises:
         InputError: the cron expression or the settings cannot be used, or the server they name does not answer.
     """
     check_cron(cron)
     check_start(ws, load_settings(ws.params))
-    with prefect_server(ws, schedules=True, meanwhile=_import_flow) as api:
+    with prefect_server(ws, schedules=True, meanwhile=_import_flow) as server:
         from prefect.types.entrypoint import EntrypointType
 
-        from flows.cancellation import schedule_here
         from flows.compress import compress
+        from flows.served import schedule_here
 
-        schedule_here()
+        schedule_here(ws)
         # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
         warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
         tell(
             {
                 "workspace": str(ws.root),
                 "cron": cron,
-                "api": shown_address(api),
-                "ui": shown_address(api).removesuffix("/api"),
+                "api": shown_address(server.api),
+                "ui": shown_address(server.api).removesuffix("/api"),
+                "login": _how_to_log_in(server),
             }
         )
         with _runs_end_with_us(ws):
@@ -56,6 +59,13 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
                 entrypoint_type=EntrypointType.MODULE_PATH,
                 print_starting_message=False,
             )
+
+
+def _how_to_log_in(server: Server) -> dict[str, str | None] | None:
+    if server.login is None:
+        return None
+    chosen = server.login.chosen
+    return {"password": None if chosen else server.login.secret, "chosen": chosen}
 
 
 def _import_flow() -> None:

@@ -26,7 +26,7 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "DASS_SIGNING_KEY": str(_HOME / "signing-key.pem"),
 }
-for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DASS_WORKSPACE", "DVC_ROOT"):
+for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "DASS_WORKSPACE", "DVC_ROOT"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402

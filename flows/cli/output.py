@@ -37,6 +37,11 @@ def tell(line: str) -> None:
     print(printable(redacted(line)), file=sys.stderr)
 
 
+def reveal(line: str) -> None:
+    """Say a line that holds a secret on purpose."""
+    print(printable(line), file=sys.stderr)
+
+
 def shown(value: Any) -> str:
     return "null" if value is None else str(value)
 

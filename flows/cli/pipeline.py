@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.app import app
 from flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
-from flows.cli.output import print_json, show_decision, show_table, shown, tell
+from flows.cli.output import print_json, reveal, show_decision, show_table, shown, tell
 from flows.exit_status import DONE, FAILED
 
 
@@ -136,7 +136,9 @@ def serve(
 ) -> None:
     """Run the flow on a schedule, until stopped. Nothing else needs to be installed or running.
 
-    The server that PREFECT_API_URL names keeps the schedule; without one, a server of its own is started here.
+    The server that PREFECT_API_URL names keeps the schedule; without one, a server of its own is started here,
+    for this machine only. Its password is made anew at each start and told once, unless Prefect's setting
+    PREFECT_SERVER_API_AUTH_STRING gives one (user:password), which is never shown.
 
     \b
         dass serve --cron "0 2 * * *"
@@ -144,10 +146,14 @@ def serve(
     ws = open_workspace(workspace)
     from flows.serve import serve_schedule
 
-    serve_schedule(ws, cron, print_json if as_json else lambda told: tell(_serving(told)))
+    serve_schedule(ws, cron, print_json if as_json else _tell_of_schedule)
 
 
-def _serving(told: dict[str, Any]) -> str:
-    return (
-        f'compress runs in {told["workspace"]} at "{told["cron"]}" (UTC). Prefect UI: {told["ui"]}. Stop with Ctrl-C.'
-    )
+def _tell_of_schedule(told: dict[str, Any]) -> None:
+    tell(f'compress runs in {told["workspace"]} at "{told["cron"]}" (UTC). Stop with Ctrl-C.')
+    tell(f"Prefect UI: {told['ui']}")
+    login = told["login"]
+    if login and login["chosen"]:
+        tell(f"Its password is the one of {login['chosen']}.")
+    elif login:
+        reveal(f"Its password, until this command ends: {login['password']}")

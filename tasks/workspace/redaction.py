@@ -23,7 +23,7 @@ _ASSIGNED = re.compile(
 )
 _AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{8,}")
 _TOKEN = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|pypi-|xox[abp]-)[A-Za-z0-9_-]{12,}")
-_SECRET_NAME = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|CREDENTIALS|API_KEY|ACCESS_KEY)\Z")
+_SECRET_NAME = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|CREDENTIALS|API_KEY|ACCESS_KEY|AUTH_STRING)\Z")
 _SHORTEST = 4  # a shorter one would be found in every word
 
 
@@ -79,7 +79,7 @@ def _secrets() -> list[str]:
     found: set[str] = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name):
-            found.add(value)
+            found |= {value, value.partition(":")[2]}  # an auth string is user:password
         if "://" in value:
             found |= _secrets_of(value)
     return sorted((secret for secret in found if len(secret) >= _SHORTEST), key=len, reverse=True)

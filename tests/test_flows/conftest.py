@@ -28,6 +28,8 @@ TINY = [
     "register.model=tiny-dass",
 ]
 
+SERVER_AT = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
+
 
 @dataclass(frozen=True)
 class Commands:
@@ -63,6 +65,11 @@ class Commands:
             start_new_session=True,
         )
 
+    def alone(self, home: Path) -> "Commands":
+        """The same without a server that is up already: each command starts its own, whose database is in `home`."""
+        own = {name: value for name, value in self.environment.items() if name not in SERVER_AT}
+        return Commands({**own, "PREFECT_HOME": str(home)})
+
     def run(self, ws: Workspace, *options: str) -> dict[str, Any]:
         """`dass run --json`, its answer read."""
         answer: dict[str, Any] = json.loads(self(ws, "dass", "run", "--json", *options).stdout)
@@ -96,15 +103,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
         "DO_NOT_TRACK": "1",
         "GIT_CEILING_DIRECTORIES": "/",
     }
-    dropped = {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DASS_WORKSPACE", "DVC_ROOT"}
+    dropped = {"MLFLOW_TRACKING_URI", *SERVER_AT, "DASS_WORKSPACE", "DVC_ROOT"}
     environment = {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours}
     with pytest.MonkeyPatch.context() as patch:
         for name in dropped:
             patch.delenv(name, raising=False)
         for name, value in ours.items():
             patch.setenv(name, value)
-        with own_server() as api:
-            yield Commands({**environment, "PREFECT_API_URL": api})
+        with own_server():
+            yield Commands({**environment, **{name: os.environ[name] for name in SERVER_AT}})
 
 
 @pytest.fixture(scope="session")

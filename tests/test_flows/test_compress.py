@@ -180,9 +180,7 @@ def test_push_delete_and_pull_bring_everything_back(commands: Commands, finished
 
 
 def test_a_run_needs_no_server_and_leaves_no_process(commands: Commands, finished: Workspace) -> None:
-    own = {**commands.environment, "PREFECT_HOME": str(finished.private / "prefect")}
-    del own["PREFECT_API_URL"]
-    process = Commands(own).start(finished, "dass", "run")
+    process = commands.alone(finished.private / "prefect").start(finished, "dass", "run")
     try:
         told, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

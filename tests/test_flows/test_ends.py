@@ -53,7 +53,6 @@ def states(ws: Workspace) -> list[str]:
 @contextmanager
 def pruning(commands: Commands, ws: Workspace, *options: str) -> Generator[tuple[Terminal, int]]:
     """A terminal in which `dass run`, with a server of its own, has pruned a layer; and the command's process."""
-    environment = {**commands.environment, "PREFECT_HOME": str(home(ws))}
     home(ws).mkdir(parents=True, exist_ok=True)
     # Making a database takes ten seconds.
     with (
@@ -61,9 +60,8 @@ def pruning(commands: Commands, ws: Workspace, *options: str) -> Generator[tuple
         closing(sqlite3.connect(home(ws) / "prefect.db")) as own,
     ):
         ready.backup(own)
-    del environment["PREFECT_API_URL"]
     done = set(ws.work.glob("*/layer_000.safetensors"))
-    with terminal(ws.root, environment) as window:
+    with terminal(ws.root, commands.alone(home(ws)).environment) as window:
         window.type(shlex.join(commands.argv("dass", "run", "-S", "prune.alpha=0.25", *options)) + "\n")
 
         def has_pruned() -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.prefect_database import Database
+from tests.test_flows.conftest import SERVER_AT
 
 ROOT = Path(__file__).parents[2]
 _START = """
@@ -38,7 +39,7 @@ if __name__ == "__main__":
 
 def started(folder: Path, **environment: str) -> tuple[str, str]:
     """Start a server in `folder`, whose database lies in private/prefect. Returns what was printed, and logged."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    inherited = {name: value for name, value in os.environ.items() if name not in SERVER_AT}
     paths = os.pathsep.join(filter(None, (environment.pop("modules", ""), str(ROOT))))
     done = subprocess.run(
         [sys.executable, "-c", _START],

@@ -1,16 +1,20 @@
 """Schedules: one that fires for real, and the deployment for a work pool."""
 
+import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -31,25 +35,42 @@ def answers(api: str) -> bool:
         return False
 
 
-def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request to Prefect's API: GET, or POST with a body."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{api}{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+@dataclass(frozen=True)
+class Api:
+    """Prefect's API, to one who logs in."""
+
+    url: str
+    login: str
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One request: GET, or POST with a body."""
+        data = None if body is None else json.dumps(body).encode()
+        basic = base64.b64encode(self.login.encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {basic}"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", data, headers), timeout=30) as answer:
+            return json.load(answer)
 
 
-def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(commands: Commands, finished: Workspace) -> None:
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(
+    commands: Commands, finished: Workspace, tmp_path: Path
+) -> None:
+    foreign = Path(shutil.copytree(finished.root, tmp_path / "foreign"))
+    untouched = files_of(foreign)
     metrics = finished.metrics / "evaluation.json"
     metrics.unlink()  # the scheduled run restores it
     put_modules_of_the_users_own(finished.root)
-    own = {**commands.environment, "PREFECT_HOME": str(finished.private / "prefect")}
-    del own["PREFECT_API_URL"]
     every_minute = "* * * * *"
-    process = Commands(own).start(finished, "dass", "serve", "--cron", every_minute, "--json")
+    alone = commands.alone(finished.private / "prefect")
+    process = alone.start(finished, "dass", "serve", "--cron", every_minute, "--json")
     try:
         assert process.stdout is not None
         told = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+        assert told["login"]["chosen"] is None
+        api = Api(told["api"], told["login"]["password"])
         assert "workspace" in told, told
         assert (told["workspace"], told["cron"]) == (str(finished.root), every_minute)
         assert answers(told["api"])
@@ -58,12 +79,21 @@ def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(commands: 
         while not planned:  # the server plans the next runs soon after it has heard of the schedule
             assert time.monotonic() < deadline, "no run was planned"
             time.sleep(0.5)
-            planned = ask(told["api"], "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})
-        ask(told["api"], f"/deployments/{planned[0]['deployment_id']}/create_flow_run", {})  # one more, at once
+            planned = api.ask("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})
+        create = f"/deployments/{planned[0]['deployment_id']}/create_flow_run"
+        refused = api.ask(create, {"parameters": {"workspace": str(foreign)}})["id"]
+        api.ask(create, {})  # one more, at once
         while not metrics.exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no run within two minutes"
             time.sleep(0.2)
+        while (state := api.ask(f"/flow_runs/{refused}")["state"])["type"] in ("SCHEDULED", "PENDING", "RUNNING"):
+            assert time.monotonic() < deadline, state
+            time.sleep(0.2)
+        assert state["type"] == "FAILED"
+        assert f'this schedule works in "{finished.root}" only' in state["message"]
+        for working in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+            assert api.login not in " ".join(working.cmdline())
         process.terminate()
         _, errors = process.communicate(timeout=60)
     finally:
@@ -72,6 +102,10 @@ def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(commands: 
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
     assert not answers(told["api"])
+    assert files_of(foreign) == untouched
+    password = api.login.partition(":")[2]
+    assert password not in errors
+    assert not [name for name, content in files_of(finished.root).items() if password.encode() in content]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +147,8 @@ def test_the_work_pools_deployment_says_what_serve_says() -> None:
     (schedule,) = told["schedules"]
     check_cron(schedule["cron"])
     assert (schedule["cron"], schedule["timezone"], told["concurrency_limit"]) == ("0 2 * * *", "UTC", 1)
-    assert told["work_pool"]["job_variables"]["env"] == NOTHING_LEAVES
+    assert told["work_pool"]["job_variables"]["env"] == {**NOTHING_LEAVES, "DASS_SERVED_WORKSPACE": "{{ $PWD }}"}
+    assert told["parameters"] == {"workspace": "{{ $PWD }}"}
 
 
 def test_prefect_takes_the_deployment(commands: Commands) -> None:
@@ -124,13 +159,14 @@ def test_prefect_takes_the_deployment(commands: Commands) -> None:
     told = json.loads(inspected)
     assert told["entrypoint"] == deployment()["entrypoint"]
     assert told["parameters"] == {"workspace": str(ROOT)}
+    assert told["job_variables"]["env"]["DASS_SERVED_WORKSPACE"] == str(ROOT)
     assert [schedule["schedule"]["cron"] for schedule in told["schedules"]] == ["0 2 * * *"]
 
 
 def test_the_server_ends_when_its_starter_is_killed(commands: Commands, tmp_path: Path) -> None:
     code = (
         "import time; from flows.prefect_api import own_server\n"
-        "with own_server() as api: print(api, flush=True); time.sleep(600)"
+        "with own_server() as server: print(server.api, flush=True); time.sleep(600)"
     )
     own = {**commands.environment, "PREFECT_HOME": str(tmp_path)}
     argv = [Commands.argv("x")[0], "-c", code]
