@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.files import sha256_file
+from dass.masks.beside import write_beside
 from dass.masks.group_packing import Grouping, pack_groups, unpack_groups
 from dass.masks.packing import mask_digest, pack_mask, unpack_mask
 from dass.masks.pruned_record import write_record
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
-from dass.model.checkpoint_folder import Contents, contents, copy_beside
-from dass.model.older_keys import write_older_keys
-from dass.model.references import drop_references
+from dass.model.checkpoint_folder import Contents, contents
 
 logger = logging.getLogger("dass")
 
@@ -222,12 +222,12 @@ def apply_to_checkpoint(
         return updates.weight(name, keep) if updates and name in updates else weight.masked_fill_(~keep, 0.0)
 
     found = contents(base.folder)
-    written = [*found.names, *copy_beside(base.folder, found, folder)]
-    for dropped in drop_references(folder):
-        logger.warning("Left out of the pruned checkpoint's %s: what they refer to is not in it.", dropped)
-    write_older_keys(folder)
+    beside, dropped = write_beside(base.folder, found, folder)
+    for each in dropped:
+        logger.warning("Left out of the pruned checkpoint's %s: what they refer to is not in it.", each)
     base.copy(folder, pruned)
-    write_record(folder, written, settings, history)
+    digests = {name: sha256_file(folder / name) for name in [*found.weights, *beside]}
+    write_record(folder, digests, settings, history)
     return found
 
 

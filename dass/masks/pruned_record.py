@@ -4,7 +4,7 @@
 "files": {name: sha256}}
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(
-    folder: Path, names: Iterable[str], settings: Mapping[str, Any] | None, base: Mapping[str, Any] | None
+    folder: Path, digests: Mapping[str, str], settings: Mapping[str, Any] | None, base: Mapping[str, Any] | None
 ) -> None:
-    """Write the record of a folder whose files are all there.
+    """Write the record of a folder.
 
     Args:
         folder: the pruned checkpoint.
-        names: its files.
+        digests: its files, each with its sha256.
         settings: what was asked for, as JSON.
         base: what `history` gives for the folder it was made from.
     """
-    files = {name: sha256_file(folder / name) for name in sorted(names)}
+    files = dict(sorted(digests.items()))
     write_json(folder / RECORD, {"format": _FORMAT, "settings": settings, "base": base, "files": files})
 
 

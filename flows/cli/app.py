@@ -19,7 +19,7 @@ Prune the MLPs of a GLU language model with DaSS, measure what that cost, versio
     dass show                                    the result again
     dass history                                 every version, and who decided what
     dass promote                                 make the newest version champion, if every rule holds
-    dass verify champion                         prove it: files, ledger, weights, pattern
+    dass verify champion                         prove it: files, ledger, weights, pattern, configuration
     dass rollback --reason "..."                 back to the champion before
     dass serve --cron "0 2 * * *"                run every night at two
 

@@ -7,7 +7,8 @@ be had, a full disk, a server that is down) proves nothing: it is raised, and th
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from dass.masks.proof import ProofError, prove_patterns, prove_weights
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
 from tasks.promotion.champion import check_alias
+from tasks.promotion.configuration import check_configuration
 from tasks.registry import signing
 from tasks.registry.ledger import BrokenLedger, Ledger
 from tasks.registry.loading import base_of
@@ -44,7 +46,7 @@ class Step:
     """One step of a proof.
 
     Attributes:
-        name: files, ledger, weights, pattern or replay.
+        name: files, ledger, weights, pattern, configuration or replay.
         passed: None when it could not be taken here, which says nothing of the version.
         told: what was found, or what was missing.
         fault: why it could not be taken.
@@ -197,21 +199,42 @@ def _proof(
     replay: bool,
 ) -> Proof:
     """Take every step. When one could not be taken and no other failed, what kept it from being taken is raised."""
-    checks: dict[str, Callable[[], str]] = {
-        "files": lambda: _check_files(client, model, folder),
-        "ledger": lambda: _check_ledger(client, model, folder, made),
-        "weights": lambda: _check_weights(ws, folder),
-        "pattern": lambda: _check_pattern(folder),
-    }
-    if replay:
-        from tasks.promotion.replay import replayed  # here: it prunes, and transformers takes seconds
+    with _base_once(ws, folder) as base:
+        checks: dict[str, Callable[[], str]] = {
+            "files": lambda: _check_files(client, model, folder),
+            "ledger": lambda: _check_ledger(client, model, folder, made),
+            "weights": lambda: _check_weights(folder, base),
+            "pattern": lambda: _check_pattern(folder),
+            "configuration": lambda: check_configuration(folder, base),
+        }
+        if replay:
+            from tasks.promotion.replay import replayed  # here: it prunes, and transformers takes seconds
 
-        checks["replay"] = lambda: replayed(ws, folder)
-    proof = Proof(what, [_step(name, check, folder) for name, check in checks.items()])
+            checks["replay"] = lambda: replayed(ws, folder)
+        proof = Proof(what, [_step(name, check, folder) for name, check in checks.items()])
     faults = [step.fault for step in proof.steps if step.fault is not None]
     if faults and not proof.failed:
         raise faults[0]
     return proof
+
+
+@contextmanager
+def _base_once(ws: Workspace, folder: Path) -> Generator[Callable[[], Path]]:
+    """Gives the base that a version's manifest names, found or fetched when a step first asks for it."""
+    with ExitStack() as opened:
+        outcome: list[Path | Exception] = []
+
+        def base() -> Path:
+            if not outcome:
+                try:
+                    outcome.append(opened.enter_context(base_of(ws, read_json(folder / MANIFEST))))
+                except Exception as error:  # the next step that asks hears the same, and nothing is fetched twice
+                    outcome.append(error)
+            if isinstance(outcome[0], Exception):
+                raise outcome[0]
+            return outcome[0]
+
+        yield base
 
 
 def _step(name: str, check: Callable[[], str], folder: Path) -> Step:
@@ -265,7 +288,7 @@ def _check_ledger(client: "MlflowClient", model: str, folder: Path, made: "Model
     return f"entry {entry.n} of {len(entries)} names this manifest, and the chain is whole"
 
 
-def _check_weights(ws: Workspace, folder: Path) -> str:
+def _check_weights(folder: Path, base_folder: Callable[[], Path]) -> str:
     """The pruned checkpoint is its base times its masks."""
     manifest, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
     masks, updates = MaskFile(folder / MASKS), Updates(sorted((folder / UPDATES).glob("*.safetensors")))
@@ -276,12 +299,11 @@ def _check_weights(ws: Workspace, folder: Path) -> str:
     stored = manifest["updates"]["digest"] if manifest["updates"] else None
     if (updates.digest if updates else None) != stored:
         raise ProofError("the updated weights are not those the manifest names.")
-    with base_of(ws, manifest) as base_folder:
-        base = Checkpoint(base_folder)
-        if version["artifact"] == "masks":
-            check_masks_fit(base, masks)
-            return "the masks are the manifest's and fit its base; the weights are made from them when they are loaded"
-        prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None)
+    base = Checkpoint(base_folder())
+    if version["artifact"] == "masks":
+        check_masks_fit(base, masks)
+        return "the masks are the manifest's and fit its base; the weights are made from them when they are loaded"
+    prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None)
     changed = (
         f"{len(updates)} tensors have the new values the manifest names" if updates else "kept ones are the base's"
     )

@@ -18,7 +18,7 @@ from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.run import CheckpointRun, LayerRecord
 from dass.errors import InputError
-from dass.files import complete_folder, digest_of, read_json, write_json
+from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, removed_shares, save_masks
 from dass.masks.updates import Updates
 from dass.method.plan import Plan
@@ -131,6 +131,7 @@ class PruningRun:
                 **{package: version(package) for package in ("torch", "transformers", "safetensors")},
             },
             "masks": {"file": MASKS, "digest": masks.digest},
+            "statistics": {"file": STATISTICS, "sha256": sha256_file(folder / STATISTICS)},
             # What changed besides zeros: the kept weights of these tensors.
             "updates": {"folder": UPDATES, "digest": updates.digest, "tensors": sorted(updates)} if updates else None,
             "sparsity": removed_shares(masks, Checkpoint(self._base_folder)),

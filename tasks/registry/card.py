@@ -132,7 +132,7 @@ def _use(name: str, version: dict[str, Any]) -> str:
     module = "mlflow" if version["artifact"] == "checkpoint" else "dass"
     return (
         f"```python\nimport {module}\n\n{load}\n```\n\n"
-        "```sh\ndass verify VERSION            # files, ledger, weights = base times masks, pattern\n"
+        "```sh\ndass verify VERSION            # files, ledger, weights = base times masks, pattern, configuration\n"
         "dass verify VERSION --replay   # and prune again from the same data\n```"
     )
 

@@ -30,7 +30,7 @@ _LARGEST = 16 << 20  # bytes of a signature: some 200 for each file that it name
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # mlflow.*.load_model("models:/NAME@ALIAS") writes the name and version it was asked for into the folder that it read.
 # Where that folder is the store itself (the embedded default), the file stays there. Nothing of ours reads it.
-_FROM_MLFLOW = "registered_model_meta"
+FROM_MLFLOW = "registered_model_meta"
 
 
 class SignatureError(Exception):
@@ -94,7 +94,7 @@ def check(folder: Path, public_pem: str) -> None:
     """
     refuse_links_and_pickles(folder)
     signature = folder / SIGNATURE
-    signed = _signed_files(signature)
+    signed = signed_files(signature)
     with tempfile.TemporaryDirectory() as scratch:  # empty: what the signature itself is shows before a file is read
         _is_as_signed(Path(scratch), signature, public_pem)
     if told := _first_other_name(_present(folder), signed, folder):
@@ -135,7 +135,7 @@ def missing_files(folder: Path) -> list[str]:
     """
     if not (folder / SIGNATURE).is_file():
         return [SIGNATURE]
-    return [name for name in _signed_files(folder / SIGNATURE) if not (folder / name).is_file()]
+    return [name for name in signed_files(folder / SIGNATURE) if not (folder / name).is_file()]
 
 
 def key_tag(key: str) -> str:
@@ -166,7 +166,7 @@ def _hashing() -> "hashing.Config":
     from model_signing import hashing  # takes a second; whoever signs nothing does not pay for it
 
     # Git's own files are no exception here: whatever lies in the folder is signed.
-    return hashing.Config().set_ignored_paths(paths=[SIGNATURE, _FROM_MLFLOW], ignore_git_paths=False)
+    return hashing.Config().set_ignored_paths(paths=[SIGNATURE, FROM_MLFLOW], ignore_git_paths=False)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -181,7 +181,7 @@ def refuse_links_and_pickles(folder: Path) -> None:
     for name, path in _files(folder):
         if path.is_symlink():
             raise SignatureError(f"{name} in {folder} is a symlink to {os.readlink(path)}: expected the file itself.")
-        if name.startswith(f"{_FROM_MLFLOW}/"):  # a folder of that name would be ignored as a whole
+        if name.startswith(f"{FROM_MLFLOW}/"):  # a folder of that name would be ignored as a whole
             raise SignatureError(f"{name} in {folder} was never signed.")
     refuse_pickles(folder)
 
@@ -193,8 +193,12 @@ def refuse_pickles(folder: Path, named: str = "") -> None:
             raise SignatureError(f"{Path(named, name)} in {folder} is a pickle, which can run code when read.")
 
 
-def _signed_files(signature: Path) -> dict[str, str]:
-    """File name -> sha256, as the signature says. Whether it says so truly is not looked at here."""
+def signed_files(signature: Path) -> dict[str, str]:
+    """File name -> sha256, as the signature says. Whether it says so truly is not looked at here.
+
+    Raises:
+        SignatureError: the signature is missing, damaged or larger than 16 MiB.
+    """
     from sigstore_models.bundle.v1 import Bundle
 
     if not signature.is_file():
@@ -219,7 +223,7 @@ def _damaged(signature: Path) -> str:
 
 def _present(folder: Path) -> dict[str, Path]:
     """What of a folder is compared with its signature, by name."""
-    return {name: path for name, path in _files(folder) if name not in (SIGNATURE, _FROM_MLFLOW)}
+    return {name: path for name, path in _files(folder) if name not in (SIGNATURE, FROM_MLFLOW)}
 
 
 def _first_other_name(present: dict[str, Path], signed: dict[str, str], folder: Path) -> str | None:

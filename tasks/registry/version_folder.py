@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from dass.files import read_json, scratch_folder, write_json
 from dass.masks.pruned_record import RECORD
 from dass.model.checkpoint_folder import contents
-from dass.model.older_keys import write_older_keys
 from tasks.registry.card import card
 from tasks.registry.key_file import dsse_signer
 from tasks.registry.signing import SIGNATURE, refuse_pickles, sign
@@ -43,9 +42,14 @@ VERSION = "dass/version.json"
 CARD = "README.md"
 
 FORMAT = "dass-version-1"
-_CHECKPOINT = "model"  # where MLflow's transformers flavour puts a checkpoint
-_TOKENIZER = "components/tokenizer"  # and its tokenizer once more
-_RUNS_WITH = ("torch", "transformers", "safetensors", "tokenizers")
+CHECKPOINT = "model"
+"""Where MLflow's transformers flavour puts a checkpoint."""
+TOKENIZER = "components/tokenizer"
+"""And its tokenizer once more."""
+TOKENIZER_CLASS = "AutoTokenizer"
+LOADER = "tasks.registry.flavour"
+"""What MLflow imports to load a version with masks only."""
+RUNS_WITH = ("torch", "transformers", "safetensors", "tokenizers")
 
 
 @contextmanager
@@ -81,7 +85,7 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
     import mlflow.transformers
 
     found = contents(workspace.pruned)
-    refuse_pickles(workspace.pruned, _CHECKPOINT)
+    refuse_pickles(workspace.pruned, CHECKPOINT)
     if line := found.told(workspace.pruned):
         logger.warning(line)
     without_weights = folder.with_name("checkpoint")  # MLflow copies what it is given
@@ -99,12 +103,15 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
     (folder / "LICENSE.txt").unlink(missing_ok=True)  # says only that the hub has no model called like the folder
     for name in found.weights:
         if name.endswith(".safetensors"):
-            _link(workspace.pruned / name, folder / _CHECKPOINT / name)
-    tokenizer = folder / _TOKENIZER
-    write_older_keys(tokenizer)  # this one MLflow saved, with transformers 5
+            _link(workspace.pruned / name, folder / CHECKPOINT / name)
+    # MLflow saved the tokenizer anew, as the transformers installed here does. The checkpoint's own files take its
+    # place, with the config, by which transformers finds the class: what is read there is what was proved.
+    shutil.rmtree(folder / TOKENIZER)
+    for name in found.beside:
+        _link(workspace.pruned / name, folder / TOKENIZER / name)
     model.flavors["transformers"] |= {
         "source_model_name": settings.register_.model,
-        "tokenizer_type": read_json(tokenizer / "tokenizer_config.json")["tokenizer_class"],
+        "tokenizer_type": TOKENIZER_CLASS,
     }
     model.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     model.save(str(folder / "MLmodel"))
@@ -114,9 +121,7 @@ def _save_loader(folder: Path, model: "Model") -> None:
     """A pyfunc flavour without any weights; `tasks.registry.flavour` puts them together when the model is loaded."""
     import mlflow.pyfunc
 
-    mlflow.pyfunc.save_model(
-        str(folder), loader_module="tasks.registry.flavour", mlflow_model=model, pip_requirements=_requirements()
-    )
+    mlflow.pyfunc.save_model(str(folder), loader_module=LOADER, mlflow_model=model, pip_requirements=_requirements())
 
 
 def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str, Any], folder: Path, key: str) -> None:
@@ -134,8 +139,9 @@ def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str
     version = {
         "format": FORMAT,
         "artifact": artifact,
-        "checkpoint": _CHECKPOINT if artifact == "checkpoint" else None,
+        "checkpoint": CHECKPOINT if artifact == "checkpoint" else None,
         "key": key,
+        "dass": version_of("dass"),
         "git": {"commit": provenance["git_commit"], "dirty": provenance["git_dirty"]},
         "dvc": provenance["dvc"],
     }
@@ -147,7 +153,7 @@ def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str
 
 def _requirements() -> list[str]:
     # Given, because MLflow's own list wants torchvision. "+cpu" is no version a package index knows.
-    return [f"{package}=={version_of(package).partition('+')[0]}" for package in _RUNS_WITH]
+    return [f"{package}=={version_of(package).partition('+')[0]}" for package in RUNS_WITH]
 
 
 def _link(path: Path, target: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_fresh_workspace_with_the_store_and_the_remote_proves_and_replays(
         commands(ws, "dass", "verify", "challenger", "--replay", "--json", MLFLOW_TRACKING_URI=store).stdout
     )
     assert [(step["name"], step["passed"]) for step in proofs[0]["steps"]] == [
-        (name, True) for name in ("files", "ledger", "weights", "pattern", "replay")
+        (name, True) for name in ("files", "ledger", "weights", "pattern", "configuration", "replay")
     ]
     shutil.rmtree(tmp_path / "remote")
     shutil.rmtree(fresh / ".dvc" / "cache")

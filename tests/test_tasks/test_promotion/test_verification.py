@@ -35,7 +35,7 @@ PROVENANCE: dict[str, Any] = {
 }
 GATE = "model.layers.1.mlp.gate_proj.weight"
 WEIGHTS = "model/model.safetensors"
-STEPS = ["files", "ledger", "weights", "pattern"]
+STEPS = ["files", "ledger", "weights", "pattern", "configuration"]
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +170,9 @@ def test_a_changed_weight_is_named_whoever_signs_it(ws: Workspace, change: Any, 
         (folder / signing.SIGNATURE).unlink()
         signing.sign(folder)  # somebody who has the key
         proof = prove(ws)
-        assert proof.failed == "weights"
+        assert proof.failed == "weights, configuration"
         assert re.search(expected, told(proof, "weights"))
+        assert "model/dass.json: files.model.safetensors is" in told(proof, "configuration")
 
 
 def test_a_version_signed_with_another_key_is_told(
@@ -276,6 +277,7 @@ def test_a_base_that_is_not_to_be_had_proves_nothing(ws: Workspace, tmp_path: Pa
         ("ledger", True),
         ("weights", None),
         ("pattern", True),
+        ("configuration", None),
     ]
     assert '"event":"failed"' in list(lines(ws).values())[-1]
 

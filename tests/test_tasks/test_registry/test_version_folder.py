@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ def test_with_a_checkpoint_it_holds_that_and_the_records(finished: Workspace, se
         assert model.model_size_bytes > weights.stat().st_size
         assert model.flavors["transformers"]["source_model_name"] == "tiny"
         # transformers before 5 know no TokenizersBackend, which is what MLflow saves and names.
-        assert model.flavors["transformers"]["tokenizer_type"] == "PreTrainedTokenizerFast"
-        for tokenizer_config in ("components/tokenizer/tokenizer_config.json", "model/tokenizer_config.json"):
-            assert read_json(folder / tokenizer_config)["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert model.flavors["transformers"]["tokenizer_type"] == "AutoTokenizer"
+        assert read_json(folder / "model/tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
+        for name in tokenizer:
+            assert (folder / name).read_bytes() == (folder / "model" / Path(name).name).read_bytes()
         assert str(finished.root) not in (folder / "MLmodel").read_text(encoding="utf-8")
     assert not folder.exists()
     assert (finished.pruned / "model.safetensors").is_file()
@@ -86,6 +88,7 @@ def test_the_records_are_those_of_the_workspace(finished: Workspace, settings: S
             "artifact": "checkpoint",
             "checkpoint": "model",
             "key": fingerprint(public_key()),
+            "dass": version("dass"),
             "git": {"commit": "0123abc", "dirty": False},
             "dvc": {"artifacts/base": "aa.dir"},
         }

@@ -1,0 +1,261 @@
+"""Proof of every file of a version that is neither weights nor masks, from its base and from its own manifest.
+
+Beside the weights lies what pruning the base writes; MLflow's files say what `register` has them say; the records
+agree with the manifest; and the model card is the one that follows from them.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import version as version_of
+from itertools import zip_longest
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+from dass.files import files_in, read_json, sha256_file
+from dass.masks.beside import difference, differing_keys, prove_beside
+from dass.masks.proof import ProofError
+from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, contents
+from dass.perplexity import perplexity
+from tasks.registry.card import card
+from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
+from tasks.registry.version_folder import (
+    CARD,
+    CHECKPOINT,
+    EVALUATION,
+    FORMAT,
+    LOADER,
+    MANIFEST,
+    MASKS,
+    RUNS_WITH,
+    SETTINGS,
+    STATISTICS,
+    TOKENIZER,
+    TOKENIZER_CLASS,
+    UPDATES,
+    VERSION,
+)
+from tasks.workspace.settings import validate_settings
+from tasks.workspace.small_files import parse_yaml, read_small
+
+_MLMODEL, _CONDA, _REQUIREMENTS, _PYTHON = "MLmodel", "conda.yaml", "requirements.txt", "python_env.yaml"
+_RECORDS = {MANIFEST, MASKS, STATISTICS, EVALUATION, SETTINGS, VERSION, SIGNATURE, CARD}
+_NUMBER = r"\d[0-9A-Za-z.]*"  # of a version; no place to fetch it from, and no second requirement
+_RELATIVE = 1e-9  # what two machines' exp may differ by
+
+# What an MLmodel says besides how the model is loaded: ids, times and sizes.
+_PASSING = (
+    *("artifact_path", "databricks_runtime", "mlflow_version", "model_id", "model_size_bytes", "model_uuid", "run_id"),
+    "utc_time_created",
+)
+_TEXT = '[{"type": "string", "required": true}]'
+
+
+def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
+    """Prove every file of a version's folder but weights, masks and updates. Whose the signature is is not looked at.
+
+    Args:
+        folder: the version's.
+        base: gives a folder with the base that the manifest names; called when the version has a checkpoint.
+
+    Returns:
+        What was found, in a few words.
+
+    Raises:
+        ProofError: names the first file that is not as it must be, and the key where it has keys.
+        InputError: a record cannot be read; or as `base`.
+    """
+    manifest, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
+    evaluation, settings = read_json(folder / EVALUATION), read_json(folder / SETTINGS)
+    _check_version(version)
+    has_checkpoint = version["artifact"] == "checkpoint"
+    _check_names(folder, _check_checkpoint(folder, manifest, base()) if has_checkpoint else set())
+    _check_records(folder, manifest, evaluation, settings, version)
+    _check_mlmodel(folder, settings, has_checkpoint)
+    not_compared = _check_card(folder, manifest, evaluation, settings, version)
+    told = (
+        "config, tokenizer and templates are the base's, the rest" if has_checkpoint else "everything beside the masks"
+    )
+    return f"{told} is what was written for this manifest{not_compared}"
+
+
+def _check_version(version: Mapping[str, Any]) -> None:
+    checkpoint_of = {"checkpoint": CHECKPOINT, "masks": None}
+    if version["format"] != FORMAT:
+        raise ProofError(f"{VERSION}: format is {version['format']!r}, expected {FORMAT!r}.")
+    if version["artifact"] not in checkpoint_of or version["checkpoint"] != checkpoint_of[version["artifact"]]:
+        raise ProofError(
+            f"{VERSION}: artifact {version['artifact']!r} has its checkpoint in {version['checkpoint']!r}."
+        )
+
+
+def _check_checkpoint(folder: Path, manifest: Mapping[str, Any], base: Path) -> set[str]:
+    """Compare the checkpoint's files with the base's, and the tokenizer that MLflow reads with the checkpoint's.
+
+    Returns:
+        Names of all their files in the version's folder.
+    """
+    signed, prefix = signed_files(folder / SIGNATURE), f"{CHECKPOINT}/"
+    digests = {name.removeprefix(prefix): sha256 for name, sha256 in signed.items() if name.startswith(prefix)}
+    how = manifest["settings"]["prune"], manifest["base"].get("pruned")
+    try:
+        names = prove_beside(base, folder / CHECKPOINT, digests, *how)
+    except ProofError as error:
+        raise ProofError(f"{prefix}{error}") from None
+    found = contents(base)
+    for name in found.beside:
+        if not (folder / TOKENIZER / name).exists():
+            raise ProofError(f"{TOKENIZER}/{name} is missing: the checkpoint has it.")
+        if told := difference(folder / CHECKPOINT / name, folder / TOKENIZER / name):
+            raise ProofError(f"{TOKENIZER}/{name} is not the checkpoint's: {told}.")
+    weights = {name for name in found.weights if name != INDEX_FILE}
+    return {f"{prefix}{name}" for name in {*names, *weights}} | {f"{TOKENIZER}/{name}" for name in found.beside}
+
+
+def _check_names(folder: Path, checkpoint: set[str]) -> None:
+    expected = {*_RECORDS, _MLMODEL, _CONDA, _REQUIREMENTS, _PYTHON, *checkpoint}
+    present = {name for name in files_in(folder) if name != FROM_MLFLOW and not name.startswith(f"{UPDATES}/")}
+    for name in sorted(expected ^ present):
+        raise ProofError(f"{name} is " + ("missing: every such version has it." if name in expected else "extra."))
+
+
+def _check_records(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    version: Mapping[str, Any],
+) -> None:
+    """Statistics, evaluation and settings, as far as the manifest repeats them."""
+    if sha256_file(folder / STATISTICS) != manifest.get("statistics", {}).get("sha256"):
+        raise ProofError(f"{STATISTICS} is not the file that the manifest names.")
+    asked = {key: value for key, value in settings["prune"].items() if value is not None}  # None: the method's own
+    named = manifest["settings"]["prune"]
+    _same(SETTINGS, named, named | asked, "prune")
+    _same(SETTINGS, manifest["calibration"]["settings"], settings["calibration"], "calibration")
+    uris = {"model": manifest["base"]["uri"], "calibration": manifest["calibration"]["source"]["uri"]}
+    _same(SETTINGS, uris, {name: settings["sources"][name]["uri"] for name in uris}, "sources")
+    _same(SETTINGS, version["artifact"], settings["register"]["artifact"], "register.artifact")
+    _same(SETTINGS, evaluation["context_length"], settings["evaluate"]["sequence_length"], "evaluate.sequence_length")
+    _same(EVALUATION, manifest["sparsity"], evaluation["mask_sparsity"], "mask_sparsity")
+    dense, pruned = evaluation["dense"], evaluation["pruned"]
+    for which, measured in (("dense", dense), ("pruned", pruned)):
+        _close(f"{which}.perplexity", perplexity(measured["mean_loss"]), measured["perplexity"])
+    _close("ratio", pruned["perplexity"] / dense["perplexity"], evaluation["ratio"])
+
+
+def _same(file: str, expected: Any, found: Any, where: str = "") -> None:
+    for told in differing_keys(expected, found, where):
+        raise ProofError(f"{file}: {told}.")
+
+
+def _close(what: str, expected: float, found: float) -> None:
+    if not isclose(expected, found, rel_tol=_RELATIVE):
+        raise ProofError(f"{EVALUATION}: {what} is {found!r}, and follows as {expected!r} from what stands beside it.")
+
+
+def _check_mlmodel(folder: Path, settings: Mapping[str, Any], has_checkpoint: bool) -> None:
+    """What MLflow loads, with which code and in which environment."""
+    versions = _check_environment(folder)
+    expected: dict[str, Any] = {"flavors": _flavors(folder, settings, versions, has_checkpoint), "prompts": None}
+    if has_checkpoint:
+        expected["signature"] = {"inputs": _TEXT, "outputs": _TEXT, "params": None}
+        expected |= {"is_signature_from_type_hint": False, "type_hint_from_example": False}
+    found = _yaml(folder, _MLMODEL)
+    for key in _PASSING:
+        if isinstance(found.get(key), dict | list):
+            raise ProofError(f"{_MLMODEL}: {key} holds several values, expected one.")
+    _same(_MLMODEL, expected, {key: value for key, value in found.items() if key not in _PASSING})
+    if found.get("mlflow_version") != versions["mlflow"]:
+        raise ProofError(f"{_MLMODEL}: mlflow_version is not the {versions['mlflow']} of {_REQUIREMENTS}.")
+
+
+def _flavors(
+    folder: Path, settings: Mapping[str, Any], versions: Mapping[str, str], has_checkpoint: bool
+) -> dict[str, Any]:
+    function: dict[str, Any] = {
+        "env": {"conda": _CONDA, "virtualenv": _PYTHON},
+        "loader_module": "mlflow.transformers" if has_checkpoint else LOADER,
+        "python_version": versions["python"],
+    }
+    if not has_checkpoint:
+        return {"python_function": {**function, "code": None, "streamable": False}}
+    transformers = {
+        "code": None,
+        "components": ["tokenizer"],
+        "instance_type": "TextGenerationPipeline",
+        "model_binary": CHECKPOINT,
+        "pipeline_model_type": read_json(folder / CHECKPOINT / CONFIG_FILE)["architectures"][0],
+        "source_model_name": settings["register"]["model"],
+        "task": "text-generation",
+        "tokenizer_type": TOKENIZER_CLASS,
+        "torch_dtype": None,
+        "transformers_version": versions["transformers"],
+    }
+    return {"python_function": function, "transformers": transformers}
+
+
+def _check_environment(folder: Path) -> dict[str, str]:
+    """Whether the files that an environment is made from ask for our packages by version, and for nothing else.
+
+    Returns:
+        Package -> version, with "python".
+    """
+    lines = read_small(folder / _REQUIREMENTS).split("\n")
+    wanted = ["mlflow", *RUNS_WITH]
+    for name, line in zip_longest(wanted, lines):
+        if name is None or line is None or not re.fullmatch(rf"{name}=={_NUMBER}", line):
+            raise ProofError(f"{_REQUIREMENTS} says {line!r}, expected {f'{name}==' if name else 'nothing more'}.")
+    python = str(_yaml(folder, _PYTHON).get("python"))
+    if not re.fullmatch(_NUMBER, python):
+        raise ProofError(f"{_PYTHON}: python is {python!r}, expected a version.")
+    _same(_PYTHON, {"python": python, "dependencies": [f"-r {_REQUIREMENTS}"]}, _without_builders(folder))
+    pip = f"(pip(<={_NUMBER})?)"
+    conda = _yaml(folder, _CONDA)
+    asked = conda.get("dependencies")
+    named = asked[1] if isinstance(asked, list) and len(asked) == 3 else None
+    if not isinstance(named, str) or not re.fullmatch(pip, named):
+        raise ProofError(f"{_CONDA}: dependencies are {asked!r:.80}, expected python, pip and {_REQUIREMENTS}'s.")
+    dependencies = [f"python={python}", named, {"pip": lines}]
+    _same(_CONDA, {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}, conda)
+    return {"python": python, **dict(line.split("==") for line in lines)}
+
+
+def _without_builders(folder: Path) -> dict[str, Any]:
+    """python_env.yaml without the packages that others are built with, once those are found to be no others."""
+    values = _yaml(folder, _PYTHON)
+    for each in values.pop("build_dependencies", []):
+        if not re.fullmatch(rf"(pip|setuptools|wheel)(=={_NUMBER})?", str(each)):
+            raise ProofError(f"{_PYTHON}: build_dependencies has {each!r:.80}, expected pip, setuptools or wheel.")
+    return values
+
+
+def _yaml(folder: Path, name: str) -> dict[str, Any]:
+    values = parse_yaml(read_small(folder / name), name)
+    if not isinstance(values, dict):
+        raise ProofError(f"{name} holds no keys.")
+    return values
+
+
+def _check_card(
+    folder: Path,
+    manifest: dict[str, Any],
+    evaluation: dict[str, Any],
+    settings: dict[str, Any],
+    version: dict[str, Any],
+) -> str:
+    """Compare the model card with one made again. Another release may word it differently: then that is told."""
+    made_by, here = version.get("dass"), version_of("dass")
+    if made_by != here:
+        return f"; {CARD} was written by dass {made_by}, and this is {here}: not compared"
+    expected = card(manifest, evaluation, validate_settings(settings, SETTINGS), version)
+    text = read_small(folder / CARD)
+    for number, (ours, theirs) in enumerate(zip_longest(expected.split("\n"), text.split("\n")), start=1):
+        if ours != theirs:
+            told = "missing" if theirs is None else repr(theirs[:80])
+            raise ProofError(
+                f"{CARD} line {number} is {told}, expected {'no more' if ours is None else repr(ours[:80])}."
+            )
+    if (folder / CARD).read_bytes() != expected.encode():
+        raise ProofError(f"{CARD} has the expected lines with other line ends.")
+    return ""
