@@ -1,5 +1,6 @@
-"""`dass serve`: the flow on a schedule, with nothing else installed."""
+"""`dass serve` and `dass ui`: the flow on a schedule, and its runs in Prefect's UI, with nothing else installed."""
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,15 +42,7 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
         schedule_here(ws)
         # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
         warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
-        tell(
-            {
-                "workspace": str(ws.root),
-                "cron": cron,
-                "api": shown_address(server.api),
-                "ui": shown_address(server.api).removesuffix("/api"),
-                "login": _how_to_log_in(server),
-            }
-        )
+        tell({"workspace": str(ws.root), "cron": cron, **_where(server)})
         with _runs_end_with_us(ws):
             compress.serve(
                 name="scheduled",
@@ -61,11 +54,29 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
             )
 
 
-def _how_to_log_in(server: Server) -> dict[str, str | None] | None:
-    if server.login is None:
-        return None
-    chosen = server.login.chosen
-    return {"password": None if chosen else server.login.secret, "chosen": chosen}
+def serve_ui(ws: Workspace, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Show the runs of `ws` in Prefect's UI until the process is stopped.
+
+    Args:
+        tell: called once when it can be opened, with {"workspace", "api", "ui", "login"}, as for a schedule. When
+            Prefect's settings name a server, that is all.
+
+    Raises:
+        InputError: Prefect's settings cannot be used, or the server they name does not answer.
+    """
+    with prefect_server(ws, schedules=True) as server:
+        tell({"workspace": str(ws.root), **_where(server)})
+        while server.login is not None:
+            signal.pause()
+
+
+def _where(server: Server) -> dict[str, Any]:
+    login = server.login
+    return {
+        "api": shown_address(server.api),
+        "ui": shown_address(server.api).removesuffix("/api"),
+        "login": login and {"password": None if login.chosen else login.secret, "chosen": login.chosen},
+    }
 
 
 def _import_flow() -> None:

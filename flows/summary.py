@@ -103,17 +103,15 @@ class Summary:
 def opening_commands(ws: Workspace, tracking_uri: str) -> dict[str, str]:
     """The commands that open the MLflow UI, the Prefect UI and the result itself."""
     api = os.environ.get("PREFECT_API_URL")
-    home = shlex.quote(os.environ.get("PREFECT_HOME", str(ws.private / "prefect")))
-    prefect = f"PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME={home} {_tool('prefect')} server start"
     # Another database's address is shown without its password, which the shell still has.
     named = os.environ.get("MLFLOW_TRACKING_URI", "").partition(":")[0] not in ("", "sqlite")
     store = '"$MLFLOW_TRACKING_URI"' if named else shlex.quote(full_tracking_uri(ws))
     mlflow = f"MLFLOW_DISABLE_TELEMETRY=true {_tool('mlflow')} ui --backend-store-uri {store}"
-    here = Path.cwd() == ws.root
+    of_ws = "" if Path.cwd() == ws.root else f" --workspace {shlex.quote(str(ws.root))}"
     return {
         "MLflow UI": tracking_uri if tracking_uri.startswith("http") else mlflow,
-        "Prefect UI": shown_address(api).removesuffix("/api") if api else prefect,
-        "this result": f"{_tool('dass')} show" + ("" if here else f" --workspace {shlex.quote(str(ws.root))}"),
+        "Prefect UI": shown_address(api).removesuffix("/api") if api else f"{_tool('dass')} ui{of_ws}",
+        "this result": f"{_tool('dass')} show{of_ws}",
     }
 
 

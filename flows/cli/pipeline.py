@@ -1,4 +1,4 @@
-"""Commands that make and run a pipeline: init, run, show, serve."""
+"""Commands that make and run a pipeline: init, run, show, serve, ui."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,8 +149,26 @@ def serve(
     serve_schedule(ws, cron, print_json if as_json else _tell_of_schedule)
 
 
+@app.command()
+def ui(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Show the flow runs of a workspace in Prefect's UI, until stopped. It tells where, and the password.
+
+    \b
+        dass ui
+        dass ui --workspace my-model
+    """
+    ws = open_workspace(workspace)
+    from flows.serve import serve_ui
+
+    serve_ui(ws, print_json if as_json else _tell_of_ui)
+
+
 def _tell_of_schedule(told: dict[str, Any]) -> None:
     tell(f'compress runs in {told["workspace"]} at "{told["cron"]}" (UTC). Stop with Ctrl-C.')
+    _tell_of_ui(told)
+
+
+def _tell_of_ui(told: dict[str, Any]) -> None:
     tell(f"Prefect UI: {told['ui']}")
     login = told["login"]
     if login and login["chosen"]:

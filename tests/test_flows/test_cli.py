@@ -20,6 +20,7 @@ COMMANDS = (
     "run",
     "show",
     "serve",
+    "ui",
     "pin",
     "sources",
     "calibration",

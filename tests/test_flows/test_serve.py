@@ -19,6 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dass.errors import InputError
+from flows.cli.pipeline import _tell_of_schedule
 from flows.environment import NOTHING_LEAVES
 from flows.serve import check_cron
 from tasks.workspace.folder import Workspace
@@ -71,6 +72,12 @@ def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(
         told = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
         assert told["login"]["chosen"] is None
         api = Api(told["api"], told["login"]["password"])
+        with urllib.request.urlopen(f"{told['ui']}/ui-settings", timeout=30) as settings:
+            ui = json.load(settings)
+        assert (ui["api_url"], ui["auth"]) == (
+            "/api",
+            "BASIC",
+        )  # it asks for the password, and where it was loaded from
         assert "workspace" in told, told
         assert (told["workspace"], told["cron"]) == (str(finished.root), every_minute)
         assert answers(told["api"])
@@ -106,6 +113,51 @@ def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(
     password = api.login.partition(":")[2]
     assert password not in errors
     assert not [name for name, content in files_of(finished.root).items() if password.encode() in content]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [None, "me:my-own-choice"])
+def test_the_ui_is_shown_to_who_knows_the_password(commands: Commands, finished: Workspace, chosen: str | None) -> None:
+    environment = {} if chosen is None else {"PREFECT_SERVER_API_AUTH_STRING": chosen}
+    process = commands.alone(finished.private / "prefect").start(finished, "dass", "ui", **environment)
+    try:
+        assert process.stderr is not None
+        where, how = (next(line for line in process.stderr if "UI" in line or "Its" in line) for _ in range(2))
+        ui = where.removeprefix("Prefect UI: ").strip()
+        if chosen is None:
+            login = how.removeprefix("Its password, until this command ends: ").strip()
+        else:
+            login = chosen
+            assert how == "Its password is the one of environment variable PREFECT_SERVER_API_AUTH_STRING.\n"
+        assert Api(f"{ui}/api", login).ask("/flow_runs/count", {}) == 0
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            Api(f"{ui}/api", "dass:guessed").ask("/flow_runs/count", {})
+        with urllib.request.urlopen(ui, timeout=30) as page:
+            assert b"<title>Prefect Server</title>" in page.read()
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(urllib.request.Request(ui, headers={"Host": "evil.example"}), timeout=30)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert not answers(f"{ui}/api")
+
+
+def test_a_password_of_the_users_own_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    told: dict[str, Any] = {"workspace": "/ws", "cron": "0 2 * * *", "ui": "http://127.0.0.1:1", "login": None}
+    ways = (None, {"password": "dass:s3cr3t", "chosen": None}, {"password": None, "chosen": "profile x"})
+    said = []
+    for told["login"] in ways:
+        _tell_of_schedule(told)
+        said.append(capsys.readouterr().err.splitlines()[1:])
+    assert said == [
+        ["Prefect UI: http://127.0.0.1:1"],
+        ["Prefect UI: http://127.0.0.1:1", "Its password, until this command ends: dass:s3cr3t"],
+        ["Prefect UI: http://127.0.0.1:1", "Its password is the one of profile x."],
+    ]
 
 
 @pytest.mark.parametrize(
