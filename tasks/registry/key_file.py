@@ -4,11 +4,13 @@ The private half stays with whoever signs. Its public half is known to others by
 """
 
 import hashlib
+import logging
 import os
 import pwd
 import re
 import socket
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +21,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dass.errors import InputError
-from dass.files import clear_leftovers
+from dass.files import clear_leftovers, fsync_path
+from tasks.registry.passphrase import decrypted, read_passphrase
+from tasks.registry.private_file import check_folder, read_private
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
 
+logger = logging.getLogger("dass")
+
 _KEY_FILE = "DASS_SIGNING_KEY"
 _KEY_NAME = "DASS_KEY_NAME"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # what model-signing takes
 _LARGEST_KEY = 1 << 20
 _LONGEST_NAME = 100
@@ -33,11 +40,19 @@ _NAMED = re.compile(rb"dass key of (?P<name>[^\n]*)\n")  # before the key itself
 
 
 def key_file() -> Path:
-    """Where the private key lies: DASS_SIGNING_KEY, or dass/signing-key.pem in the user's configuration."""
-    if named := os.environ.get(_KEY_FILE):
-        return Path(named).expanduser()
+    """Where the private key lies: DASS_SIGNING_KEY, or dass/signing-key.pem in the user's configuration.
+
+    Raises:
+        InputError: it lies in no file, or that of an unknown user.
+    """
+    if _token_uri():
+        raise InputError(f"{_KEY_FILE} names a key on a token: there is no key file.")
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "dass" / "signing-key.pem"
+    named = os.environ.get(_KEY_FILE) or f"{home}/dass/signing-key.pem"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:
+        raise InputError(f"The signing key's place is {named}, and there is no such user. Set {_KEY_FILE}.") from None
 
 
 def key_name() -> str:
@@ -48,7 +63,7 @@ def key_name() -> str:
     """
     name = os.environ.get(_KEY_NAME)
     if name is None:
-        named = _NAMED.match(_read())
+        named = None if _token_uri() else _NAMED.match(_read())
         name = named["name"].decode(errors="replace") if named else _user_at_host()
     if not name.isprintable() or not 0 < len(name.strip()) <= _LONGEST_NAME:
         raise InputError(f"The signing key goes by {name[:80]!r}: set {_KEY_NAME} to 1 to {_LONGEST_NAME} characters.")
@@ -59,9 +74,9 @@ def public_key() -> str:
     """The public half of the signing key, PEM. The key is made when there is none yet.
 
     Raises:
-        InputError: the file does not hold a private elliptic-curve key without a password.
+        InputError: the key cannot be used: others can read it, its passphrase is missing, it is of another type.
     """
-    return _pem(_private_key().public_key())
+    return str(dsse_signer().public_key.keyval["public"])
 
 
 def fingerprint(public_pem: str) -> str:
@@ -79,6 +94,10 @@ def dsse_signer() -> "Signer":
     Raises:
         InputError: the key cannot be used.
     """
+    if uri := _token_uri():
+        from tasks.registry.token_key import token_signer
+
+        return token_signer(uri, _fingerprint)
     from securesystemslib.signer import CryptoSigner, SSlibKey
 
     private = _private_key()
@@ -99,8 +118,22 @@ def dsse_key(public_pem: str) -> "Key":
     return SSlibKey.from_crypto(public, _fingerprint(public))
 
 
-def _pem(public: ec.EllipticCurvePublicKey) -> str:
-    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+def _token_uri() -> str | None:
+    """The key's URI, when it lies on a token.
+
+    Raises:
+        InputError: it is a URI of another scheme.
+    """
+    named = os.environ.get(_KEY_FILE, "")
+    scheme = _SCHEME.match(named)
+    if scheme is None:
+        return None
+    if scheme[0].lower() != "pkcs11:":  # the rest may hold a secret
+        raise InputError(
+            f"{_KEY_FILE} is a URI of scheme {scheme[0]} which signs nothing here: expected a file, or pkcs11:... of a "
+            "token. A key in a cloud's KMS signs by way of its vendor's PKCS#11 module."
+        )
+    return f"pkcs11:{named[len('pkcs11:') :]}"
 
 
 def _fingerprint(public: ec.EllipticCurvePublicKey) -> str:
@@ -119,11 +152,8 @@ def _public_key(pem: str) -> ec.EllipticCurvePublicKey:
 
 def _private_key() -> ec.EllipticCurvePrivateKey:
     """The key, read from its file; made when there is none yet."""
-    path, pem = key_file(), _read()
-    try:
-        key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
-        raise InputError(f"{path} is no PEM private key without a password. Set {_KEY_FILE} to one.") from None
+    path = key_file()
+    key = decrypted(path, _read())
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
         raise InputError(f"{path} is no key on one of {', '.join(_CURVES)}. Set {_KEY_FILE} to one.")
     return key
@@ -132,36 +162,48 @@ def _private_key() -> ec.EllipticCurvePrivateKey:
 def _read() -> bytes:
     """The key file's bytes; the key is made when there is none yet."""
     path = key_file()
-    if not path.exists():
-        _make_key(path)
-    if not path.is_file() or path.stat().st_size > _LARGEST_KEY:  # a pipe would never end
-        raise InputError(f"{path} is no file of at most {_LARGEST_KEY} bytes: expected the signing key, PEM.")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): expected the signing key, PEM.") from None
+        return read_private(path, "the signing key", _LARGEST_KEY)
+    except FileNotFoundError:
+        _make_key(path)
+    try:
+        return read_private(path, "the signing key", _LARGEST_KEY)
+    except FileNotFoundError:  # a link that leads nowhere
+        raise InputError(f"{path} leads nowhere: expected the signing key.") from None
 
 
 def _make_key(path: Path) -> None:
     """Write a new key, unless another process was first: a link is made only where there is nothing yet."""
+    passphrase = read_passphrase()
+    lock = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    clear_leftovers(path.parent, path.name)  # a private key that a killed process was writing
-    suffix = f".{os.getpid()}.partial"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)  # mode 0600
+    pem = key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(f"dass key of {_user_at_host()}\n".encode())
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(path.parent, "the signing key")
+        clear_leftovers(path.parent, path.name)  # a private key that a killed process was writing
+        suffix = f".{os.getpid()}.partial"
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)  # mode 0600
         try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-    finally:
-        os.unlink(temporary)
+            with os.fdopen(handle, "wb") as file:
+                file.write(f"dass key of {_user_at_host()}\n".encode())
+                file.write(pem)
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+                fsync_path(path.parent)
+                logger.info(
+                    "Made the signing key %s (%s). Keep a copy: docs/keys.md.",
+                    path,
+                    _fingerprint(key.public_key())[:16],
+                )
+        finally:
+            os.unlink(temporary)
+    except OSError as error:
+        raise InputError(
+            f"The signing key {path} cannot be made ({error.strerror}). Set {_KEY_FILE} to where one may be."
+        ) from None
 
 
 def _user_at_host() -> str:

@@ -16,7 +16,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 _CLOSING = re.compile(r"[)\]}>'\"`.,:;]*\Z")
 # What pathlib makes of an address: one slash. models:/NAME@ALIAS is none.
 _FLATTENED = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+:/)[^\s/:@]*:[^\s@]*@")
-_SECRET_KEY = r"pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|(?:api|access|account|private|secret)[_-]?key|sig"
+_SECRET_KEY = (
+    r"pass(?:word|wd|phrase)?|pwd|pin-value|secret|token|credentials?|(?:api|access|account|private|secret)[_-]?key|sig"
+)
 _ASSIGNED = re.compile(
     rf"(?i)(?<![A-Za-z])((?:[a-z]+[_-])?(?:{_SECRET_KEY})['\"]?\s*=\s*|['\"](?:\w+[_-])?(?:{_SECRET_KEY})['\"]\s*:\s*)"
     r"('[^']*'|\"[^\"]*\"|\{[^}]*\}|[^\s;&,]+)"

@@ -180,6 +180,7 @@ def test_an_unusable_key_stops_before_anything_is_written(
     finished: Workspace, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "key.pem").write_text("no key", encoding="utf-8")
+    (tmp_path / "key.pem").chmod(0o600)
     monkeypatch.setenv("DASS_SIGNING_KEY", str(tmp_path / "key.pem"))
     with pytest.raises(InputError, match="key.pem is no PEM private key"):
         register(finished, settings, PROVENANCE)
