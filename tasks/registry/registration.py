@@ -141,7 +141,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             {"name", "commit"} when the workspace was saved as a DVC experiment.
 
     Raises:
-        InputError: a stage has not run, or the experiment or the signing key cannot be used.
+        InputError: a stage has not run, a file was changed since its stage wrote it, or the experiment or the signing
+            key cannot be used.
         UnavailableError: this very result was registered before, and the version's files are gone.
         SignatureError: artifacts/pruned holds what is not signed, such as a pickle.
         TrackingError: MLflow failed. The run is marked FAILED and nothing else is left.
@@ -157,6 +158,9 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             check_present(client, existing, whole=True)
             _complete(client, existing)
             return _registration(workspace, client, existing, created=False)
+        from tasks.registry.unchanged import check_unchanged  # here: torch takes seconds
+
+        check_unchanged(workspace, settings)
         experiment = experiment_of(workspace, client, settings.register_.experiment)
         pem = public_key()  # before anything is written: the key may be unusable
         tags = _tags(result, provenance, fingerprint(pem))

@@ -183,14 +183,8 @@ def refuse_links_and_pickles(folder: Path) -> None:
             raise SignatureError(f"{name} in {folder} is a symlink to {os.readlink(path)}: expected the file itself.")
         if name.startswith(f"{FROM_MLFLOW}/"):  # a folder of that name would be ignored as a whole
             raise SignatureError(f"{name} in {folder} was never signed.")
-    refuse_pickles(folder)
-
-
-def refuse_pickles(folder: Path, named: str = "") -> None:
-    """Raise SignatureError when a folder holds a pickle; `named` is what the folder is called in a version."""
-    for name, path in _files(folder):
         if path.suffix.lower() in _PICKLES:
-            raise SignatureError(f"{Path(named, name)} in {folder} is a pickle, which can run code when read.")
+            raise SignatureError(f"{name} in {folder} is a pickle, which can run code when read.")
 
 
 def signed_files(signature: Path) -> dict[str, str]:

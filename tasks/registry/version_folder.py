@@ -6,7 +6,6 @@ README.md                     model card
 dass/                         manifest, masks, records, signature
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Generator
@@ -20,14 +19,12 @@ from dass.masks.pruned_record import RECORD
 from dass.model.checkpoint_folder import contents
 from tasks.registry.card import card
 from tasks.registry.key_file import dsse_signer
-from tasks.registry.signing import SIGNATURE, refuse_pickles, sign
+from tasks.registry.signing import SIGNATURE, sign
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow.models import Model
-
-logger = logging.getLogger("dass")
 
 __all__ = ["RECORDS", "SIGNATURE", "version_folder"]
 
@@ -61,7 +58,7 @@ def version_folder(
     Weights are hard links to artifacts/pruned: nothing of them is copied or loaded here.
 
     Args:
-        workspace: every stage has run.
+        workspace: every stage has run, and `check_unchanged` found nothing.
         settings: what it ran with.
         provenance: {"git_commit", "git_dirty", "dvc": {path: md5}}.
         model: the MLmodel to fill in, with the ids that MLflow gave it.
@@ -85,9 +82,6 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
     import mlflow.transformers
 
     found = contents(workspace.pruned)
-    refuse_pickles(workspace.pruned, CHECKPOINT)
-    if line := found.told(workspace.pruned):
-        logger.warning(line)
     without_weights = folder.with_name("checkpoint")  # MLflow copies what it is given
     for name in [*found.names, RECORD]:
         if not name.endswith(".safetensors") and (workspace.pruned / name).is_file():

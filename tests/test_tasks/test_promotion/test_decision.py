@@ -151,7 +151,9 @@ def test_a_damaged_version_is_not_gone_back_to(
     promote(ws, "tiny", "2")
     with tracking(ws) as client, folder_of(client, find_version(client, "tiny", "1")) as folder:
         (folder / "README.md").write_text("better")
-    with pytest.raises(ProofError, match=r"version 1 is not proved \(files: README.md .*nothing was changed"):
+    with pytest.raises(
+        ProofError, match=r"version 1 is not proved \(files, configuration: README.md .*nothing was changed"
+    ):
         go_back(ws, "tiny", "worse", None)
     assert aliases(ws, "tiny")["champion"] == "2"
     assert [event for event in events(ws, "tiny") if event[0] == "rolled_back"] == []

@@ -156,7 +156,7 @@ def test_the_same_result_is_registered_once(finished: Workspace, settings: Setti
 
 def test_another_result_is_a_new_version_and_the_new_challenger(finished: Workspace, settings: Settings) -> None:
     first = register(finished, settings, PROVENANCE)
-    changed = change_settings(finished, prune__alpha=0.25)
+    changed = change_settings(finished, engine__batch_tokens=64)
     second = register(finished, changed, PROVENANCE)
     assert (second.version, second.created) == ("2", True)
     client = client_of(finished)
@@ -193,7 +193,7 @@ def test_an_interruption_after_the_version_was_made_removes_it(
     register(finished, settings, PROVENANCE)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(registration, "_point_alias", fail)
-        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+        register(finished, change_settings(finished, engine__batch_tokens=64), PROVENANCE)
     client = client_of(finished)
     assert [str(made.version) for made in client.search_model_versions()] == ["1"]
     assert sorted(run.info.status for run in all_runs(client)) == ["FINISHED", "KILLED"]
@@ -256,7 +256,7 @@ def test_nothing_is_registered_behind_a_broken_ledger(finished: Workspace, setti
     with closing(sqlite3.connect(finished.root / "mlflow.db")) as database, database:
         database.execute("UPDATE params SET value = '{}' WHERE key = 'entry.000000'")
     with pytest.raises(ledger.BrokenLedger, match="entry 0 was edited"):
-        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+        register(finished, change_settings(finished, engine__batch_tokens=64), PROVENANCE)
     client = client_of(finished)
     assert [str(made.version) for made in client.search_model_versions()] == ["1"]
     assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
@@ -431,7 +431,7 @@ def test_a_server_registers_serves_and_recognises_the_result(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     (finished.evaluation / "tokens.safetensors").write_bytes(b"damaged")
     with pytest.raises(Exception, match="header"):
-        register(finished, change_settings(finished, prune__alpha=0.25), PROVENANCE)
+        register(finished, change_settings(finished, engine__batch_tokens=64), PROVENANCE)
     assert sorted(str(version.version) for version in client.search_model_versions()) == ["1", "2"]
     assert len(all_models(client)) == 2
 
@@ -489,4 +489,4 @@ def test_an_experiment_whose_folder_is_gone_is_refused_by_both_paths(
     finished.root.rename(tmp_path / "renamed")
     renamed = Workspace(tmp_path / "renamed")
     with pytest.raises(InputError, match=f"{finished.root}/mlartifacts, which is gone, .* {renamed.root}"):
-        register(renamed, change_settings(renamed, prune__sparsity=0.25), PROVENANCE)
+        register(renamed, change_settings(renamed, engine__batch_tokens=64), PROVENANCE)

@@ -117,28 +117,6 @@ def test_a_flipped_byte_in_any_file_is_caught(finished: Workspace, tmp_path: Pat
     check(copied, public_key())
 
 
-def test_a_pickle_beside_the_weights_is_not_registered(finished: Workspace, settings: Settings) -> None:
-    (finished.pruned / "training_args.bin").write_bytes(b"x")
-    with pytest.raises(SignatureError, match=r"model/training_args\.bin in .* is a pickle"):
-        register(finished, settings, PROVENANCE)
-    with tracking(finished) as client:
-        assert client.search_registered_models() == []
-
-
-def test_weights_that_nobody_reads_are_not_registered(
-    finished: Workspace, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("consolidated.safetensors", "model.safetensors.index.json", "adapter_config.json"):
-        (finished.pruned / name).write_bytes(b"x")
-    with version_folder(finished, settings, PROVENANCE) as folder:
-        found = {name for name in names_in(folder) if name.startswith("model/")}
-    assert found == {f"model/{name}" for name in read_json(finished.pruned / "dass.json")["files"]} | {
-        "model/dass.json"
-    }
-    assert "Left behind in" in caplog.text
-    assert "adapter_config.json, consolidated.safetensors, model.safetensors.index.json" in caplog.text
-
-
 @pytest.mark.parametrize("artifact", ["checkpoint", "masks"])
 def test_what_mlflow_keeps_is_what_was_signed(finished: Workspace, artifact: str) -> None:
     made = register(finished, change_settings(finished, register__artifact=artifact), PROVENANCE)
