@@ -71,11 +71,11 @@ def pin(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("named", [*(f"object={curve}" for curve in CURVES), "id=%A1", "object=p384;id=%a1"])
 def test_a_key_on_a_token_signs_folders_and_envelopes(
-    token: str, pin: str, curve: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    token: str, pin: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DASS_SIGNING_KEY", f"pkcs11:token=dass;object={curve}?{token}&{pin}")
+    monkeypatch.setenv("DASS_SIGNING_KEY", f"pkcs11:token=dass;{named}?{token}&{pin}")
     known = fingerprint(public_key())
     envelope = Envelope(b"{}", "application/vnd.in-toto+json", {})
     envelope.sign(dsse_signer())
