@@ -80,6 +80,11 @@ def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
 
 
 def _check_version(version: Mapping[str, Any]) -> None:
+    if not isinstance(version.get("dass"), str):
+        raise ProofError(
+            f"{VERSION} does not say which dass wrote it: an earlier one, whose versions hold a tokenizer that MLflow "
+            "saved anew. Register the result again, under another register.model."
+        )
     checkpoint_of = {"checkpoint": CHECKPOINT, "masks": None}
     if version["format"] != FORMAT:
         raise ProofError(f"{VERSION}: format is {version['format']!r}, expected {FORMAT!r}.")

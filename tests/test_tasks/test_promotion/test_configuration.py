@@ -121,6 +121,7 @@ OF_ALL: list[tuple[str, Change, str]] = [
     ),
     ("dass/evaluation.json", put("mask_sparsity.mlp", 0.9), "evaluation.json: mask_sparsity.mlp is 0.9, expected 0.5"),
     ("dass/version.json", put("git.commit", "f00"), r"README.md line \d+ is"),
+    ("dass/version.json", put("dass", None), "version.json does not say which dass wrote it: an earlier one"),
     ("dass/version.json", put("checkpoint", ".."), "dass/version.json: artifact '.*' has its checkpoint in '..'"),
     ("dass/statistics.safetensors", lambda file: file.write_bytes(b"x"), "statistics.safetensors is not the file that"),
 ]
@@ -172,26 +173,33 @@ def test_a_card_of_another_release_is_not_compared_and_that_is_told(template: Wo
 
 
 @pytest.mark.parametrize("key", ["right", "stranger's"])
-def test_a_tokenizer_changed_in_the_store_is_caught_by_verify(
+def test_files_changed_in_the_store_are_caught_by_verify(
     template: Workspace, store: Store, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ws, model = copy_workspace(template, tmp_path / "ws"), f"a changed tokenizer {store.kind} {key}"
+    ws, model = copy_workspace(template, tmp_path / "ws"), f"changed files {store.kind} {key}"
     register(ws, change_settings(ws, register__model=model), PROVENANCE)
     proof = verify_version(ws, model, "1")
     assert not proof.failed, proof
     with tracking(ws) as client:
         made = find_version(client, model, "1")
         with folder_of(client, made) as folder:
-            copy = shutil.copytree(folder, tmp_path / "copy")
-        put("eos_token", "<s>")(copy / "components/tokenizer/tokenizer_config.json")
-        if key == "stranger's":
-            monkeypatch.setenv("DASS_SIGNING_KEY", str(tmp_path / "other.pem"))
-        resigned(copy)
-        client.log_model_artifacts(made.source.removeprefix("models:/"), str(copy))
-    expected = 'components/tokenizer/tokenizer_config.json is not the checkpoint\'s: eos_token is "<s>"'
-    for proof in (verify_version(ws, model, "1"), verify_folder(ws, model, copy)):
-        assert expected in told_by(proof, "configuration")
-        assert key == "right" or "was made with another key" in told_by(proof, "files")
+            shutil.copytree(folder, tmp_path / "copy")
+    if key == "stranger's":
+        monkeypatch.setenv("DASS_SIGNING_KEY", str(tmp_path / "other.pem"))
+    for name, change, told in (
+        ("model/config.json", put("rms_norm_eps", 0.5), "model/config.json: rms_norm_eps is 0.5"),
+        ("model/generation_config.json", put("eos_token_id", 7), "model/generation_config.json: eos_token_id is 7"),
+        ("model/tokenizer.json", put("model.vocab.</s>", 2), "model/tokenizer.json: model.vocab.</s> is 2"),
+        ("model/chat_template.jinja", add("!"), "model/chat_template.jinja: it differs"),
+        ("components/tokenizer/tokenizer_config.json", put("eos_token", "<s>"), "not the checkpoint's: eos_token is"),
+    ):
+        copy = shutil.copytree(tmp_path / "copy", tmp_path / name)
+        change(copy / name)
+        with tracking(ws) as client:
+            client.log_model_artifacts(made.source.removeprefix("models:/"), str(resigned(copy)))
+        for proof in (verify_version(ws, model, "1"), verify_folder(ws, model, copy)):
+            assert told in told_by(proof, "configuration")
+            assert key == "right" or "was made with another key" in told_by(proof, "files")
 
 
 def told_by(proof: Proof, step: str) -> str:
