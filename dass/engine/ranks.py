@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,10 +66,14 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(meet_in: Path | None = None) -> Iterator[Ranks]:
     """The ranks of the torchrun job this process was started by; alone when it was not.
 
     On CUDA each rank takes the device of its local number.
+
+    Args:
+        meet_in: a file, not there yet, in which ranks on one machine find each other. Without it they meet where
+            torchrun says, at a port that listens to whatever network the machine is in.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -76,7 +82,11 @@ def joined_ranks() -> Iterator[Ranks]:
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
+    place: dict[str, Any] = {}
+    if meet_in is not None:
+        store = torch.distributed.FileStore(str(meet_in), size)  # type: ignore[attr-defined]
+        place = {"store": store, "rank": int(os.environ["RANK"]), "world_size": size}
+    torch.distributed.init_process_group("nccl" if on_cuda else "gloo", **place)
     try:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:

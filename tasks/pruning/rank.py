@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dass.engine.ranks import joined_ranks
 from dass.errors import InputError, NumericalError
-from tasks.pruning.processes import STARTER
+from tasks.pruning.processes import MEETING, STARTER
 from tasks.pruning.run import PruningRun
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import validate_settings
@@ -20,7 +20,7 @@ def _main(root: str, settings_file: str) -> None:
     end_with(os.getppid())
     settings = validate_settings(json.loads(Path(settings_file).read_text(encoding="utf-8")), settings_file)
     try:
-        with joined_ranks() as ranks:
+        with joined_ranks(Path(os.environ[MEETING])) as ranks:
             run = PruningRun(Workspace(Path(root)), settings, ranks)
             for index in range(run.layer_count):
                 run.layer(index)

@@ -43,6 +43,12 @@ def at_work(ws: Workspace) -> set[psutil.Process]:
     return found
 
 
+def heard_at(ws: Workspace) -> set[str]:
+    """The addresses at which processes of the workspace listen."""
+    lines = [line for process in at_work(ws) for line in process.net_connections("inet")]
+    return {line.laddr.ip for line in lines if line.status == psutil.CONN_LISTEN}
+
+
 def states(ws: Workspace) -> list[str]:
     """The states of the workspace's flow runs in its own server's database, oldest first."""
     with closing(sqlite3.connect(home(ws) / "prefect.db")) as database:
@@ -88,6 +94,7 @@ def test_an_interrupted_run_is_cancelled_and_leaves_no_process(
     commands: Commands, finished: Workspace, number: signal.Signals, processes: int
 ) -> None:
     with pruning(commands, finished, "-S", f"engine.processes={processes}") as (window, process):
+        assert heard_at(finished) == {"127.0.0.1"}  # the server, and ranks that send each other tensors
         send(window, process, number)
         begin = time.monotonic()
         status = window.prompt(_SECONDS)
