@@ -62,6 +62,24 @@ def test_a_versions_checkpoint_is_written_anywhere(finished: Workspace, commands
     assert "exists and is not empty" in refused.stderr
 
 
+@pytest.mark.slow
+def test_a_tokenizer_that_was_edited_and_committed_is_not_registered_and_the_named_command_mends_it(
+    finished: Workspace, commands: Commands
+) -> None:
+    file = finished.pruned / "tokenizer_config.json"
+    written = file.read_text()
+    file.unlink()  # it may be a link into DVC's cache
+    file.write_text(written.replace('"</s>"', '"<s>"'))
+    commands(finished, "dvc", "commit", "--force", "materialize")
+    again = ["dass", "run", "-S", "register.model=again"]
+    refused = commands(finished, *again, status=2)
+    assert 'artifacts/pruned/tokenizer_config.json: eos_token is "<s>", expected "</s>"' in refused.stderr
+    assert "dvc repro -s -f materialize" in refused.stderr
+    commands(finished, "dvc", "repro", "-s", "-f", "materialize")
+    assert file.read_text() == written
+    commands(finished, *again)
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
