@@ -32,20 +32,21 @@ def promote(
     settings = load_settings(ws.params)
     model, rules = settings.register_.model, settings.promote
     registration.check_reachable(ws)
-    proof = prove(ws, model, version, rules)
-    return decide(ws, model, version, rules, proof, force, reason)
+    number = decision.number_of(ws, model, version)  # once: an alias may be moved while the proof is made
+    proof = prove(ws, model, number, rules)
+    return decide(ws, model, number, rules, proof, force, reason)
 
 
 @task(name="prove", **_PLAIN)
-def prove(ws: Workspace, model: str, version: str, rules: Promote) -> Proof | None:
-    return decision.prove(ws, model, version, rules)
+def prove(ws: Workspace, model: str, number: str, rules: Promote) -> Proof | None:
+    return decision.prove(ws, model, number, rules)
 
 
 @task(name="decide", **_PLAIN)
 def decide(
-    ws: Workspace, model: str, version: str, rules: Promote, proof: Proof | None, force: bool, reason: str | None
+    ws: Workspace, model: str, number: str, rules: Promote, proof: Proof | None, force: bool, reason: str | None
 ) -> decision.Decision:
-    return decision.decide(ws, model, version, rules, proof, force=force, reason=reason)
+    return decision.decide(ws, model, number, rules, proof, force=force, reason=reason)
 
 
 @flow(name="rollback", persist_result=False, on_crashed=[cancel_when_interrupted])

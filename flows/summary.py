@@ -36,6 +36,7 @@ class Summary:
         created: False when this very result was registered before.
         run_id: MLflow run.
         tracking_uri: where MLflow keeps it.
+        signed_by: the key that signed the version.
     """
 
     dense: float
@@ -51,6 +52,7 @@ class Summary:
     created: bool
     run_id: str
     tracking_uri: str
+    signed_by: str
 
     @classmethod
     def of(
@@ -75,6 +77,7 @@ class Summary:
             created=registration.created,
             run_id=registration.run_id,
             tracking_uri=registration.tracking_uri,
+            signed_by=registration.signed_by,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Summary:
         )
         known = "" if self.created else " (was registered before)"
         table.add_row("registered", f"{self.model} version {self.version}{known}")
+        table.add_row("signed by", self.signed_by)
         return table
 
 

@@ -24,6 +24,7 @@ os.environ |= {
     "DVC_SITE_CACHE_DIR": str(_HOME / "dvc"),
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
+    "XDG_CONFIG_HOME": str(_HOME / "config"),
     "DASS_SIGNING_KEY": str(_HOME / "signing-key.pem"),
 }
 for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "DASS_WORKSPACE", "DVC_ROOT"):

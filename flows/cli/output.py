@@ -31,6 +31,7 @@ def show_decision(decision: Any) -> None:
     if decision.repaired:
         tell(decision.repaired)
     show_table(decision.table())
+    tell(f"Signed by {decision.signed_by} (ledger entry {decision.entry}).")
 
 
 def tell(line: str) -> None:

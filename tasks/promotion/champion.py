@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import canonical_json
+from tasks.registry.chain import Chain
+from tasks.registry.checked import CHAMPION, ForeignChampion
 from tasks.registry.ledger import CROWNINGS, HEAD, Entry, Ledger, Overtaken, champion_of, patiently, write_twice
+from tasks.registry.versions import all_versions
+from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,17 +34,13 @@ __all__ = [
     "tag_decision",
 ]
 
-ALIAS = "champion"
+ALIAS = CHAMPION
 """The version in production."""
 DECISION = "promotion"
 """The version's tag that holds the last decision about it: JSON of event, time, reason, entry and digest."""
 
 _DECISIONS = (*CROWNINGS, "refused")
 _LONGEST_REASON = 200
-
-
-class ForeignChampion(Exception):
-    """The alias is on a version that the ledger never promoted. One line: both versions, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,13 @@ class RolledBack:
     told: str | None
 
 
-def settle(client: "MlflowClient", model: str) -> str | None:
+def settle(client: "MlflowClient", model: str, ws: Workspace | None = None) -> str | None:
     """Check the ledger, and finish what a killed promotion or rollback has left undone.
+
+    Args:
+        client: MLflow.
+        model: registered model's name.
+        ws: as for `Ledger.open`.
 
     Returns:
         What was repaired, as one line; None when all was well.
@@ -67,7 +72,7 @@ def settle(client: "MlflowClient", model: str) -> str | None:
         BrokenLedger: the ledger is not what was written. Nothing was changed.
         ForeignChampion: the alias was set by hand. Nothing was changed.
     """
-    ledger = Ledger.open(client, model)
+    ledger = Ledger.open(client, model, ws)
     entries = ledger.entries()
     ledger.check_heads(entries)
     check_alias(client, ledger, entries)
@@ -87,7 +92,7 @@ def crown(
     version: str,
     manifest: str,
     event: str,
-    decide: Callable[[list[Entry]], dict[str, Any] | None],
+    decide: Callable[[Chain], dict[str, Any] | None],
 ) -> Entry | None:
     """Make the version the champion, if it still deserves it when the ledger's entry is written.
 
@@ -99,7 +104,7 @@ def crown(
         version: its number; it exists.
         manifest: sha256 of its manifest.
         event: "promoted" or "rolled_back".
-        decide: gets the ledger's entries and returns the new entry's details, or None: it does not become the champion.
+        decide: gets the ledger and returns the new entry's details, or None: it does not become the champion.
             It is asked again whenever there is another champion than it was told of. It may record entries itself.
             "previous", the champion before, is added to the details.
 
@@ -109,23 +114,23 @@ def crown(
     details: dict[str, Any] | None = None
     ground: tuple[Entry | None] | None = None  # what the decision rests on: the entry that made the present champion
     for _ in patiently(f"{ledger} is written by others all the time"):
-        entries = ledger.entries()
-        present = _crowning(entries)
+        chain = ledger.chain()
+        present = _crowning(chain.entries)
         if ground != (present,):
-            ground, details = (present,), decide(entries)
+            ledger.check_allowed(event, chain)
+            ground, details = (present,), decide(chain)
             if details is None:
                 return None
-            entries = ledger.entries()  # deciding takes time, and `decide` may have recorded something
-            if _crowning(entries) != present:
+            chain = ledger.chain()  # deciding takes time, and `decide` may have recorded something
+            if _crowning(chain.entries) != present:
                 continue
         assert details is not None
         previous = present.version if present else None
         try:
-            entry = ledger.append(
-                event, version, manifest, {**details, "previous": previous}, after=entries[-1] if entries else None
-            )
+            entry = ledger.append(event, version, manifest, {**details, "previous": previous}, behind=chain)
         except Overtaken:
             continue
+        entry = ledger.entries()[entry.n]  # with its actor
         tag_decision(client, entry)
         _point(client, ledger)
         return entry
@@ -138,6 +143,7 @@ def roll_back(
     to: str | None,
     reason: str,
     check: Callable[[str], None] = lambda _: None,
+    ws: Workspace | None = None,
 ) -> RolledBack:
     """Make an earlier champion the champion again.
 
@@ -151,6 +157,7 @@ def roll_back(
         to: number of the version to go back to; None: the champion before the present one.
         reason: why, for the ledger.
         check: gets the target's number before anything is written, and raises if it must not be the champion.
+        ws: as for `Ledger.open`.
 
     Raises:
         InputError: no such target, one that never was the champion, or the champion changed meanwhile.
@@ -158,8 +165,10 @@ def roll_back(
     """
     if not reason.strip():
         raise InputError('A rollback needs a reason, which goes to the ledger. Add: --reason "..."')
-    ledger = Ledger.open(client, model)
-    entries = ledger.entries()
+    ledger = Ledger.open(client, model, ws)
+    chain = ledger.chain()
+    ledger.check_allowed("rolled_back", chain)
+    entries = chain.entries
     ledger.check_heads(entries)
     foreign = _foreign(client, ledger, entries)
     told = None
@@ -178,10 +187,10 @@ def roll_back(
     check(target.version)
     asked = _crowning(entries)
 
-    def decide(now: list[Entry]) -> dict[str, Any]:
-        if to is None and _crowning(now) != asked:
+    def decide(now: Chain) -> dict[str, Any]:
+        if to is None and _crowning(now.entries) != asked:
             raise InputError(
-                f"Version {champion_of(now)} of {model!r} became the champion meanwhile; nothing was rolled back. "
+                f"Version {now.champion} of {model!r} became the champion meanwhile; nothing was rolled back. "
                 "Look at it (dass history), then roll back again."
             )
         return {"reason": reason, **({} if foreign is None else {"foreign": foreign})}
@@ -321,11 +330,11 @@ def _finish(client: "MlflowClient", ledger: Ledger, entries: list[Entry]) -> tup
 
 def _tag_behind(client: "MlflowClient", ledger: Ledger, entries: list[Entry]) -> list[str]:
     """Set the tags that a killed process has not; returns the versions whose were behind."""
-    found = {str(made.version): dict(made.tags) for made in ledger.versions()}
+    found = {str(made.version): dict(made.tags) for made in all_versions(client, ledger.model)}
     decisions = {entry.version: entry for entry in entries if entry.event in _DECISIONS}
     lagging = []
-    for version, last in {entry.version: entry for entry in entries}.items():
-        tags = found[version] if version in found else _tags(client, ledger.model, version)
+    for version, last in {entry.version: entry for entry in entries if entry.version}.items():
+        tags = found.get(version)
         if tags is None:
             continue
         behind = _number(tags.get(HEAD, "").partition(" ")[0]) < last.n

@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.masks.proof import ProofError
-from tasks.promotion.champion import ALIAS, RolledBack, champion_of, crown, roll_back, settle, tag_decision
+from tasks.promotion.champion import ALIAS, RolledBack, crown, roll_back, settle, tag_decision
 from tasks.promotion.gates import Evidence, Ruling, judge
 from tasks.promotion.verification import Proof, verify_version
-from tasks.registry.ledger import Entry, Ledger
+from tasks.registry.chain import Chain
+from tasks.registry.checked import checked_version, registration_of
+from tasks.registry.ledger import Ledger
+from tasks.registry.publishing import anchor_ledger
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import EVALUATION, MANIFEST, VERSION
-from tasks.registry.versions import find_version, record_of
+from tasks.registry.versions import find_version
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
     from rich.table import Table
 
 
@@ -35,6 +37,7 @@ class Decision:
         previous: the champion before, or None.
         entry: number of the ledger's entry.
         repaired: what a process that was killed had left undone, and was put right first; or None.
+        signed_by: name of the key that signed the entry.
     """
 
     model: str
@@ -46,6 +49,7 @@ class Decision:
     previous: str | None
     entry: int
     repaired: str | None
+    signed_by: str | None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,19 +70,30 @@ def _shown(value: Any) -> str:
     return "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def prove(ws: Workspace, model: str, version: str, rules: Promote) -> Proof | None:
+def number_of(ws: Workspace, model: str, version: str) -> str:
+    """The version that a number or alias means now: what is proved from here on is what is judged and made champion.
+
+    Raises:
+        UnknownVersionError: there is no such version.
+        TrackingError: MLflow failed.
+    """
+    with tracking(ws) as client:
+        return str(find_version(client, model, version).version)
+
+
+def prove(ws: Workspace, model: str, number: str, rules: Promote) -> Proof | None:
     """The version's proof, where a rule asks for it.
 
     Raises:
         InputError, TrackingError: as in verify_version.
     """
-    return verify_version(ws, model, version) if rules.proof else None
+    return verify_version(ws, model, number) if rules.proof else None
 
 
 def decide(
     ws: Workspace,
     model: str,
-    version: str,
+    number: str,
     rules: Promote,
     proof: Proof | None,
     *,
@@ -88,50 +103,52 @@ def decide(
     """Judge a version and, where every rule holds or `force` overrides them, make it champion.
 
     The ledger's entry settles who is champion; alias, tags and artifact follow it. Judged again when another version
-    becomes champion meanwhile.
+    becomes champion meanwhile. Figures come from files that are as they were signed and registered.
 
     Args:
         ws: the workspace.
         model: registered model.
-        version: number or alias.
+        number: the version's number.
         rules: what is asked.
         proof: of this version, where a rule asks for it.
-        force: promote although a rule does not hold.
+        force: promote although a rule about figures does not hold. A failed proof is never overridden.
         reason: why; needed with `force`.
 
     Raises:
-        InputError: there is no such version, it is champion already, or there is no reason for the force.
-        BrokenLedger, ForeignChampion: the history is not whole; nothing was changed.
+        InputError: there is no such version, it is champion already, there is no reason for the force, or this user's
+            key may not promote.
+        BrokenLedger, ForeignChampion, SignatureError: the history is not whole, or the version is not what was
+            registered; nothing was changed.
         TrackingError: MLflow failed.
     """
     if force and not (reason or "").strip():
         raise InputError('--force needs a reason, which goes to the ledger. Add: --reason "..."')
     rulings: list[Ruling] = []
     with tracking(ws) as client:
-        repaired = settle(client, model)
-        made = find_version(client, model, version)
-        number, manifest_digest = str(made.version), _manifest_digest(made)
-        ledger = Ledger.open(client, model)
-        manifest, evaluation = (record_of(client, made, name) for name in (MANIFEST, EVALUATION))
+        ledger = Ledger.open(client, model, ws)
+        ledger.check_allowed("promoted", ledger.chain())
+        repaired = settle(client, model, ws)
+        version = checked_version(client, model, number, ws)
+        manifest, evaluation, said = (version.record(name) for name in (MANIFEST, EVALUATION, VERSION))
+        manifest_digest = version.entry.manifest
 
-        dirty = record_of(client, made, VERSION)["git"]["dirty"]
-
-        def judged(entries: list[Entry]) -> dict[str, Any] | None:
-            champion = champion_of(entries)
+        def judged(chain: Chain) -> dict[str, Any] | None:
+            champion = chain.champion
             if champion == number:
                 raise InputError(f"{model} version {number} is the {ALIAS} already.")
             evidence = Evidence(
                 manifest,
                 evaluation,
-                dirty,
+                said["git"]["dirty"],
                 None if proof is None else proof.failed,
-                None if champion is None else _ratio(client, model, champion),
+                None if champion is None else _ratio(client, model, champion, chain),
             )
             rulings[:] = judge(rules, evidence)
             passed = all(each.passed for each in rulings)
             record = {"passed": passed, "rules": [each.as_json() for each in rulings]}
             ledger.record("gate", number, manifest_digest, record)
-            return {"forced": not passed, "reason": reason} if passed or force else None
+            may_be_forced = force and (proof is None or not proof.failed)
+            return {"forced": not passed, "reason": reason} if passed or may_be_forced else None
 
         entry = crown(client, ledger, number, manifest_digest, "promoted", judged)
         promoted = entry is not None
@@ -149,8 +166,10 @@ def decide(
             entry.details.get("previous"),
             entry.n,
             repaired,
+            entry.actor,
         )
-        client.log_dict(made.run_id, decision.as_json(), f"promotion/entry_{entry.n:06d}.json")
+        client.log_dict(version.made.run_id, decision.as_json(), f"promotion/entry_{entry.n:06d}.json")
+        anchor_ledger(ws, client, model)
         return decision
 
 
@@ -171,16 +190,13 @@ def go_back(ws: Workspace, model: str, reason: str, to: str | None) -> RolledBac
             raise ProofError(f"{model} version {version} is not proved ({proof.failed}: {told}); nothing was changed.")
 
     with tracking(ws) as client:
-        return roll_back(client, model, to, reason, check)
+        done = roll_back(client, model, to, reason, check, ws)
+        anchor_ledger(ws, client, model)
+        return done
 
 
-def _manifest_digest(made: "ModelVersion") -> str:
-    try:
-        return str(made.tags["manifest"])
-    except KeyError:
-        raise InputError(f"{made.name} version {made.version} has no manifest: it was not made by dass.") from None
-
-
-def _ratio(client: "MlflowClient", model: str, champion: str) -> float:
-    ratio: float = record_of(client, find_version(client, model, champion), EVALUATION)["ratio"]
+def _ratio(client: "MlflowClient", model: str, champion: str, chain: Chain) -> float:
+    """The present champion's perplexity ratio, as it was registered."""
+    entry, _ = registration_of(chain, model, champion)
+    ratio: float = entry.details["figures"]["ratio"]
     return ratio

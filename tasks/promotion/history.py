@@ -1,15 +1,15 @@
 """`dass history` and `dass diff`: what there is, and what lies between two versions. No model is loaded."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dass.masks.difference import compare_masks
 from dass.masks.mask_file import MaskFile
 from tasks.promotion.champion import settle
-from tasks.registry.ledger import Entry, Ledger
+from tasks.registry.checked import checked_version
+from tasks.registry.ledger import HEAD, PENDING, Entry, Ledger
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import EVALUATION, MANIFEST, MASKS, SETTINGS
-from tasks.registry.versions import all_versions, file_of, find_version, record_of
+from tasks.registry.versions import all_versions
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
 
@@ -34,10 +34,9 @@ def history(ws: Workspace, model: str) -> dict[str, Any]:
         TrackingError: MLflow failed.
     """
     with tracking(ws) as client:
-        ledger = Ledger.open(client, model)
-        repaired = settle(client, model)
+        ledger = Ledger.open(client, model, ws)
+        repaired = settle(client, model, ws)
         entries = ledger.entries()
-        ledger.check_heads(entries)
         aliases: dict[str, list[str]] = {}
         for alias, version in client.get_registered_model(model).aliases.items():
             aliases.setdefault(str(version), []).append(alias)
@@ -48,32 +47,30 @@ def history(ws: Workspace, model: str) -> dict[str, Any]:
                 [each for each in entries if each.version == str(made.version)],
             )
             for made in all_versions(client, model)
+            if made.tags.get(HEAD) != PENDING
         ]
     return {"model": model, "repaired": repaired, "versions": versions}
 
 
 def _row(made: "ModelVersion", aliases: list[str], entries: list[Entry]) -> dict[str, Any]:
-    tags = made.tags
     proofs = [each for each in entries if each.event in _PROOFS]
-    by = next((each.actor for each in entries if each.event == "registered"), None)
+    registered = next((each for each in entries if each.event == "registered"), None)
+    said = {} if registered is None else registered.details
     return {
         "version": str(made.version),
         "aliases": aliases,
-        **{name: tags.get(name) for name in ("method", "pattern")},
-        **{name: _number(tags.get(tag)) for name, tag in _FIGURES.items()},
-        "when": datetime.fromtimestamp(made.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-        "by": by,
-        "commit": tags.get("git_commit"),
+        **{name: said.get(name) for name in ("method", "pattern")},
+        **{name: said.get("figures", {}).get(figure) for name, figure in _FIGURES.items()},
+        "tasks_mean": said.get("tasks_mean"),
+        "when": None if registered is None else registered.time,
+        "by": None if registered is None else registered.actor,
+        "commit": said.get("git", {}).get("commit"),
         "proof": _PROOFS[proofs[-1].event] if proofs else None,
         "events": [{"n": each.n, "event": each.event, "time": each.time, "actor": each.actor} for each in entries],
     }
 
 
-_FIGURES = {"sparsity": "sparsity.mlp", "ratio": "ratio", "tasks_mean": "tasks.mean"}
-
-
-def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
+_FIGURES = {"sparsity": "sparsity.mlp", "ratio": "ratio"}
 
 
 def history_table(record: dict[str, Any]) -> "Table":
@@ -107,7 +104,7 @@ def history_table(record: dict[str, Any]) -> "Table":
             _shown(each["sparsity"], "{:.1%}"),
             _shown(each["ratio"], "{:.3f}"),
             _shown(each["tasks_mean"], "{:.3f}"),
-            each["when"].replace("T", " ").removesuffix("+00:00"),
+            (each["when"] or "").replace("T", " ").partition(".")[0],
             escape(each["by"] or ""),
             (each["commit"] or "")[:8],
             each["proof"] or "not checked",
@@ -131,16 +128,16 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
         TrackingError: MLflow failed.
     """
     with tracking(ws) as client:
-        pair = [find_version(client, model, version) for version in (before, after)]
+        pair = [checked_version(client, model, version, ws) for version in (before, after)]
         manifests, evaluations, settings = (
-            [record_of(client, made, name) for made in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
+            [version.record(name) for version in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
         )
-        with file_of(client, pair[0], MASKS) as one, file_of(client, pair[1], MASKS) as other:
+        with pair[0].file(MASKS) as one, pair[1].file(MASKS) as other:
             moved = compare_masks(MaskFile(one), MaskFile(other))
     return {
         "model": model,
-        "before": str(pair[0].version),
-        "after": str(pair[1].version),
+        "before": pair[0].number,
+        "after": pair[1].number,
         "settings": _changed(*({**each, "promote": {}} for each in settings)),  # what is asked, not what was made
         "calibration": _changed(*(manifest["calibration"] for manifest in manifests)),
         "figures": _changed(*evaluations),

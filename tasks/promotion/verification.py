@@ -23,11 +23,12 @@ from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
 from tasks.promotion.champion import check_alias
 from tasks.promotion.configuration import check_configuration
-from tasks.registry import signing
-from tasks.registry.ledger import BrokenLedger, Ledger
+from tasks.registry.anchor import check_anchor, git_store
+from tasks.registry.checked import check_folder, registration_of
+from tasks.registry.ledger import BrokenLedger, Ledger, NotAllowed
 from tasks.registry.loading import base_of
 from tasks.registry.tracking import is_outage, tracking
-from tasks.registry.version_folder import MANIFEST, MASKS, UPDATES, VERSION
+from tasks.registry.version_folder import MANIFEST, MASKS, SIGNATURE, UPDATES, VERSION
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
 
@@ -104,8 +105,9 @@ def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = Fa
     with tracking(ws) as client:
         made = find_version(client, model, version)
         with folder_of(client, made) as folder:
-            proof = _proof(ws, client, f"{model} version {made.version}", model, folder, made, replay)
-        record_proof(client, made, proof)
+            number = str(made.version)
+            proof = _proof(ws, client, f"{model} version {number}", model, folder, number, replay)
+        record_proof(ws, client, made, proof)
         return proof
 
 
@@ -171,22 +173,36 @@ def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = Fal
     """
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} has no {MANIFEST}: expected a registered version's folder, or a version's number.")
-    digest = sha256_file(folder / MANIFEST)
+    signature = sha256_file(folder / SIGNATURE) if (folder / SIGNATURE).is_file() else None
     with tracking(ws) as client:
-        same = [made for made in all_versions(client, model) if made.tags.get("manifest") == digest]
-        return _proof(ws, client, str(folder), model, folder, same[0] if same else None, replay)
+        return _proof(ws, client, str(folder), model, folder, _registered_with(ws, client, model, signature), replay)
 
 
-def record_proof(client: "MlflowClient", made: "ModelVersion", proof: Proof) -> None:
-    """Append the outcome to the ledger, unless the ledger itself is what is broken."""
-    steps = [[step.name, step.passed, step.told[:200]] for step in proof.steps]
-    ledger = Ledger.open(client, made.name)
+def _registered_with(ws: Workspace, client: "MlflowClient", model: str, signature: str | None) -> str | None:
+    """The newest version that the ledger registered with a signature; None: there is none, or no ledger to ask."""
     try:
-        ledger.record(
-            "failed" if proof.failed else "verified", str(made.version), made.tags["manifest"], {"steps": steps}
-        )
-    except (BrokenLedger, KeyError):
+        entries = Ledger.open(client, model, ws).entries()
+    except BrokenLedger:
+        return None
+    same = [
+        each.version for each in entries if each.event == "registered" and each.details.get("signature") == signature
+    ]
+    return same[-1] if same else None
+
+
+def record_proof(ws: Workspace, client: "MlflowClient", made: "ModelVersion", proof: Proof) -> None:
+    """Append the outcome to the ledger, unless the ledger itself is what is broken, or this user only reads."""
+    steps = [[step.name, step.passed, step.told[:200]] for step in proof.steps]
+    try:
+        ledger = Ledger.open(client, made.name, ws)
+        entry = ledger.chain().registered(str(made.version))
+        if entry is not None:
+            event = "failed" if proof.failed else "verified"
+            ledger.record(event, str(made.version), entry.manifest, {"steps": steps})
+    except BrokenLedger:
         return  # the proof says so
+    except NotAllowed as error:
+        logger.warning(f"The outcome is not recorded. {error}")
 
 
 def _proof(
@@ -195,14 +211,14 @@ def _proof(
     what: str,
     model: str,
     folder: Path,
-    made: "ModelVersion | None",
+    number: str | None,
     replay: bool,
 ) -> Proof:
     """Take every step. When one could not be taken and no other failed, what kept it from being taken is raised."""
     with _base_once(ws, folder) as base:
         checks: dict[str, Callable[[], str]] = {
-            "files": lambda: _check_files(client, model, folder),
-            "ledger": lambda: _check_ledger(client, model, folder, made),
+            "files": lambda: _check_files(ws, client, model, folder, number),
+            "ledger": lambda: _check_ledger(ws, client, model, number),
             "weights": lambda: _check_weights(folder, base),
             "pattern": lambda: _check_pattern(folder),
             "configuration": lambda: check_configuration(folder, base),
@@ -261,31 +277,31 @@ def _is_fault(error: Exception, folder: Path) -> bool:
     return isinstance(error, OSError) or "(os error " in str(error)  # safetensors reads in Rust
 
 
-def _check_files(client: "MlflowClient", model: str, folder: Path) -> str:
-    """Every file has the digest that was signed, and the key is one that the registered model names."""
-    key = read_json(folder / VERSION)["key"]
-    signing.check(folder, signing.registered_key(client, model, key))
-    return f"all files are as signed with key {key[:16]}"
+def _check_files(ws: Workspace, client: "MlflowClient", model: str, folder: Path, number: str | None) -> str:
+    """Every file is as it was signed, and the signature is the one that the ledger registered for this version."""
+    chain = Ledger.open(client, model, ws).chain()
+    entry, key = registration_of(chain, model, _known(model, number))
+    check_folder(folder, model, entry, key)
+    return f"all files are as signed with key {key.told}"
 
 
-def _check_ledger(client: "MlflowClient", model: str, folder: Path, made: "ModelVersion | None") -> str:
-    """The chain is whole, names this manifest and this key, and the aliases are where it put them."""
-    ledger = Ledger.open(client, model)
-    entries = ledger.entries()
-    ledger.check_heads(entries)
-    digest = sha256_file(folder / MANIFEST)
-    if made is None:
-        raise BrokenLedger(f"no version of {model} was registered with the manifest {digest[:16]}.")
-    registered = [each for each in entries if each.event == "registered" and each.version == str(made.version)]
-    if not registered:
-        raise BrokenLedger(f"version {made.version} is not in the ledger of {model}.")
-    entry = registered[-1]
-    if entry.manifest != digest:
-        raise BrokenLedger(f"the manifest is {digest[:16]}, and the ledger registered {entry.manifest[:16]}.")
-    if entry.details["key"] != read_json(folder / VERSION)["key"]:
-        raise BrokenLedger(f"it is signed with another key than the one the ledger names in entry {entry.n}.")
-    check_alias(client, ledger, entries)
-    return f"entry {entry.n} of {len(entries)} names this manifest, and the chain is whole"
+def _check_ledger(ws: Workspace, client: "MlflowClient", model: str, number: str | None) -> str:
+    """The chain is whole and signed by keys that may, the version is in it, and the aliases are where it put them."""
+    ledger = Ledger.open(client, model, ws)
+    chain = ledger.chain()
+    ledger.check_heads(chain.entries)
+    check_anchor(ws, model, git_store(ws), chain)
+    entry = chain.registered(_known(model, number))
+    if entry is None:
+        raise BrokenLedger(f"version {number} is not in the ledger of {model}.")
+    check_alias(client, ledger, chain.entries)
+    return f"entry {entry.n} of {len(chain.entries)} registered it, and the chain is whole and signed"
+
+
+def _known(model: str, number: str | None) -> str:
+    if number is None:
+        raise BrokenLedger(f"no version of {model} was registered with this signature.")
+    return number
 
 
 def _check_weights(folder: Path, base_folder: Callable[[], Path]) -> str:

@@ -59,20 +59,20 @@ def unfinished(workspace: Workspace, store: str) -> list[Attempt]:
     return [attempt for attempt in notes if attempt.store == store]
 
 
-def clear(client: "MlflowClient", attempt: Attempt, complete: Callable[["ModelVersion"], object], status: str) -> None:
-    """Remove what an attempt left in MLflow. A version that it had made has all its files, and is completed instead.
+def clear(client: "MlflowClient", attempt: Attempt, complete: Callable[["ModelVersion"], bool], status: str) -> None:
+    """Remove what an attempt left in MLflow, a version without an entry in the ledger too. One with it is completed.
 
     Args:
         client: the attempt's store.
         attempt: which one.
-        complete: does what is left to do once the version is made.
+        complete: does what is left to do behind the entry; says whether there is one.
         status: what its run becomes, "FAILED" or "KILLED".
     """
     for run in client.search_runs([attempt.experiment], f"tags.{TAG} = '{attempt.id}'"):
-        versions = list(client.search_model_versions(f"run_id = '{run.info.run_id}'"))
-        for made in versions:
-            complete(made)
-        if not versions:
+        known = [(made, complete(made)) for made in client.search_model_versions(f"run_id = '{run.info.run_id}'")]
+        for made in [made for made, is_known in known if not is_known]:
+            client.delete_model_version(made.name, made.version)
+        if not any(is_known for _, is_known in known):
             remove_models(client, attempt.experiment, run.info.run_id)
             client.set_terminated(run.info.run_id, status)
     forget_unused(client, attempt.model, TAG, attempt.id)

@@ -124,14 +124,15 @@ def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[s
 
 
 def _use(name: str, version: dict[str, Any]) -> str:
-    load = (
-        f'model = mlflow.transformers.load_model("models:/{name}@champion")'
+    beside = (
+        "MLflow's own loaders read the same files, and check neither signature nor ledger: "
+        f'`mlflow.transformers.load_model("models:/{name}@champion")`.\n\n'
         if version["artifact"] == "checkpoint"
-        else f'model = dass.load("models:/{name}@champion")'
+        else ""
     )
-    module = "mlflow" if version["artifact"] == "checkpoint" else "dass"
     return (
-        f"```python\nimport {module}\n\n{load}\n```\n\n"
+        f'```python\nimport dass\n\nmodel = dass.load("models:/{name}@champion")  # checked against the ledger\n```\n\n'
+        f"{beside}"
         "```sh\ndass verify VERSION            # files, ledger, weights = base times masks, pattern, configuration\n"
         "dass verify VERSION --replay   # and prune again from the same data\n```"
     )

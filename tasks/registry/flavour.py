@@ -1,12 +1,22 @@
 """MLflow's door to masks-only versions: `mlflow.pyfunc.load_model("models:/NAME@ALIAS")` imports this module.
 
-MLflow hands over a folder and nothing of the registry, so the signature is not checked here. `dass.load` does that.
+MLflow hands over a folder and nothing of the registry. The ledger of the store that MLflow speaks to is asked whether
+it registered this folder; where there is no such store, that is told. `dass.load` refuses then.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from dass.errors import InfrastructureError
+from dass.files import read_json, sha256_file
+from tasks.registry.checked import check_folder, registration_of
+from tasks.registry.ledger import Ledger, find_model
 from tasks.registry.loading import checkpoint_of, workspace_here
+from tasks.registry.signing import SIGNATURE, SignatureError
+from tasks.registry.version_folder import VERSION
+
+logger = logging.getLogger("dass")
 
 
 class Generator:
@@ -37,5 +47,36 @@ class Generator:
 
 def _load_pyfunc(path: str) -> Generator:
     """What MLflow calls with the version's folder."""
-    with checkpoint_of(Path(path), ws=workspace_here()) as checkpoint:
+    folder = Path(path)
+    _check(folder)
+    with checkpoint_of(folder, ws=workspace_here()) as checkpoint:
         return Generator(checkpoint)
+
+
+def _check(folder: Path) -> None:
+    """Hold the folder to the ledger of the store that MLflow speaks to.
+
+    Raises:
+        SignatureError: its model has a ledger there, which registered no such folder, or the folder was changed since.
+        BrokenLedger: that ledger is not whole.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    model = str(read_json(folder / VERSION)["model"])
+    client = MlflowClient()
+    try:
+        if find_model(client, model) is None:
+            logger.warning(f"{folder} is not checked: {client.tracking_uri} has no model {model!r}")
+            return
+        chain = Ledger.open(client, model).chain()
+    except (MlflowException, InfrastructureError, OSError) as error:
+        logger.warning(f"{folder} is not checked: no ledger of {model!r} is to be had ({type(error).__name__})")
+        return
+    signature = sha256_file(folder / SIGNATURE)
+    for registered in chain.entries:
+        if registered.event == "registered" and registered.details.get("signature") == signature:
+            entry, key = registration_of(chain, model, registered.version)
+            check_folder(folder, model, entry, key)
+            return
+    raise SignatureError(f"{folder} is no version that the ledger of {model!r} registered.")

@@ -165,14 +165,26 @@ def _read() -> bytes:
     try:
         return read_private(path, "the signing key", _LARGEST_KEY)
     except FileNotFoundError:
-        _make_key(path)
+        make_key(path)
     try:
         return read_private(path, "the signing key", _LARGEST_KEY)
     except FileNotFoundError:  # a link that leads nowhere
         raise InputError(f"{path} leads nowhere: expected the signing key.") from None
 
 
-def _make_key(path: Path) -> None:
+def public_half(path: Path) -> str:
+    """The public half, PEM, of a private key file that is not the signing key yet.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    key = decrypted(path, read_private(path, "the signing key", _LARGEST_KEY))
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InputError(f"{path} is no key on one of {', '.join(_CURVES)}.")
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+
+def make_key(path: Path) -> None:
     """Write a new key, unless another process was first: a link is made only where there is nothing yet."""
     passphrase = read_passphrase()
     lock = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()

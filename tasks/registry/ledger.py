@@ -1,9 +1,10 @@
-"""The ledger of a registered model: what happened to its versions, as a chain of lines that only grows.
+"""The ledger of a registered model: what happened to its versions, as a chain of signed lines that only grows.
 
 It lives in MLflow. One run in the experiment "dass ledger" holds it, and the registered model's tag "ledger" names that
-run. Each entry is one param of the run: key "entry.000007", value one line of canonical JSON, which holds the sha256 of
-the line before it. So an entry that was edited, moved or taken out shows. A version's tag "ledger.head" names the last
-entry about that version, so that cutting the end off shows too.
+run. Each entry is one param of the run: key "entry.000007", value one line (`tasks.registry.entry`), which holds the
+sha256 of the line before it and a signature. The first entry lists the keys that may sign (`tasks.registry.keyring`).
+A version's tag "ledger.head" names the last entry about that version, so that cutting the end off shows; what was seen
+before is remembered outside the database, too (`tasks.registry.trust`).
 
 Writing entry n is a compare-and-set: of two writers one wins, and the other reads again. Of MLflow (3.17.2) this needs:
 
@@ -18,110 +19,57 @@ Writing entry n is a compare-and-set: of two writers one wins, and the other rea
 - Creating a registered model or an experiment with tags is one transaction, and their names are unique.
 """
 
-import getpass
-import hashlib
-import json
-import os
 import random
-import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from dass.files import canonical_json
-from tasks.registry.tracking import TrackingError
+from tasks.registry.chain import BrokenLedger, Chain, UnsignedLedger, champion_of, checked_chain
+from tasks.registry.entry import CROWNINGS, EVENTS, NOTHING, Entry, sealed
+from tasks.registry.key_file import dsse_signer, fingerprint, key_name, public_key
+from tasks.registry.keyring import MANAGE, ROLES, Key
+from tasks.registry.tracking import TrackingError, store_of
+from tasks.registry.trust import KEYS, Trust
+from tasks.registry.versions import all_versions
+from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import RegisteredModel
+
+__all__ = [
+    "CROWNINGS",
+    "EVENTS",
+    "BrokenLedger",
+    "Chain",
+    "Entry",
+    "Ledger",
+    "NotAllowed",
+    "Overtaken",
+    "UnsignedLedger",
+    "champion_of",
+]
 
 EXPERIMENT = "dass ledger"
 TAG = "ledger"
 """On a registered model: the run that holds its ledger."""
 HEAD = "ledger.head"
 """On a version: "<n> <digest>" of the last entry about it."""
-EVENTS = ("registered", "gate", "promoted", "refused", "rolled_back", "verified", "failed")
-CROWNINGS = ("promoted", "rolled_back")
-"""The events that make a version the champion."""
+PENDING = "pending"
+"""What `ledger.head` says of a version that is about to be registered."""
 
 _KEY = "entry."
-_LONGEST = 6000  # MLflow's longest param, in characters
 _DIGITS = 18  # of an entry's number, at most
-_NOTHING = "0" * 64  # what the first line names as the one before it
-_TEXTS = ("id", "time", "actor", "event", "model", "version", "manifest", "before")
 _TRIES = 100  # of a race with other writers: each lost one is another writer's success
-
-
-class BrokenLedger(Exception):
-    """The ledger is not what was written. The message is one line: which entry, and what is wrong with it."""
 
 
 class Overtaken(Exception):
     """Another process has written this entry. Read the ledger again, and decide again."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger.
-
-    Attributes:
-        n: its number, from 0.
-        id: random hex.
-        time: UTC, ISO 8601 with milliseconds.
-        actor: user@host that wrote it.
-        event: one of EVENTS.
-        model: the registered model.
-        version: number of the version it is about.
-        manifest: sha256 of that version's manifest.
-        details: what else there is to say about such an event.
-        before: digest of the entry before it.
-        line: the line itself.
-    """
-
-    n: int
-    id: str
-    time: str
-    actor: str
-    event: str
-    model: str
-    version: str
-    manifest: str
-    details: dict[str, Any]
-    before: str
-    line: str
-
-    @classmethod
-    def parse(cls, line: str) -> "Entry":
-        """Raises ValueError: this is no line that a ledger holds."""
-        if len(line) > _LONGEST:
-            raise ValueError("longer than any")
-        try:
-            values = json.loads(line)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        if not isinstance(values, dict) or values.keys() != {"n", "details", *_TEXTS}:
-            raise ValueError("other keys")
-        if type(values["n"]) is not int or not isinstance(values["details"], dict):
-            raise ValueError("other types")
-        if not all(isinstance(values[name], str) for name in _TEXTS) or values["event"] not in EVENTS:
-            raise ValueError("other types")
-        if canonical_json(values) != line:
-            raise ValueError("another layout")
-        return cls(**values, line=line)
-
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) of the line's bytes."""
-        return hashlib.sha256(self.line.encode()).hexdigest()
-
-    @property
-    def head(self) -> str:
-        """What the tag `ledger.head` says when this is the last entry about its version."""
-        return f"{self.n} {self.digest}"
+class NotAllowed(InputError):
+    """This user's key may not write such an entry."""
 
 
 class Ledger:
@@ -130,41 +78,52 @@ class Ledger:
     Attributes:
         model: the registered model's name.
         run_id: the MLflow run that holds the entries.
+        trust: what was seen of it before.
     """
 
-    def __init__(self, client: "MlflowClient", model: str, run_id: str) -> None:
+    def __init__(self, client: "MlflowClient", model: str, run_id: str, ws: Workspace | None = None) -> None:
         self._client = client
+        self._ws = ws
         self.model = model
         self.run_id = run_id
+        self.trust = Trust(store_of(client), ws)
 
     @classmethod
-    def open(cls, client: "MlflowClient", model: str) -> "Ledger":
-        """The ledger of a registered model; it gets one when it has none yet.
+    def open(cls, client: "MlflowClient", model: str, ws: Workspace | None = None) -> "Ledger":
+        """The ledger of a registered model; it gets one when it has neither one nor versions yet.
+
+        Args:
+            client: MLflow.
+            model: the registered model's name.
+            ws: whose dass.keys says what a ledger begins with, if it has one.
 
         Raises:
             InputError: there is no such registered model.
             BrokenLedger: the model has lost its ledger.
         """
-        registered = _find(client, model)
+        registered = find_model(client, model)
         if registered is None:
             raise InputError(
                 f"MLflow has no registered model {model!r}. Look at register.model in params.yaml, or run: dass run"
             )
-        return cls(client, model, registered.tags.get(TAG) or _adopt(client, registered))
+        return cls(client, model, registered.tags.get(TAG) or _adopt(client, registered), ws)
 
     @classmethod
-    def start(cls, client: "MlflowClient", model: str, tags: dict[str, str] | None = None) -> tuple["Ledger", bool]:
+    def start(
+        cls, client: "MlflowClient", model: str, tags: dict[str, str] | None = None, ws: Workspace | None = None
+    ) -> tuple["Ledger", bool]:
         """The model's ledger, and whether the registered model was made here: model and ledger are made at once.
 
         Args:
             client: MLflow.
             model: the registered model's name.
             tags: of the ledger's run, when it is made here.
+            ws: as for `open`.
         """
         from mlflow.exceptions import MlflowException
 
-        if _find(client, model) is not None:
-            return cls.open(client, model), False
+        if find_model(client, model) is not None:
+            return cls.open(client, model, ws), False
         run_id = _make_run(client, model, tags)
         try:
             client.create_registered_model(model, tags={TAG: run_id})
@@ -172,18 +131,40 @@ class Ledger:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 client.delete_run(run_id)
                 raise
-            ledger = cls.open(client, model)
+            ledger = cls.open(client, model, ws)
             if ledger.run_id == run_id:  # ours after all: the request was sent twice
                 return ledger, True
             client.delete_run(run_id)
             return ledger, False
-        return cls(client, model, run_id), True
+        return cls(client, model, run_id, ws), True
 
     def entries(self) -> list[Entry]:
         """All entries, oldest first.
 
         Raises:
-            BrokenLedger: a line is missing, edited or in another's place. The end being cut off shows in `check_heads`.
+            BrokenLedger: as `chain`.
+        """
+        return self.chain().entries
+
+    def chain(self) -> Chain:
+        """The whole ledger, read and checked.
+
+        Raises:
+            BrokenLedger: a line is missing, edited, in another's place or not signed by a key that may, or the ledger
+                is not the one that was seen before. That its end was cut off before anyone saw it shows in
+                `check_heads`.
+            InputError: what was seen before cannot be read.
+        """
+        seen = self.trust.seen(self.model)
+        chain = checked_chain(self.model, self.lines())
+        self.trust.check(self.model, chain, seen)
+        return chain
+
+    def lines(self) -> list[str]:
+        """Its lines as MLflow has them.
+
+        Raises:
+            BrokenLedger: one is missing, or the run that holds them.
         """
         from mlflow.exceptions import MlflowException
 
@@ -198,27 +179,44 @@ class Ledger:
                 f"MLflow run {self.run_id}, which holds it, was deleted. "
                 f"Run: mlflow runs restore --run-id {self.run_id}"
             )
-        return self._checked({key: value for key, value in run.data.params.items() if key.startswith(_KEY)})
+        found = {key: value for key, value in run.data.params.items() if key.startswith(_KEY)}
+        for n in range(len(found)):
+            if _key(n) not in found:
+                raise self._broken(f"entry {n} is missing")
+        return [found[_key(n)] for n in range(len(found))]
 
-    def append(self, event: str, version: str, manifest: str, details: dict[str, Any], *, after: Entry | None) -> Entry:
-        """Write the entry behind `after` (None: the first one), and tag its version with it.
+    def append(self, event: str, version: str, manifest: str, details: dict[str, Any], *, behind: Chain) -> Entry:
+        """Write and sign the entry behind those that the caller has seen, and tag its version with it.
 
         Args:
             event: one of EVENTS.
-            version: number of the version it is about.
-            manifest: sha256 of that version's manifest.
+            version: number of the version it is about; "" for keys.
+            manifest: sha256 of that version's manifest; of a key, its fingerprint.
             details: JSON values.
-            after: the last entry that the caller has seen.
+            behind: the ledger as the caller has seen it. When it is empty, a list of keys is begun first.
 
         Raises:
-            Overtaken: there is an entry behind `after` already. Nothing was written.
-            InputError: the entry is longer than MLflow takes, or not text.
+            Overtaken: there are more entries by now. Nothing was written.
+            NotAllowed: this user's key may not write it. Nothing was written.
+            InputError: the entry is longer than MLflow takes, or not text; the key cannot be used.
         """
+        if not behind.entries and event != "keys_started":
+            behind = checked_chain(self.model, [self.begin(behind).line])
+        self.check_allowed(event, behind)
+        last = behind.entries[-1] if behind.entries else None
+        if last is not None and last.key is not None and last.version not in ("", version):
+            self.tag_head(last.version)  # a process killed behind its entry has not: at most the last one lags
+        n, before = (0, NOTHING) if last is None else (last.n + 1, last.digest)
+        entry = sealed(dsse_signer(), n, before, event, self.model, version, manifest, details)
+        _check_possible(behind, entry)
+        self._write(entry)
+        if version:
+            self.tag_head(version)
+        return entry
+
+    def _write(self, entry: Entry) -> None:
         from mlflow.exceptions import MlflowException
 
-        if after is not None and after.version != version:
-            self.tag_head(after.version)  # a process killed behind its entry has not: at most the last one lags
-        entry = self._entry(event, version, manifest, details, after)
         try:
             self._client.log_param(self.run_id, _key(entry.n), entry.line, synchronous=True)
         except MlflowException:
@@ -227,8 +225,45 @@ class Ledger:
                 raise
             if found != entry.line:
                 raise Overtaken(f"{self}: entry {entry.n} was written by another process") from None
-        self.tag_head(version)
-        return entry
+
+    def begin(self, behind: Chain) -> Entry:
+        """Begin the list of keys, behind lines that were never signed or none: dass.keys, or this user's alone.
+
+        Raises:
+            NotAllowed: dass.keys has other key managers.
+            Overtaken, InputError: as `append`.
+        """
+        keys, own = self.trust.first_keys(), fingerprint(public_key())
+        if keys is None:
+            keys = [Key(key_name(), own, public_key(), ROLES)]
+        elif not any(key.fingerprint == own and MANAGE in key.roles for key in keys):
+            able = ", ".join(key.told for key in keys if MANAGE in key.roles)
+            raise NotAllowed(
+                f"{self} has not begun, and your key {own[:16]} has not the role {MANAGE} in {KEYS}. "
+                f"Have one of these begin it: {able}. They run: dass keys init"
+            )
+        details: dict[str, Any] = {"keys": [key.as_json() for key in keys]}
+        seen = self.trust.seen(self.model)
+        if seen is not None:
+            details["follows"] = {"root": seen.root, "n": seen.n, "digest": seen.digest}
+        return self.append("keys_started", "", own, details, behind=behind)
+
+    def check_allowed(self, event: str, chain: Chain) -> None:
+        """Refuse early what `append` would refuse: an entry that this user's key may not write.
+
+        Raises:
+            NotAllowed: it may not. The message names who can change that.
+        """
+        keyring, own = chain.keyring, fingerprint(public_key())
+        if not keyring.keys or not (lacks := keyring.lacks(own, event)):
+            return
+        managers = ", ".join(key.told for key in keyring.with_role(MANAGE))
+        if own not in keyring.keys:
+            lacks = f"your key {key_name()} ({own[:16]}) is not in its list of keys"
+        raise NotAllowed(
+            f"{self} takes no entry {event!r} from you: {lacks}. Give your public key (dass keys list --public) to "
+            f"{managers}, who can run: dass keys add"
+        )
 
     def record(self, event: str, version: str, manifest: str, details: dict[str, Any], *, once: bool = False) -> Entry:
         """Write an entry that depends on no other one, behind whatever comes in between.
@@ -238,41 +273,39 @@ class Ledger:
             once: an entry of this event about this version is enough, and returned when it is there.
 
         Raises:
-            BrokenLedger, InputError: as `entries` and `append`.
+            BrokenLedger, NotAllowed, InputError: as `chain` and `append`.
             TrackingError: others kept writing.
         """
         for _ in patiently(f"{self} is written by others all the time"):
-            entries = self.entries()
+            chain = self.chain()
+            entries = chain.entries
             self.check_heads(entries)  # a new line behind an edited last one would make the edit part of the chain
             known = [entry for entry in entries if (entry.event, entry.version) == (event, version)]
             if once and known:
                 self.tag_head(version)
                 return known[0]
             try:
-                return self.append(event, version, manifest, details, after=entries[-1] if entries else None)
+                written = self.append(event, version, manifest, details, behind=chain)
             except Overtaken:
                 continue
+            return self.entries()[written.n]  # with its actor, and remembered
         raise AssertionError("patiently() raises")
-
-    def versions(self) -> "list[ModelVersion]":
-        """The registry's versions of this model that carry a ledger head, with their tags."""
-        # The name is compared here and not in the filter, whose syntax a name with quotes would break.
-        found, token = [], None
-        while True:
-            page = self._client.search_model_versions(f"tags.`{HEAD}` LIKE '%'", page_token=token)
-            found += [made for made in page if made.name == self.model]
-            token = page.token
-            if not token:
-                return found
 
     def check_heads(self, entries: list[Entry]) -> None:
         """Compare the versions' tags with the entries.
 
         Raises:
-            BrokenLedger: a version names an entry that is not there (the end was cut off) or is another one.
+            BrokenLedger: a version names an entry that is not there (the end was cut off) or is another one, or none.
         """
-        for made in self.versions():
-            head = made.tags[HEAD]
+        for made in all_versions(self._client, self.model):
+            head = made.tags.get(HEAD)
+            if head is None:
+                raise self._broken(
+                    f"version {made.version} has no tag {HEAD}: it was not registered by dass, or lost it. "
+                    "Delete that version in MLflow"
+                )
+            if head == PENDING:
+                continue  # being registered, or left by a killed process: it has no entry, and is no version yet
             number, _, digest = head.partition(" ")
             if not number.isdecimal() or len(number) > _DIGITS:
                 raise self._broken(f"version {made.version} has the tag {HEAD} = {head!r}, which names no entry")
@@ -312,69 +345,12 @@ class Ledger:
     def _broken(self, what: str) -> BrokenLedger:
         return BrokenLedger(f"{self} is broken: {what}.")
 
-    def _checked(self, lines: dict[str, str]) -> list[Entry]:
-        for n in range(len(lines)):
-            if _key(n) not in lines:
-                raise self._broken(f"entry {n} is missing")
-        entries = []
-        for n in range(len(lines)):
-            try:
-                entry = Entry.parse(lines[_key(n)])
-            except ValueError:
-                raise self._broken(f"entry {n} was edited: it is no line of a ledger") from None
-            if entry.n != n:
-                raise self._broken(f"entry {n} holds the line of entry {entry.n}: lines were moved")
-            if entry.model != self.model:
-                raise self._broken(
-                    f"entry {n} is about the model {entry.model!r}: a model with a ledger keeps its name"
-                )
-            entries.append(entry)
-        # From the end: a line that is still what the one behind it says can be believed about the one before it.
-        for entry, following in zip(reversed(entries[:-1]), reversed(entries[1:]), strict=True):
-            if following.before != entry.digest:
-                raise self._broken(f"entry {entry.n} was edited: entry {following.n} names another digest")
-        if entries and entries[0].before != _NOTHING:
-            raise self._broken("entry 0 was edited: it names an entry before it")
-        return entries
 
-    def _entry(self, event: str, version: str, manifest: str, details: dict[str, Any], after: Entry | None) -> Entry:
-        values = {
-            "n": 0 if after is None else after.n + 1,
-            "id": secrets.token_hex(8),
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "actor": actor(),
-            "event": event,
-            "model": self.model,
-            "version": version,
-            "manifest": manifest,
-            "details": details,
-            "before": _NOTHING if after is None else after.digest,
-        }
-        line = canonical_json(values)
-        if len(line) > _LONGEST:
-            raise InputError(
-                f"An entry {event!r} of {len(line)} characters does not fit into the ledger, which takes {_LONGEST}. "
-                "Shorten the reason."
-            )
-        try:
-            line.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"An entry {event!r} holds what is no text. Write the reason in UTF-8.") from None
-        return Entry.parse(line)
-
-
-def champion_of(entries: list[Entry]) -> str | None:
-    """The version that was promoted or rolled back to last; None before the first."""
-    return next((entry.version for entry in reversed(entries) if entry.event in CROWNINGS), None)
-
-
-def actor() -> str:
-    """Who writes: user@host."""
+def _check_possible(behind: Chain, entry: Entry) -> None:
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}".encode(errors="replace").decode()
+        behind.keyring.after(entry)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"The list of keys cannot be changed so: {error}. See: dass keys list") from None
 
 
 def patiently(what: str) -> Iterator[None]:
@@ -406,7 +382,8 @@ def _key(n: int) -> str:
     return f"{_KEY}{n:06d}"
 
 
-def _find(client: "MlflowClient", model: str) -> "RegisteredModel | None":
+def find_model(client: "MlflowClient", model: str) -> "RegisteredModel | None":
+    """The registered model of a name, if there is one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -418,20 +395,22 @@ def _find(client: "MlflowClient", model: str) -> "RegisteredModel | None":
 
 
 def forget_unused(client: "MlflowClient", model: str, tag: str, value: str) -> None:
-    """Delete ledgers with this tag that hold one entry at most, and with them the registered model without a version.
+    """Delete ledgers with this tag that hold nothing, and with them the registered model without a version.
 
-    Whoever made such a ledger failed with the very first version: the entry is about that one, which is gone.
+    Whoever made such a ledger failed with the very first version. Behind the list of keys there is at most an entry
+    about that one, which is gone.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return
     for run in client.search_runs([experiment.experiment_id], f"tags.{tag} = '{value}'"):
-        registered = _find(client, model)
+        registered = find_model(client, model)
         owner = registered if registered is not None and registered.tags.get(TAG) == run.info.run_id else None
-        if len(run.data.params) > 1 or (owner is not None and owner.latest_versions):
+        if len(run.data.params) > 2 or (owner is not None and owner.latest_versions):
             continue
         if owner is not None:
             client.delete_registered_model(model)
+            Trust(store_of(client)).forget(model)
         client.delete_run(run.info.run_id)
 
 
@@ -463,15 +442,15 @@ def _experiment(client: "MlflowClient", name: str, tags: dict[str, str] | None =
 
 
 def _adopt(client: "MlflowClient", registered: "RegisteredModel") -> str:
-    """Give a ledger to a model that was registered without one.
+    """Give a ledger to a registered model without one, such as somebody has made by hand.
 
     A tag can be overwritten, so two processes that do this at once agree by an experiment's name, which is unique.
     """
-    named = Ledger(client, registered.name, "").versions()
-    if named:
+    versions = all_versions(client, registered.name)
+    if versions:
         raise BrokenLedger(
-            f"The ledger of {registered.name!r} is lost: the model has no tag {TAG!r} any more, "
-            f"though version {named[0].version} names entry {named[0].tags[HEAD].partition(' ')[0]}."
+            f"The ledger of {registered.name!r} is lost: the model has no tag {TAG!r}, though it has "
+            f"{len(versions)} versions. Were they registered by something else? Then choose another register.model."
         )
     run_id = _make_run(client, registered.name)
     claim = _experiment(

@@ -22,17 +22,15 @@ from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import contents
 from dass.model.config_bounds import check_config_bounds
 from dass.outputs import check_empty, check_place
-from tasks.registry.signing import SignatureError, check, refuse_links_and_pickles, registered_key
+from tasks.registry.checked import checked_version
+from tasks.registry.signing import refuse_links_and_pickles
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import CARD, FORMAT, MANIFEST, MASKS, UPDATES, VERSION
-from tasks.registry.versions import find_version, folder_of
 from tasks.sources.base import fetch_model
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import DType, Source
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
     from transformers import PreTrainedModel
 
 _REGISTERED = "models:/"
@@ -45,13 +43,14 @@ def load(where: str | Path, base: Path | None = None) -> "PreTrainedModel":
 
     Args:
         where: a version folder, "models:/NAME@ALIAS" or "models:/NAME/3". The registry is at MLFLOW_TRACKING_URI, else
-            the mlflow.db of the workspace in the current folder. The signature of what comes from there is checked.
+            the mlflow.db of the workspace in the current folder. What comes from there is what the signed ledger says:
+            `tasks.registry.checked`. A folder that is named itself is taken as it is.
         base: for masks-only versions, a folder with the base; None finds or fetches it.
 
     Raises:
         InputError: there is no such version, it is none, its base is not to be had, or transformers would make up,
             drop or resize a weight.
-        SignatureError: it is not what was signed.
+        SignatureError, BrokenLedger, ForeignChampion: it is not what was registered and signed, or not the champion.
         TrackingError: MLflow cannot be reached.
     """
     from dass.model.pretrained import load_model
@@ -84,15 +83,15 @@ def materialize_version(folder: Path, target: Path, base: Path | None = None, ws
 
 
 def materialize_registered(ws: Workspace, model: str, version: str, target: Path) -> None:
-    """Write the full checkpoint of a registered version, after its signature was found to hold.
+    """Write the full checkpoint of a registered version that is what the ledger says.
 
     Raises:
         InputError: there is no such version; as `materialize_version`.
-        SignatureError: it is not what was signed.
+        SignatureError, BrokenLedger, ForeignChampion: as `checked_version`.
         TrackingError: MLflow failed.
     """
     _check_target(target, ws, {})  # before anything is downloaded
-    with tracking(ws) as client, signed_folder(client, find_version(client, model, version)) as folder:
+    with tracking(ws) as client, checked_version(client, model, version, ws).folder() as folder:
         materialize_version(folder, target, ws=ws)
 
 
@@ -114,22 +113,7 @@ def opened(where: str | Path) -> Generator[Path]:
     name, wanted = _parse(str(where))
     named = "MLFLOW_TRACKING_URI" in os.environ
     ws = Workspace(Path.cwd()) if named else Workspace.at(Path.cwd())
-    with tracking(ws) as client, signed_folder(client, find_version(client, name, wanted)) as folder:
-        yield folder
-
-
-@contextmanager
-def signed_folder(client: "MlflowClient", made: "ModelVersion") -> Generator[Path]:
-    """The folder of a registered version, after its signature was found to hold.
-
-    Raises:
-        SignatureError: it does not, or the version is not signed.
-    """
-    if "key" not in made.tags:
-        raise SignatureError(f"{made.name} version {made.version} is not signed: it has no tag key.")
-    public_pem = registered_key(client, made.name, made.tags["key"])
-    with folder_of(client, made) as folder:
-        check(folder, public_pem)
+    with tracking(ws) as client, checked_version(client, name, wanted, ws).folder() as folder:
         yield folder
 
 

@@ -8,6 +8,7 @@ from dass.errors import InputError
 from tasks.registry.key_file import public_key
 from tasks.registry.ledger import EXPERIMENT
 from tasks.registry.place import database, local_path
+from tasks.registry.publishing import check_may_register
 from tasks.registry.registration import experiment_of
 from tasks.registry.tracking import check_reachable, is_embedded, tracking
 from tasks.workspace.folder import Workspace
@@ -26,7 +27,8 @@ def check_ready(workspace: Workspace, settings: Settings) -> None:
 
     Raises:
         InputError: MLflow does not take a name, the experiment was deleted or keeps its files where nobody may write,
-            the login may not write, or the signing key cannot be used.
+            the login may not write, the signing key cannot be used, or may not register versions of the model.
+        BrokenLedger: the model's ledger is not whole.
         InfrastructureError: MLflow, its registry or its database cannot be reached.
     """
     check_reachable(workspace)
@@ -38,6 +40,7 @@ def check_ready(workspace: Workspace, settings: Settings) -> None:
         experiment = experiment_of(workspace, client, settings.register_.experiment)
         _check_folder(client, experiment, settings.register_.experiment)
         client.set_experiment_tag(experiment, _TAG, "registers here")  # a login that only reads is refused here
+        check_may_register(workspace, client, settings.register_.model)
 
 
 def check_names(settings: Settings) -> None:

@@ -13,15 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from dass.files import digest_of, read_json, sha256_file
+from dass.files import sha256_file
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.attempts import Attempt, begin, clear, forget, unfinished
+from tasks.registry.checked import registration_of
 from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.ledger import Ledger
 from tasks.registry.place import artifacts, local_path
-from tasks.registry.signing import key_tag
+from tasks.registry.publishing import (
+    ALIAS,
+    anchor_ledger,
+    check_may_register,
+    complete,
+    entry_details,
+    publish,
+    registered_before,
+)
+from tasks.registry.result import Result
+from tasks.registry.signing import SIGNATURE
 from tasks.registry.tracking import (
-    TrackingError,
     artifact_location,
     check_reachable,
     is_embedded,
@@ -29,7 +39,6 @@ from tasks.registry.tracking import (
     tracking_uri,
 )
 from tasks.registry.version_folder import version_folder
-from tasks.registry.versions import check_present
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -40,9 +49,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["ALIAS", "Registration", "check_reachable", "register"]
-
-ALIAS = "challenger"
-"""The newest result; what was promoted has other aliases."""
 
 _METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
 _DATASET_DIGEST = 36  # MLflow's longest
@@ -59,6 +65,7 @@ class Registration:
         experiment_id: the run's experiment.
         created: False when this very result was there before.
         tracking_uri: where MLflow keeps it, without credentials.
+        signed_by: the key that signed it: its name and the start of its fingerprint.
     """
 
     model: str
@@ -67,68 +74,7 @@ class Registration:
     experiment_id: str
     created: bool
     tracking_uri: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the stages made, read back from the workspace.
-
-    Attributes:
-        manifest: artifacts/masks/manifest.json.
-        manifest_digest: sha256 of that file's bytes.
-        evaluation: metrics/evaluation.json.
-        calibration_set: artifacts/calibration/calibration.json.
-        evaluation_set: artifacts/evaluation/dense.json.
-        settings: all settings but `register` and `promote`, which change nothing in the result.
-        artifact: what the version holds, "checkpoint" or "masks".
-    """
-
-    manifest: dict[str, Any]
-    manifest_digest: str
-    evaluation: dict[str, Any]
-    calibration_set: dict[str, Any]
-    evaluation_set: dict[str, Any]
-    settings: dict[str, Any]
-    artifact: str
-
-    @classmethod
-    def read(cls, workspace: Workspace, settings: Settings) -> "Result":
-        """Raises InputError: a stage has not run yet."""
-        needed = {
-            "manifest": workspace.masks / "manifest.json",
-            "evaluation": workspace.metrics / "evaluation.json",
-            "calibration_set": workspace.calibration / "calibration.json",
-            "evaluation_set": workspace.evaluation / "dense.json",
-        }
-        drawn = [workspace.plots / "layers.png", workspace.plots / "norms.png"]
-        masks = [workspace.masks / "masks.safetensors", workspace.masks / "statistics.safetensors"]
-        for path in [*needed.values(), *masks, workspace.pruned / "config.json", *drawn]:
-            if not path.is_file():
-                raise InputError(f"No {path}: there is no complete result to register. Run: dass run")
-        return cls(
-            **{name: read_json(path) for name, path in needed.items()},
-            manifest_digest=sha256_file(needed["manifest"]),
-            settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}),
-            artifact=settings.register_.artifact,
-        )
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal results: what idempotent registration goes by."""
-        return digest_of(
-            {
-                "masks": self.manifest["masks"]["digest"],
-                "base": self.manifest["base"]["digest"],
-                "evaluation": [self.evaluation_set["digest"], self.evaluation],
-                "settings": self.settings,
-                "artifact": self.artifact,
-            }
-        )
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Every number of metrics/evaluation.json under a dotted name."""
-        return {name: value for name, value in flat(self.evaluation).items() if type(value) in (int, float)}
+    signed_by: str
 
 
 def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any]) -> Registration:
@@ -153,25 +99,28 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         store = _store(workspace)
         for left in unfinished(workspace, store):
             _clear(workspace, client, left, "KILLED")
-        existing = _find(client, model, result.digest)
+        existing = registered_before(workspace, client, model, result.digest)
         if existing is not None:
-            check_present(client, existing, whole=True)
-            _complete(client, existing)
             return _registration(workspace, client, existing, created=False)
         from tasks.registry.unchanged import check_unchanged  # here: torch takes seconds
 
         check_unchanged(workspace, settings)
         experiment = experiment_of(workspace, client, settings.register_.experiment)
-        pem = public_key()  # before anything is written: the key may be unusable
-        tags = _tags(result, provenance, fingerprint(pem))
+        check_may_register(workspace, client, model)  # before anything is written
+        tags = _tags(result, provenance, fingerprint(public_key()))
         attempt = begin(workspace, store, experiment, model)
         with _cleared(workspace, client, attempt), _run(client, attempt, _run_name(settings), tags) as run_id:
-            model_id = _log_model(client, workspace, settings, provenance, experiment, run_id, tags)
+            model_id, signature = _log_model(
+                client, workspace, settings, provenance, experiment, run_id, tags, result.digest
+            )
             _log_settings(client, run_id, settings)
             _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
             _log_files(workspace, client, run_id, settings)
             _log_datasets(workspace, client, run_id, result)
-            made = _publish(client, attempt, pem, run_id, model_id, {**tags, **_figures_as_tags(result)})
+            details = entry_details(result, provenance, signature)
+            tags |= _figures_as_tags(result)
+            made = publish(workspace, client, attempt, run_id, model_id, tags, result.manifest_digest, details)
+        anchor_ledger(workspace, client, model)
         return _registration(workspace, client, made, created=True)
 
 
@@ -180,21 +129,8 @@ def experiment_name(workspace: Workspace, settings: Settings) -> str:
     return f"dass-{Result.read(workspace, settings).digest[:12]}"
 
 
-def _find(client: "MlflowClient", model: str, digest: str) -> "ModelVersion | None":
-    # The name is compared here and not in the filter, whose syntax a name with quotes would break.
-    found = [made for made in client.search_model_versions(f"tags.registration = '{digest}'") if made.name == model]
-    return max(found, key=lambda made: int(made.version), default=None)
-
-
-def _complete(client: "MlflowClient", made: "ModelVersion") -> None:
-    """Do what is left when a process was killed right after it had made the version."""
-    if client.get_run(made.run_id).info.status == "RUNNING":
-        client.set_terminated(made.run_id, "FINISHED")
-    _record(Ledger.open(client, made.name), made)
-    _point_alias(client, made)
-
-
 def _registration(workspace: Workspace, client: "MlflowClient", made: "ModelVersion", created: bool) -> Registration:
+    _, key = registration_of(Ledger.open(client, made.name, workspace).chain(), made.name, str(made.version))
     return Registration(
         model=made.name,
         version=str(made.version),
@@ -202,6 +138,7 @@ def _registration(workspace: Workspace, client: "MlflowClient", made: "ModelVers
         experiment_id=client.get_run(made.run_id).info.experiment_id,
         created=created,
         tracking_uri=shown_address(tracking_uri(workspace)),
+        signed_by=key.told,
     )
 
 
@@ -249,7 +186,7 @@ def _cleared(workspace: Workspace, client: "MlflowClient", attempt: Attempt) -> 
 
 
 def _clear(workspace: Workspace, client: "MlflowClient", attempt: Attempt, status: str) -> None:
-    clear(client, attempt, lambda made: _complete(client, made), status)
+    clear(client, attempt, lambda made: complete(workspace, client, made), status)
     forget(workspace, attempt)
 
 
@@ -270,8 +207,13 @@ def _log_model(
     experiment: str,
     run_id: str,
     tags: dict[str, str],
-) -> str:
-    """Give MLflow the version's folder, byte for byte as it was signed."""
+    registration: str,
+) -> tuple[str, str]:
+    """Give MLflow the version's folder, byte for byte as it was signed.
+
+    Returns:
+        The logged model's id, and sha256 of the signature.
+    """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
@@ -284,10 +226,11 @@ def _log_model(
         model_uuid=logged.model_id,
         model_id=logged.model_id,
     )
-    with version_folder(workspace, settings, provenance, model) as folder:
+    with version_folder(workspace, settings, provenance, registration, model) as folder:
+        signature = sha256_file(folder / SIGNATURE)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    return str(logged.model_id)
+    return str(logged.model_id), signature
 
 
 def _log_settings(client: "MlflowClient", run_id: str, settings: Settings) -> None:
@@ -354,41 +297,6 @@ def _log_datasets(workspace: Workspace, client: "MlflowClient", run_id: str, res
         dataset = from_numpy(windows, CodeDatasetSource(origin), name=name, digest=record["digest"][:_DATASET_DIGEST])
         tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
         client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
-
-
-def _publish(
-    client: "MlflowClient", attempt: Attempt, pem: str, run_id: str, model_id: str, tags: dict[str, str]
-) -> "ModelVersion":
-    """Make the version with all its tags, then the ledger's entry, then the alias; on failure no version is left."""
-    model = attempt.model
-    ledger, _ = Ledger.start(client, model, {ATTEMPT: attempt.id})
-    made = None
-    try:
-        client.set_registered_model_tag(model, key_tag(tags["key"]), pem)  # first: a version's key is always known
-        made = client.create_model_version(model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
-        if made.status != "READY":
-            raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
-        _record(ledger, made)
-        _point_alias(client, made)
-    except BaseException:
-        if made is not None:
-            client.delete_model_version(model, made.version)
-        raise
-    return made
-
-
-def _record(ledger: Ledger, made: "ModelVersion") -> None:
-    """Tell the ledger of the version, unless it knows it."""
-    tags = made.tags
-    if "manifest" in tags:  # else it was registered before there were ledgers
-        details = {"key": tags.get("key"), "masks": tags["masks"], "base": tags["base"]}
-        ledger.record("registered", str(made.version), tags["manifest"], details, once=True)
-
-
-def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
-    aliases = client.get_registered_model(made.name).aliases
-    if str(aliases.get(ALIAS)) != str(made.version):
-        client.set_registered_model_alias(made.name, ALIAS, str(made.version))
 
 
 def _tags(result: Result, provenance: dict[str, Any], key: str) -> dict[str, str]:

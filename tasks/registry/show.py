@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Any
 from dass.errors import InputError
 from dass.files import read_json
 from tasks.registry.card import described
+from tasks.registry.checked import CHAMPION, checked_version
+from tasks.registry.entry import Entry
+from tasks.registry.ledger import Ledger, find_model
 from tasks.registry.place import database
 from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST
-from tasks.registry.versions import find_version, record_of
+from tasks.registry.versions import version_numbered
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
@@ -30,10 +33,12 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
 
     Returns:
         {"settings", "evaluation", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers",
-        "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "tags"}}
+        "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "entry": what the
+        ledger says of it}}
 
     Raises:
         InputError: there is no result, or no such version.
+        BrokenLedger, ForeignChampion, SignatureError: the version is not what the ledger says.
         TrackingError: MLflow failed.
     """
     model = load_settings(workspace.params).register_.model
@@ -51,30 +56,40 @@ def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) 
     """The newest version with these masks of this base. Not by settings: params.yaml may be edited by now."""
     if is_embedded(workspace) and not database(workspace).exists():
         return None  # and asking would make one
-    wanted = f"tags.masks = '{manifest['masks']['digest']}' and tags.base = '{manifest['base']['digest']}'"
+    wanted = (manifest["masks"]["digest"], manifest["base"]["digest"])
     with tracking(workspace) as client:
-        found = [made for made in client.search_model_versions(wanted) if made.name == model]
-        if not found:
+        if find_model(client, model) is None:
             return None
-        newest = max(found, key=lambda made: int(made.version))
-        return _registered(workspace, client.get_model_version(model, newest.version))
+        chain = Ledger.open(client, model, workspace).chain()
+        for entry in reversed(chain.entries):
+            if entry.event == "registered" and (entry.details.get("masks"), entry.details.get("base")) == wanted:
+                made = version_numbered(client, model, entry.version)
+                if made is not None:
+                    return _registered(workspace, made, entry, chain.champion)
+    return None
 
 
 def _registered_version(workspace: Workspace, model: str, version: str) -> dict[str, Any]:
     with tracking(workspace) as client:
-        made = find_version(client, model, version)
-        manifest, evaluation = (record_of(client, made, name) for name in (MANIFEST, EVALUATION))
-        return _record(manifest, evaluation, _registered(workspace, made))
+        checked = checked_version(client, model, version, workspace)
+        manifest, evaluation = (checked.record(name) for name in (MANIFEST, EVALUATION))
+        return _record(
+            manifest, evaluation, _registered(workspace, checked.made, checked.entry, checked.chain.champion)
+        )
 
 
-def _registered(workspace: Workspace, made: "ModelVersion") -> dict[str, Any]:
+def _registered(workspace: Workspace, made: "ModelVersion", entry: Entry, champion: str | None) -> dict[str, Any]:
+    """What the ledger says of a version; of MLflow's own record only what decides nothing."""
+    aliases = {alias for alias in made.aliases if alias != CHAMPION}
+    if champion == entry.version:
+        aliases.add(CHAMPION)
     return {
         "model": made.name,
-        "version": str(made.version),
-        "aliases": sorted(made.aliases),
+        "version": entry.version,
+        "aliases": sorted(aliases),
         "run_id": made.run_id,
         "tracking_uri": shown_address(tracking_uri(workspace)),
-        "tags": dict(sorted(made.tags.items())),
+        "entry": {"n": entry.n, "time": entry.time, "by": entry.actor, "key": entry.key, **entry.details},
     }
 
 

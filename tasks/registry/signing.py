@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
 
-from dass.errors import InputError
 from dass.files import sha256_file
 from tasks.registry.key_file import dsse_signer, fingerprint
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from model_signing import hashing
     from securesystemslib.signer import Signer
     from sigstore_models.bundle.v1 import Bundle
@@ -136,30 +134,6 @@ def missing_files(folder: Path) -> list[str]:
     if not (folder / SIGNATURE).is_file():
         return [SIGNATURE]
     return [name for name in signed_files(folder / SIGNATURE) if not (folder / name).is_file()]
-
-
-def key_tag(key: str) -> str:
-    """The registered model's tag that holds the public key with this fingerprint."""
-    return f"key.{key[:16]}"
-
-
-def registered_key(client: "MlflowClient", model: str, key: str) -> str:
-    """The public key (PEM) that a registered model knows under a fingerprint.
-
-    Raises:
-        SignatureError: it knows none, or the tag holds another one.
-    """
-    tag = key_tag(key)
-    pem = client.get_registered_model(model).tags.get(tag)
-    if pem is None:
-        raise SignatureError(f"{model} knows no key {key}: it has no tag {tag}.")
-    try:
-        held = fingerprint(pem)
-    except InputError as error:
-        raise SignatureError(f"{model}: the tag {tag} holds no key. {error}") from None
-    if held != key:
-        raise SignatureError(f"{model}: the tag {tag} holds the key {held}, not {key}.")
-    return str(pem)
 
 
 def _hashing() -> "hashing.Config":

@@ -64,6 +64,14 @@ def tracking_uri(workspace: Workspace) -> str:
     return os.environ.get(_URI) or embedded_uri(workspace)
 
 
+def store_of(client: "MlflowClient") -> str:
+    """Which store a client speaks to, as it may be shown: the same for every workspace that names it."""
+    uri = str(client.tracking_uri)
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return shown_address(uri).rstrip("/")
+
+
 def is_embedded(workspace: Workspace) -> bool:
     """Whether that is the workspace's own mlflow.db."""
     uri = tracking_uri(workspace)

@@ -14,7 +14,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dass.files import read_json, scratch_folder, write_json
+from dass.files import read_json, scratch_folder, sha256_file, write_json
 from dass.masks.pruned_record import RECORD
 from dass.model.checkpoint_folder import contents
 from tasks.registry.card import card
@@ -38,7 +38,7 @@ SETTINGS = "dass/settings.json"
 VERSION = "dass/version.json"
 CARD = "README.md"
 
-FORMAT = "dass-version-1"
+FORMAT = "dass-version-2"
 CHECKPOINT = "model"
 """Where MLflow's transformers flavour puts a checkpoint."""
 TOKENIZER = "components/tokenizer"
@@ -51,7 +51,11 @@ RUNS_WITH = ("torch", "transformers", "safetensors", "tokenizers")
 
 @contextmanager
 def version_folder(
-    workspace: Workspace, settings: Settings, provenance: dict[str, Any], model: "Model | None" = None
+    workspace: Workspace,
+    settings: Settings,
+    provenance: dict[str, Any],
+    registration: str,
+    model: "Model | None" = None,
 ) -> Generator[Path]:
     """Build the folder of the workspace's result, signed. It is there for as long as the context is open.
 
@@ -61,6 +65,7 @@ def version_folder(
         workspace: every stage has run, and `check_unchanged` found nothing.
         settings: what it ran with.
         provenance: {"git_commit", "git_dirty", "dvc": {path: md5}}.
+        registration: the digest that equal results share.
         model: the MLmodel to fill in, with the ids that MLflow gave it.
     """
     from mlflow.models import Model
@@ -72,7 +77,8 @@ def version_folder(
         else:
             _save_loader(folder, model or Model())
         signer = dsse_signer()
-        _save_records(workspace, settings, provenance, folder, signer.public_key.keyid)
+        identity = {"model": settings.register_.model, "registration": registration, "key": signer.public_key.keyid}
+        _save_records(workspace, settings, provenance, folder, identity)
         sign(folder, signer)
         yield folder
 
@@ -118,7 +124,9 @@ def _save_loader(folder: Path, model: "Model") -> None:
     mlflow.pyfunc.save_model(str(folder), loader_module=LOADER, mlflow_model=model, pip_requirements=_requirements())
 
 
-def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str, Any], folder: Path, key: str) -> None:
+def _save_records(
+    workspace: Workspace, settings: Settings, provenance: dict[str, Any], folder: Path, identity: dict[str, str]
+) -> None:
     (folder / RECORDS).mkdir()
     copied = {
         MANIFEST: workspace.masks / "manifest.json",
@@ -132,9 +140,10 @@ def _save_records(workspace: Workspace, settings: Settings, provenance: dict[str
     artifact = settings.register_.artifact
     version = {
         "format": FORMAT,
+        **identity,
+        "manifest": sha256_file(folder / MANIFEST),
         "artifact": artifact,
         "checkpoint": CHECKPOINT if artifact == "checkpoint" else None,
-        "key": key,
         "dass": version_of("dass"),
         "git": {"commit": provenance["git_commit"], "dirty": provenance["git_dirty"]},
         "dvc": provenance["dvc"],

@@ -58,6 +58,11 @@ def find_version(client: "MlflowClient", model: str, wanted: str) -> "ModelVersi
     )
 
 
+def version_numbered(client: "MlflowClient", model: str, number: str) -> "ModelVersion | None":
+    """The version with a number, if there is one."""
+    return _asked(lambda: client.get_model_version(model, number))
+
+
 def is_a_path(what: str) -> bool:
     """Whether a name that may mean a version or a folder can only mean the folder."""
     return "/" in what or os.sep in what or what in (".", "..")

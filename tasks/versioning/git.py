@@ -6,9 +6,12 @@ What git refuses is refused here in git's own words: an answer that was not give
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from dass.errors import InputError
+from tasks.workspace.redaction import redacted
 
+_PUSH_SECONDS = 20.0
 _OUTSIDE = "not a git repository (or any"
 # A git hook sets these for its own repository, which need not be the folder's.
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
@@ -74,13 +77,28 @@ def is_tracked(folder: Path, name: str) -> bool:
     return done is not None and done.returncode == 0
 
 
-def _ask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
-    """Run git in a folder; None where there is no git, and no repository either."""
+def _ask(
+    folder: Path, *arguments: str, text: str | None = None, seconds: float | None = None
+) -> subprocess.CompletedProcess[str] | None:
+    """Run git in a folder; None where there is no git, and no repository either.
+
+    Args:
+        folder: where.
+        arguments: of git.
+        text: its standard input; without it there is none, and no question is asked.
+        seconds: how long it may take; then it is ended, which is told as its error.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
     environment["LC_ALL"] = "C"  # what it says is read
+    environment["GIT_TERMINAL_PROMPT"] = "0"
     command = ["git", "-C", str(folder), *arguments]
     try:
-        return subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+        return subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, **given
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"nothing within {seconds:g} s")
     except FileNotFoundError:
         for parent in (folder, *folder.parents):
             if (parent / ".git").exists():
@@ -96,3 +114,79 @@ def _answer(folder: Path, done: subprocess.CompletedProcess[str]) -> str:
         return done.stdout.strip()
     said = " ".join(done.stderr.split()) or f"status {done.returncode}"
     raise InputError(f"git does not say which commit {folder} is at: {said}")
+
+
+def prefix(folder: Path) -> str:
+    """Where a folder lies in its work tree, "" for the top and outside of any."""
+    done = _ask(folder, "rev-parse", "--show-prefix")
+    return done.stdout.strip().rstrip("/") if done is not None and done.returncode == 0 else ""
+
+
+def blob(folder: Path, name: str) -> str | None:
+    """The text of a blob, named as git does ("REF:PATH"); None: there is none, or no repository."""
+    done = _ask(folder, "cat-file", "blob", name)
+    return done.stdout if done is not None and done.returncode == 0 else None
+
+
+def commit_file(folder: Path, ref: str, name: str, text: str, message: str) -> None:
+    """Put a file into the tree of a ref of ours, as one more commit. Neither the index nor a branch is touched.
+
+    Signed where the user signs commits (commit.gpgsign).
+
+    Raises:
+        InputError: git refuses, in its own words.
+    """
+    before = _ask(folder, "rev-parse", "--verify", "--quiet", ref)
+    parent = before.stdout.strip() if before is not None and before.returncode == 0 else ""
+    listed = _run(folder, "ls-tree", parent).splitlines() if parent else []
+    kept = [line for line in listed if not line.endswith(f"\t{name}")]
+    object_ = _run(folder, "hash-object", "-w", "--stdin", text=text)
+    tree = _run(folder, "mktree", text="".join(f"{line}\n" for line in [*kept, f"100644 blob {object_}\t{name}"]))
+    signs = _ask(folder, "config", "--type=bool", "commit.gpgsign")
+    sign = ["-S"] if signs is not None and signs.stdout.strip() == "true" else []
+    identity = [] if _has_identity(folder) else ["-c", "user.name=dass", "-c", "user.email=dass@localhost"]
+    parents = ["-p", parent] if parent else []
+    commit = _run(folder, *identity, "commit-tree", *sign, *parents, "-m", message, tree)
+    _run(folder, "update-ref", ref, commit, parent or "0" * len(commit))
+
+
+def push(folder: Path, ref: str) -> str | None:
+    """Push a ref where the current branch is pushed; where there is no remote, nothing is done.
+
+    Returns:
+        Why that failed, in git's words; None when it did not.
+    """
+    remote = _remote(folder)
+    if remote is None:
+        return None
+    done = _ask(folder, "push", "--quiet", remote, f"{ref}:{ref}", seconds=_PUSH_SECONDS)
+    if done is None or done.returncode == 0:
+        return None
+    return redacted(" ".join(done.stderr.split())) or f"status {done.returncode}"
+
+
+def _remote(folder: Path) -> str | None:
+    """The remote that the current branch is pushed to, else the only one."""
+    branch = _ask(folder, "symbolic-ref", "--quiet", "--short", "HEAD")
+    names = [f"branch.{branch.stdout.strip()}.pushRemote"] if branch is not None and branch.returncode == 0 else []
+    names += ["remote.pushDefault", *(name.replace("pushRemote", "remote") for name in names)]
+    for name in names:
+        found = _ask(folder, "config", "--get", name)
+        if found is not None and found.returncode == 0:
+            return found.stdout.strip()
+    remotes = _ask(folder, "remote")
+    listed = remotes.stdout.split() if remotes is not None and remotes.returncode == 0 else []
+    return listed[0] if len(listed) == 1 else None
+
+
+def _has_identity(folder: Path) -> bool:
+    done = _ask(folder, "var", "GIT_COMMITTER_IDENT")
+    return done is not None and done.returncode == 0
+
+
+def _run(folder: Path, *arguments: str, text: str | None = None) -> str:
+    done = _ask(folder, *arguments, text=text)
+    assert done is not None
+    if done.returncode:
+        raise InputError(f"git refused in {folder}: {redacted(' '.join(done.stderr.split()))}")
+    return done.stdout.strip()

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from dass.errors import InputError
 from tasks.promotion import champion
 from tasks.promotion.champion import ALIAS, DECISION, ForeignChampion, champion_of, settle
-from tasks.registry.ledger import HEAD, BrokenLedger, Entry, Ledger
+from tasks.registry.ledger import HEAD, BrokenLedger, Chain, Entry, Ledger
 from tasks.registry.tracking import tracking
 from tests.bare_versions import bare_model, manifest_of
 from tests.processes import at_once, promote, roll_back, start
@@ -87,8 +87,8 @@ def test_a_decision_against_it_writes_nothing(client: MlflowClient, ledger: Ledg
 def test_a_decision_is_made_again_when_there_is_another_champion(client: MlflowClient, ledger: Ledger) -> None:
     told = []
 
-    def decide(entries: list[Entry]) -> dict[str, Any]:
-        told.append(champion_of(entries))
+    def decide(chain: Chain) -> dict[str, Any]:
+        told.append(chain.champion)
         if len(told) == 1:
             crown(client, ledger, "3")
         return {"reason": None}
@@ -102,14 +102,14 @@ def test_a_decision_is_made_again_when_there_is_another_champion(client: MlflowC
 def test_a_decision_may_record_what_it_rests_on(client: MlflowClient, ledger: Ledger) -> None:
     told = []
 
-    def decide(entries: list[Entry]) -> dict[str, Any]:
-        told.append(champion_of(entries))
+    def decide(chain: Chain) -> dict[str, Any]:
+        told.append(chain.champion)
         ledger.record("gate", "1", manifest_of("1"), {"passed": True, "rules": []})
         return {"reason": None}
 
     champion.crown(client, ledger, "1", manifest_of("1"), "promoted", decide)
     assert told == [None]
-    assert [entry.event for entry in ledger.entries()[3:]] == ["gate", "promoted"]
+    assert [entry.event for entry in ledger.entries()[4:]] == ["gate", "promoted"]
 
 
 def test_rolling_back_goes_to_the_champion_before(client: MlflowClient, ledger: Ledger) -> None:

@@ -40,7 +40,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for stage in STAGES:
         stage(workspace, settings)
     for artifact in ("masks", "checkpoint"):
-        with version_folder(workspace, change_settings(workspace, register__artifact=artifact), PROVENANCE) as folder:
+        with version_folder(
+            workspace, change_settings(workspace, register__artifact=artifact), PROVENANCE, "7" * 64
+        ) as folder:
             shutil.copytree(folder, workspace.root / artifact)
     return workspace
 

@@ -9,8 +9,9 @@ import pytest
 from dass.errors import InputError
 from dass.files import read_json
 from dass.masks.proof import ProofError
-from tasks.promotion.decision import decide, go_back, prove
+from tasks.promotion.decision import decide, go_back, number_of, prove
 from tasks.promotion.history import diff, history
+from tasks.registry.key_file import key_name
 from tasks.registry.ledger import Ledger
 from tasks.registry.registration import register
 from tasks.registry.tracking import tracking
@@ -49,7 +50,8 @@ def registered(
 
 
 def promote(ws: Workspace, model: str, version: str, rules: Promote = RULES, **options: Any) -> Any:
-    return decide(ws, model, version, rules, prove(ws, model, version, rules), **options)
+    number = number_of(ws, model, version)
+    return decide(ws, model, number, rules, prove(ws, model, number, rules), **options)
 
 
 def aliases(ws: Workspace, model: str) -> dict[str, str]:
@@ -76,7 +78,14 @@ def test_promote_refuse_force_and_roll_back(registered: tuple[Workspace, str]) -
     back = go_back(ws, model, "the demo is over", None)
     assert (back.entry.version, back.entry.details["previous"]) == ("1", "2")
     assert aliases(ws, model) == {"champion": "1", "challenger": "2"}
-    told = [("registered", "1"), ("registered", "2"), ("verified", "1"), ("gate", "1"), ("promoted", "1")]
+    told = [
+        ("keys_started", ""),
+        ("registered", "1"),
+        ("registered", "2"),
+        ("verified", "1"),
+        ("gate", "1"),
+        ("promoted", "1"),
+    ]
     told += [("gate", "2"), ("refused", "2"), ("gate", "2"), ("promoted", "2"), ("verified", "1"), ("rolled_back", "1")]
     assert events(ws, model) == told
     with tracking(ws) as client:
@@ -84,9 +93,9 @@ def test_promote_refuse_force_and_roll_back(registered: tuple[Workspace, str]) -
         assert '"event":"promoted"' in made.tags["promotion"]
         logged = [file.path for file in client.list_artifacts(made.run_id, "promotion")]
         entries = Ledger.open(client, model).entries()
-    assert logged == ["promotion/entry_000006.json", "promotion/entry_000008.json"]
-    assert all("@" in entry.actor for entry in entries)
-    assert entries[8].details == {"forced": True, "reason": "a demo", "previous": "1"}
+    assert logged == ["promotion/entry_000007.json", "promotion/entry_000009.json"]
+    assert {entry.actor for entry in entries} == {key_name()}
+    assert entries[9].details == {"forced": True, "reason": "a demo", "previous": "1"}
 
 
 def test_history_and_diff_say_what_there_is(registered: tuple[Workspace, str]) -> None:

@@ -1,8 +1,9 @@
 """The ledger against real MLflow: its chain, what breaks it, and writers that come at once."""
 
-import json
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dass.errors import InputError
-from tasks.registry.ledger import EXPERIMENT, HEAD, TAG, BrokenLedger, Entry, Ledger, Overtaken, champion_of
+from tasks.registry.key_file import fingerprint, key_name, public_key
+from tasks.registry.ledger import EXPERIMENT, HEAD, PENDING, TAG, BrokenLedger, Entry, Ledger, Overtaken, champion_of
 from tasks.registry.tracking import TrackingError, tracking
 from tests.bare_versions import bare_model, manifest_of
+from tests.forgeries import altered, line_with
 from tests.processes import at_once, open_ledger, write_entries
 from tests.stores import Store
 
@@ -32,7 +35,7 @@ def model() -> str:
 
 @pytest.fixture
 def ledger(client: MlflowClient, model: str) -> Ledger:
-    """Version 1 registered (0), version 2 registered (1), 1 promoted (2), a gate of 2 (3), 2 promoted (4)."""
+    """Keys (0), version 1 registered (1), version 2 registered (2), 1 promoted (3), a gate of 2 (4), 2 promoted (5)."""
     made = bare_model(client, model)
     made.record("promoted", "1", manifest_of("1"), {"forced": False, "reason": None, "previous": None})
     made.record("gate", "2", manifest_of("2"), {"passed": True, "rules": []})
@@ -47,7 +50,7 @@ def line_of(store: Store, ledger: Ledger, n: int, text: str) -> None:
 
 
 def edited(store: Store, ledger: Ledger, entries: list[Entry], n: int) -> None:
-    line_of(store, ledger, n, entries[n].line.replace("@", "_@", 1))
+    line_of(store, ledger, n, altered(entries[n].line, time="2001-01-01T00:00:00.000+00:00"))
 
 
 def cut(store: Store, ledger: Ledger, n: int) -> None:
@@ -55,7 +58,7 @@ def cut(store: Store, ledger: Ledger, n: int) -> None:
 
 
 def renumbered(entry: Entry, n: int) -> str:
-    return entry.line.replace(f'"n":{entry.n}', f'"n":{n}')
+    return altered(entry.line, n=n)
 
 
 def test_a_new_ledger_is_empty(client: MlflowClient, model: str) -> None:
@@ -79,25 +82,27 @@ def test_a_model_that_does_not_exist_is_named(client: MlflowClient) -> None:
 def test_entries_are_lines_that_name_the_line_before(ledger: Ledger, model: str) -> None:
     entries = ledger.entries()
     ledger.check_heads(entries)
-    assert [entry.n for entry in entries] == [0, 1, 2, 3, 4]
+    assert [entry.n for entry in entries] == [0, 1, 2, 3, 4, 5]
     assert [entry.before for entry in entries] == ["0" * 64, *(entry.digest for entry in entries[:-1])]
     assert {entry.model for entry in entries} == {model}
-    assert len({entry.id for entry in entries}) == 5
-    assert entries[4].details == {"forced": True, "reason": "größer", "previous": "1"}
-    assert "@" in entries[4].actor
+    assert len({entry.id for entry in entries}) == 6
+    assert entries[5].details == {"forced": True, "reason": "größer", "previous": "1"}
+    assert {entry.actor for entry in entries} == {key_name()}
+    assert {entry.key for entry in entries} == {fingerprint(public_key())}
     assert champion_of(entries) == "2"
 
 
 def test_a_version_names_the_last_entry_about_it(ledger: Ledger, client: MlflowClient, model: str) -> None:
     entries = ledger.entries()
-    assert client.get_model_version(model, "1").tags[HEAD] == f"2 {entries[2].digest}"
-    assert client.get_model_version(model, "2").tags[HEAD] == f"4 {entries[4].digest}"
+    assert client.get_model_version(model, "1").tags[HEAD] == f"3 {entries[3].digest}"
+    assert client.get_model_version(model, "2").tags[HEAD] == f"5 {entries[5].digest}"
 
 
 def test_an_entry_is_written_once(ledger: Ledger, client: MlflowClient) -> None:
-    entries = ledger.entries()
+    chain = ledger.chain()
+    entries = chain.entries
     with pytest.raises(Overtaken):
-        ledger.append("verified", "1", manifest_of("1"), {}, after=entries[2])
+        ledger.append("verified", "1", manifest_of("1"), {}, behind=replace(chain, entries=entries[:3]))
     with pytest.raises(MlflowException):
         client.log_param(ledger.run_id, "entry.000003", "another line")
     client.log_param(ledger.run_id, "entry.000003", entries[3].line)  # a request sent twice
@@ -105,9 +110,9 @@ def test_an_entry_is_written_once(ledger: Ledger, client: MlflowClient) -> None:
 
 
 def test_an_event_can_be_recorded_once(ledger: Ledger) -> None:
-    known = ledger.entries()[0]
+    known = ledger.entries()[1]
     assert ledger.record("registered", "1", manifest_of("1"), {}, once=True) == known
-    assert len(ledger.entries()) == 5
+    assert len(ledger.entries()) == 6
 
 
 def test_an_answer_that_is_lost_is_no_second_entry(ledger: Ledger, client: MlflowClient) -> None:
@@ -120,7 +125,7 @@ def test_an_answer_that_is_lost_is_no_second_entry(ledger: Ledger, client: Mlflo
             raise MlflowException("the connection was reset")
 
     lossy = Ledger(Losing(), ledger.model, ledger.run_id)
-    assert lossy.record("verified", "1", manifest_of("1"), {}) == ledger.entries()[5]
+    assert lossy.record("verified", "1", manifest_of("1"), {}) == ledger.entries()[6]
 
 
 def test_a_model_whose_making_was_asked_for_twice_is_new(client: MlflowClient, model: str) -> None:
@@ -141,15 +146,15 @@ def test_a_model_whose_making_was_asked_for_twice_is_new(client: MlflowClient, m
 def test_what_mlflow_cannot_hold_is_refused(ledger: Ledger, reason: str) -> None:
     with pytest.raises(InputError, match="reason"):
         ledger.record("promoted", "1", manifest_of("1"), {"reason": reason})
-    assert len(ledger.entries()) == 5
+    assert len(ledger.entries()) == 6
 
 
 def edit_one(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    edited(store, ledger, entries, 2)
+    edited(store, ledger, entries, 3)
 
 
 def edit_the_link(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 2, entries[2].line.replace(entries[1].digest, entries[0].digest))
+    line_of(store, ledger, 3, altered(entries[3].line, before=entries[1].digest))
 
 
 def edit_the_first(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
@@ -157,83 +162,87 @@ def edit_the_first(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
 
 
 def edit_the_last(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    edited(store, ledger, entries, 4)
+    edited(store, ledger, entries, 5)
 
 
 def write_rubbish(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 3, "{}")
+    line_of(store, ledger, 4, "{}")
 
 
 def nest(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 3, "[" * 6000)
+    line_of(store, ledger, 4, "[" * 6000)
 
 
-def nest_the_details(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    start, _, end = entries[3].line.partition('"details":{')
-    nested = "[" * 1500 + "]" * 1500
-    line_of(store, ledger, 3, f'{start}"details":{{"a":{nested}{end[end.index("}") :]}')
+def nest_the_payload(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
+    line_of(store, ledger, 4, line_with(entries[4].line, b"[" * 3000))
 
 
 def add_a_space(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 4, entries[4].line + " ")
+    line_of(store, ledger, 5, entries[5].line + " ")
 
 
 def exchange(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 1, entries[2].line)
-    line_of(store, ledger, 2, entries[1].line)
+    line_of(store, ledger, 2, entries[3].line)
+    line_of(store, ledger, 3, entries[2].line)
 
 
 def exchange_and_renumber(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 1, renumbered(entries[2], 1))
-    line_of(store, ledger, 2, renumbered(entries[1], 2))
+    line_of(store, ledger, 2, renumbered(entries[3], 2))
+    line_of(store, ledger, 3, renumbered(entries[2], 3))
 
 
 def take_one_out(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    cut(store, ledger, 3)
+    cut(store, ledger, 4)
 
 
 def take_one_out_and_close_up(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    line_of(store, ledger, 3, renumbered(entries[4], 3))
-    cut(store, ledger, 4)
+    line_of(store, ledger, 4, renumbered(entries[5], 4))
+    cut(store, ledger, 5)
 
 
 def cut_the_end(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    cut(store, ledger, 4)
+    cut(store, ledger, 5)
 
 
 def cut_more(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
+    cut(store, ledger, 5)
     cut(store, ledger, 4)
-    cut(store, ledger, 3)
 
 
 def empty(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    assert store.execute("DELETE FROM params WHERE run_uuid = ?", ledger.run_id) == 5
+    assert store.execute("DELETE FROM params WHERE run_uuid = ?", ledger.run_id) == 6
 
 
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
-        (edit_one, "entry 2 was edited: entry 3 names another digest"),
-        (edit_the_link, "entry 2 was edited: entry 3 names another digest"),
+        (edit_one, "entry 3 was edited: entry 4 names another digest"),
+        (edit_the_link, "entry 3 was edited: entry 4 names another digest"),
         (edit_the_first, "entry 0 was edited: entry 1 names another digest"),
-        (edit_the_last, "entry 4 was edited: version 2 names another digest"),
-        (write_rubbish, "entry 3 was edited: it is no line of a ledger"),
-        (nest, "entry 3 was edited: it is no line of a ledger"),
-        (nest_the_details, "entry 3 was edited: it is no line of a ledger"),
-        (add_a_space, "entry 4 was edited: it is no line of a ledger"),
-        (exchange, "entry 1 holds the line of entry 2: lines were moved"),
-        (exchange_and_renumber, "entry 2 was edited: entry 3 names another digest"),
-        (take_one_out, "entry 3 is missing"),
-        (take_one_out_and_close_up, "entry 2 was edited: entry 3 names another digest"),
-        (cut_the_end, "its end was cut off: entry 4, which version 2 names, is not there"),
-        (cut_more, "its end was cut off: entry 4, which version 2 names, is not there"),
-        (empty, "its end was cut off: entry 4, which version 2 names, is not there"),
+        (edit_the_last, "entry 5 (promoted) was edited or forged: its signature does not hold"),
+        (write_rubbish, "entry 4 was edited: it is no line of a ledger"),
+        (nest, "entry 4 was edited: it is no line of a ledger"),
+        (nest_the_payload, "entry 4 was edited: it is no line of a ledger"),
+        (add_a_space, "entry 5 was edited: it is no line of a ledger"),
+        (exchange, "entry 2 holds the line of entry 3: lines were moved"),
+        (exchange_and_renumber, "entry 3 was edited: entry 4 names another digest"),
+        (take_one_out, "entry 4 is missing"),
+        (take_one_out_and_close_up, "entry 3 was edited: entry 4 names another digest"),
+        (cut_the_end, "its end was cut off: entry 5, which version 2 names, is not there"),
+        (cut_more, "its end was cut off: entry 5, which version 2 names, is not there"),
+        (empty, "its end was cut off: entry 5, which version 2 names, is not there"),
     ],
 )
-def test_an_attack_on_a_line_is_named(
-    ledger: Ledger, store: Store, attack: Callable[[Store, Ledger, list[Entry]], None], said: str
+def test_an_attack_on_a_line_is_named_by_one_who_never_saw_the_ledger(
+    ledger: Ledger,
+    store: Store,
+    attack: Callable[[Store, Ledger, list[Entry]], None],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attack(store, ledger, ledger.entries())
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with pytest.raises(BrokenLedger) as caught:
         ledger.check_heads(ledger.entries())
     assert said in str(caught.value)
@@ -270,7 +279,7 @@ def test_a_run_that_is_gone_is_told(ledger: Ledger, client: MlflowClient) -> Non
 
 def test_a_lost_tag_is_no_new_ledger(ledger: Ledger, client: MlflowClient) -> None:
     client.delete_registered_model_tag(ledger.model, TAG)
-    with pytest.raises(BrokenLedger, match="is lost: the model has no tag 'ledger' any more"):
+    with pytest.raises(BrokenLedger, match="is lost: the model has no tag 'ledger', though it has 2 versions"):
         Ledger.open(client, ledger.model)
 
 
@@ -282,7 +291,7 @@ def test_a_broken_ledger_takes_no_entry(ledger: Ledger, store: Store) -> None:
 
 def test_a_head_that_was_not_written_is_written_with_the_next_entry(ledger: Ledger, client: MlflowClient) -> None:
     last = ledger.entries()[-1]
-    client.delete_model_version_tag(ledger.model, "2", HEAD)
+    client.set_model_version_tag(ledger.model, "2", HEAD, PENDING)
     ledger.record("verified", "1", manifest_of("1"), {})
     assert client.get_model_version(ledger.model, "2").tags[HEAD] == last.head
 
@@ -296,15 +305,16 @@ def test_an_entry_about_a_deleted_version_stays(ledger: Ledger, client: MlflowCl
 
 
 def test_a_refusal_of_mlflow_is_one_line(ledger: Ledger, store: Store, client: MlflowClient) -> None:
+    chain = ledger.chain()
     client.delete_run(ledger.run_id)
     with pytest.raises(TrackingError, match=r"^MLflow at .*"), tracking(store.workspace):
-        ledger.append("verified", "2", manifest_of("2"), {}, after=Entry.parse(_line(ledger, 4)))
+        ledger.append("verified", "2", manifest_of("2"), {}, behind=chain)
 
 
-def _line(ledger: Ledger, n: int) -> str:
-    values = {"n": n, "details": {}, "event": "gate", "version": "2", "before": "0" * 64, "model": ledger.model}
-    values |= {"id": "0", "time": "", "actor": "", "manifest": ""}
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def test_a_version_without_a_head_is_told(ledger: Ledger, client: MlflowClient) -> None:
+    client.delete_model_version_tag(ledger.model, "1", HEAD)
+    with pytest.raises(BrokenLedger, match="version 1 has no tag ledger.head"):
+        ledger.check_heads(ledger.entries())
 
 
 def test_two_writers_at_once_write_every_entry_once(store: Store, client: MlflowClient, model: str) -> None:
@@ -313,7 +323,7 @@ def test_two_writers_at_once_write_every_entry_once(store: Store, client: Mlflow
     at_once(write_entries, *((store.uri, store.workspace, model, writer, ENTRIES) for writer in writers))
     entries = ledger.entries()
     ledger.check_heads(entries)
-    found = [(entry.details["writer"], entry.details["number"]) for entry in entries[1:]]
+    found = [(entry.details["writer"], entry.details["number"]) for entry in entries[2:]]
     assert sorted(found) == sorted((writer, number) for writer in writers for number in range(ENTRIES))
     assert client.get_model_version(model, "1").tags[HEAD] == entries[-1].head
 
@@ -326,7 +336,7 @@ def test_processes_that_come_at_once_agree_on_the_ledger(
         client.create_registered_model(model)
     at_once(open_ledger, *[(store.uri, store.workspace, model)] * 3)
     ledger = Ledger.open(client, model)
-    assert len(ledger.entries()) == 3
+    assert len(ledger.entries()) == 4
     experiment = client.get_run(ledger.run_id).info.experiment_id
     kept = [run for run in client.search_runs([experiment]) if run.info.run_name == model]
     assert [run.info.run_id for run in kept] == [ledger.run_id]

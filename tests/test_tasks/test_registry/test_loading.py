@@ -23,12 +23,15 @@ from tests.models import save_tiny_checkpoint
 from tests.workspaces import STAGES, change_settings, finish_workspace, start_workspace
 
 PROVENANCE: dict[str, Any] = {"git_commit": None, "git_dirty": None, "dvc": {}, "seconds": {}}
+REGISTRATION = "7" * 64
 
 
 @pytest.fixture
 def masks_only(finished: Workspace, tmp_path: Path) -> Path:
     """A masks-only version folder outside its workspace."""
-    with version_folder(finished, change_settings(finished, register__artifact="masks"), PROVENANCE) as folder:
+    with version_folder(
+        finished, change_settings(finished, register__artifact="masks"), PROVENANCE, REGISTRATION
+    ) as folder:
         return shutil.copytree(folder, tmp_path / "masks-only")
 
 
@@ -67,7 +70,7 @@ def test_card_and_licence_come_along_and_no_record_of_the_base(tmp_path: Path, a
     settings = change_settings(workspace, register__artifact=artifact)
     for stage in STAGES:
         stage(workspace, settings)
-    with version_folder(workspace, settings, PROVENANCE) as folder:
+    with version_folder(workspace, settings, PROVENANCE, REGISTRATION) as folder:
         materialize_version(folder, tmp_path / "full", ws=workspace)
         assert (tmp_path / "full" / "README.md").read_bytes() == (folder / "README.md").read_bytes()
     assert (tmp_path / "full" / "LICENSE.md").read_text(encoding="utf-8") == "the terms"
@@ -87,7 +90,7 @@ def test_masks_only_loads_bit_identical_to_the_materialised_checkpoint(
 
 def test_updated_weights_come_back_too(tmp_path: Path) -> None:
     workspace, settings = finish_workspace(tmp_path / "updated", prune__method="sparsegpt", register__artifact="masks")
-    with version_folder(workspace, settings, PROVENANCE) as folder:
+    with version_folder(workspace, settings, PROVENANCE, REGISTRATION) as folder:
         materialize_version(folder, tmp_path / "full", ws=workspace)
         assert digests(tmp_path / "full").items() >= digests(workspace.pruned).items()
         first = min((folder / UPDATES).iterdir())
@@ -98,7 +101,7 @@ def test_updated_weights_come_back_too(tmp_path: Path) -> None:
 
 
 def test_a_version_with_a_checkpoint_needs_no_base(finished: Workspace, settings: Settings, tmp_path: Path) -> None:
-    with version_folder(finished, settings, PROVENANCE) as folder:
+    with version_folder(finished, settings, PROVENANCE, REGISTRATION) as folder:
         shutil.rmtree(finished.base)
         materialize_version(folder, tmp_path / "full")
         loaded = load(folder)
@@ -299,7 +302,7 @@ def test_a_version_s_own_code_is_never_run_and_nobody_is_asked(
     finished: Workspace, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
-    with version_folder(finished, settings, PROVENANCE) as made:
+    with version_folder(finished, settings, PROVENANCE, REGISTRATION) as made:
         folder = shutil.copytree(made, tmp_path / "version")
     model = folder / "model"
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -316,7 +319,7 @@ def test_a_version_s_own_code_is_never_run_and_nobody_is_asked(
 def test_a_version_whose_weights_transformers_would_make_up_is_refused(
     finished: Workspace, settings: Settings, tmp_path: Path
 ) -> None:
-    with version_folder(finished, settings, PROVENANCE) as made:
+    with version_folder(finished, settings, PROVENANCE, REGISTRATION) as made:
         folder = shutil.copytree(made, tmp_path / "version")
     config = read_json(folder / "model" / "config.json")
     write_json(folder / "model" / "config.json", {**config, "tie_word_embeddings": False})

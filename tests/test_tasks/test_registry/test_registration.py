@@ -18,10 +18,12 @@ from mlflow import MlflowClient
 
 from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file
-from tasks.registry import ledger, registration
-from tasks.registry.loading import load, signed_folder
+from tasks.registry import ledger, publishing
+from tasks.registry.checked import checked_version
+from tasks.registry.loading import load
 from tasks.registry.registration import Registration, check_reachable, register
 from tasks.registry.tracking import TrackingError
+from tasks.registry.versions import folder_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 from tests.models import LAYERS
@@ -184,23 +186,37 @@ def test_a_failure_while_logging_leaves_a_failed_run_and_nothing_else(finished: 
     assert list((finished.root / "mlartifacts").rglob("*.safetensors")) == []
 
 
-def test_an_interruption_after_the_version_was_made_removes_it(
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_before_the_ledgers_entry_removes_the_version(
     finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
-
     register(finished, settings, PROVENANCE)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(registration, "_point_alias", fail)
-        register(finished, change_settings(finished, engine__batch_tokens=64), PROVENANCE)
+    for changes in ({"engine__batch_tokens": 64}, {"register__model": "new"}):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ledger.Ledger, "record", interrupted)
+            register(finished, change_settings(finished, **changes), PROVENANCE)
     client = client_of(finished)
     assert [str(made.version) for made in client.search_model_versions()] == ["1"]
-    assert sorted(run.info.status for run in all_runs(client)) == ["FINISHED", "KILLED"]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(registration, "_point_alias", fail)
-        register(finished, change_settings(finished, register__model="new"), PROVENANCE)
+    assert sorted(run.info.status for run in all_runs(client)) == ["FINISHED", "KILLED", "KILLED"]
     assert [model.name for model in client.search_registered_models()] == ["tiny"]
+
+
+def test_an_interruption_behind_the_ledgers_entry_is_finished_by_the_next_run(
+    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(finished, settings, PROVENANCE)
+    changed = change_settings(finished, engine__batch_tokens=64)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(publishing, "_point_alias", interrupted)
+        register(finished, changed, PROVENANCE)
+    made = register(finished, changed, PROVENANCE)
+    client = client_of(finished)
+    assert (made.version, made.created) == ("2", False)
+    assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "2"
+    assert {run.info.status for run in all_runs(client)} == {"FINISHED"}
 
 
 def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, settings: Settings) -> None:
@@ -213,37 +229,27 @@ def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, s
     assert client.get_run(made.run_id).info.status == "FINISHED"
 
 
-def test_a_version_is_in_the_ledger_before_it_has_the_alias(finished: Workspace, settings: Settings) -> None:
+def test_the_ledgers_entry_says_what_was_registered(finished: Workspace, settings: Settings) -> None:
     register(finished, settings, PROVENANCE)
     register(finished, settings, PROVENANCE)
     client = client_of(finished)
     tags = client.get_model_version("tiny", "1").tags
-    [entry] = ledger.Ledger.open(client, "tiny").entries()
+    [_, entry] = ledger.Ledger.open(client, "tiny").entries()
     assert (entry.event, entry.version) == ("registered", "1")
     assert entry.manifest == tags["manifest"] == sha256_file(finished.masks / "manifest.json")
-    assert entry.details == {"key": tags["key"], "masks": tags["masks"], "base": tags["base"]}
+    assert {name: entry.details[name] for name in ("masks", "base", "registration", "method", "pattern")} == {
+        name: tags[name] for name in ("masks", "base", "registration", "method", "pattern")
+    }
+    assert entry.details["figures"]["ratio"] == read_json(finished.metrics / "evaluation.json")["ratio"]
+    with folder_of(client, client.get_model_version("tiny", "1")) as folder:
+        assert entry.details["signature"] == sha256_file(folder / "dass" / "model.sig")
     assert tags["ledger.head"] == entry.head
-
-
-def test_a_process_killed_before_the_ledgers_entry_is_completed(
-    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(registration, "_record", lambda *_: None)
-        register(finished, settings, PROVENANCE)
-    book = ledger.Ledger.open(client_of(finished), "tiny")
-    assert book.entries() == []
-    assert not register(finished, settings, PROVENANCE).created
-    assert [entry.event for entry in book.entries()] == ["registered"]
 
 
 def test_a_failure_with_a_new_model_leaves_no_ledger(
     finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(registration, "_point_alias", fail)
+    monkeypatch.setattr(ledger.Ledger, "record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         register(finished, settings, PROVENANCE)
     client = client_of(finished)
@@ -259,7 +265,7 @@ def test_nothing_is_registered_behind_a_broken_ledger(finished: Workspace, setti
         register(finished, change_settings(finished, engine__batch_tokens=64), PROVENANCE)
     client = client_of(finished)
     assert [str(made.version) for made in client.search_model_versions()] == ["1"]
-    assert sorted(run.info.status for run in all_runs(client)) == ["FAILED", "FINISHED"]
+    assert [run.info.status for run in all_runs(client)] == ["FINISHED"]
 
 
 def killed_before_call(finished: Workspace, step: int) -> bool:
@@ -284,7 +290,7 @@ def assert_nothing_is_left_but_versions(finished: Workspace) -> None:
     [book] = [made for made in client.search_experiments() if made.name == ledger.EXPERIMENT]
     assert len(client.search_runs([book.experiment_id])) == len({made.name for made in versions})
     for made in versions:
-        assert [e.event for e in ledger.Ledger.open(client, made.name).entries()] == ["registered"]
+        assert [e.event for e in ledger.Ledger.open(client, made.name).entries()] == ["keys_started", "registered"]
     assert list((finished.private / "registering").iterdir()) == []
     assert list(finished.private.glob("*.partial")) == []
 
@@ -425,7 +431,7 @@ def test_a_server_registers_serves_and_recognises_the_result(
     assert masks_only.version == "2"
     client = MlflowClient(server)
     for number in ("1", "2"):
-        with signed_folder(client, client.get_model_version("tiny", number)) as folder:
+        with checked_version(client, "tiny", number).folder() as folder:
             assert (folder / "dass" / "manifest.json").is_file()
     weights = [load(f"models:/tiny/{number}", base=finished.base).state_dict() for number in (1, 2)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -48,7 +48,7 @@ def test_the_registered_version_of_the_result_is_found_after_settings_were_edite
     record = show(finished)
     assert record["settings"]["prune"]["sparsity"] == 0.5  # what was done, not what params.yaml says by now
     assert (record["registered"]["version"], record["registered"]["aliases"]) == ("1", ["challenger"])
-    assert record["registered"]["tags"]["git_dirty"] == "true"
+    assert record["registered"]["entry"]["git"]["dirty"] is True
     assert "tiny version 1 (challenger)" in printed(record)
 
 

@@ -11,9 +11,10 @@ from mlflow.models import Model
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
+from tasks.registry.checked import checked_version
 from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.registration import register
-from tasks.registry.signing import SignatureError, check, key_tag, registered_key
+from tasks.registry.signing import SignatureError, check
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import (
     EVALUATION,
@@ -25,7 +26,7 @@ from tasks.registry.version_folder import (
     VERSION,
     version_folder,
 )
-from tasks.registry.versions import find_version, folder_of
+from tasks.registry.versions import find_version
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 from tests.workspaces import change_settings, copy_workspace, finish_workspace
@@ -36,6 +37,7 @@ PROVENANCE: dict[str, Any] = {
     "dvc": {"artifacts/base": "aa.dir"},
     "seconds": {},
 }
+REGISTRATION = "7" * 64
 RECORDS = {"README.md", MANIFEST, MASKS, STATISTICS, EVALUATION, SETTINGS, VERSION, SIGNATURE}
 OF_MLFLOW = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 
@@ -45,7 +47,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_with_a_checkpoint_it_holds_that_and_the_records(finished: Workspace, settings: Settings) -> None:
-    with version_folder(finished, settings, PROVENANCE) as folder:
+    with version_folder(finished, settings, PROVENANCE, REGISTRATION) as folder:
         check(folder, public_key())
         tokenizer = {name for name in names_in(folder) if name.startswith("components/tokenizer/")}
         assert "components/tokenizer/tokenizer.json" in tokenizer
@@ -69,7 +71,9 @@ def test_with_a_checkpoint_it_holds_that_and_the_records(finished: Workspace, se
 
 
 def test_with_masks_it_holds_no_weights(finished: Workspace) -> None:
-    with version_folder(finished, change_settings(finished, register__artifact="masks"), PROVENANCE) as folder:
+    with version_folder(
+        finished, change_settings(finished, register__artifact="masks"), PROVENANCE, REGISTRATION
+    ) as folder:
         check(folder, public_key())
         assert names_in(folder) == RECORDS | OF_MLFLOW
         assert Model.load(folder).flavors["python_function"]["loader_module"] == "tasks.registry.flavour"
@@ -77,14 +81,17 @@ def test_with_masks_it_holds_no_weights(finished: Workspace) -> None:
 
 
 def test_the_records_are_those_of_the_workspace(finished: Workspace, settings: Settings) -> None:
-    with version_folder(finished, settings, PROVENANCE) as folder:
+    with version_folder(finished, settings, PROVENANCE, REGISTRATION) as folder:
         assert sha256_file(folder / MANIFEST) == sha256_file(finished.masks / "manifest.json")
         assert sha256_file(folder / MASKS) == sha256_file(finished.masks / "masks.safetensors")
         assert sha256_file(folder / STATISTICS) == sha256_file(finished.masks / "statistics.safetensors")
         assert sha256_file(folder / EVALUATION) == sha256_file(finished.metrics / "evaluation.json")
         assert Settings.model_validate(read_json(folder / SETTINGS)) == settings
         assert read_json(folder / VERSION) == {
-            "format": "dass-version-1",
+            "format": "dass-version-2",
+            "model": "tiny",
+            "registration": REGISTRATION,
+            "manifest": sha256_file(finished.masks / "manifest.json"),
             "artifact": "checkpoint",
             "checkpoint": "model",
             "key": fingerprint(public_key()),
@@ -96,7 +103,7 @@ def test_the_records_are_those_of_the_workspace(finished: Workspace, settings: S
 
 def test_updates_come_along(tmp_path: Path) -> None:
     workspace, settings = finish_workspace(tmp_path / "updated", prune__method="sparsegpt", register__artifact="masks")
-    with version_folder(workspace, settings, PROVENANCE) as folder:
+    with version_folder(workspace, settings, PROVENANCE, REGISTRATION) as folder:
         updates = {f"dass/updates/{path.name}" for path in (workspace.masks / "updates").iterdir()}
         assert updates
         assert names_in(folder) == RECORDS | OF_MLFLOW | updates
@@ -105,7 +112,9 @@ def test_updates_come_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("artifact", ["checkpoint", "masks"])
 def test_a_flipped_byte_in_any_file_is_caught(finished: Workspace, tmp_path: Path, artifact: str) -> None:
     draw = random.Random(1)
-    with version_folder(finished, change_settings(finished, register__artifact=artifact), PROVENANCE) as folder:
+    with version_folder(
+        finished, change_settings(finished, register__artifact=artifact), PROVENANCE, REGISTRATION
+    ) as folder:
         copied = shutil.copytree(folder, tmp_path / "version")
     for name in sorted(names_in(copied)):
         before = (copied / name).read_bytes()
@@ -125,8 +134,9 @@ def test_what_mlflow_keeps_is_what_was_signed(finished: Workspace, artifact: str
         assert version.tags["artifact"] == artifact
         assert version.tags["key"] == fingerprint(public_key())
         assert (version.tags["method"], version.tags["pattern"]) == ("dass", "unstructured")
-        with folder_of(client, version) as folder:
-            check(folder, registered_key(client, "tiny", version.tags["key"]))
+        with checked_version(client, "tiny", made.version).folder() as folder:
+            said = read_json(folder / VERSION)
+            assert (said["model"], said["manifest"]) == ("tiny", sha256_file(folder / MANIFEST))
             assert version.tags["manifest"] == sha256_file(folder / MANIFEST)
             assert ("model/model.safetensors" in names_in(folder)) == (artifact == "checkpoint")
 
@@ -137,21 +147,6 @@ def test_another_artifact_is_another_version(finished: Workspace, settings: Sett
     second = register(finished, masks_only, PROVENANCE)
     assert (first.version, second.version, second.created) == ("1", "2", True)
     assert not register(finished, masks_only, PROVENANCE).created
-
-
-def test_a_key_the_registry_does_not_know_is_told(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
-    known = fingerprint(public_key())
-    with tracking(finished) as client:
-        assert registered_key(client, "tiny", known) == public_key()
-        with pytest.raises(SignatureError, match=r"tiny knows no key 0{64}: it has no tag key\.0{16}"):
-            registered_key(client, "tiny", "0" * 64)
-        wrong = known[:16] + "0" * 48
-        with pytest.raises(SignatureError, match=f"the tag key.{known[:16]} holds the key {known}, not {wrong}"):
-            registered_key(client, "tiny", wrong)
-        client.set_registered_model_tag("tiny", key_tag(known), "no key")
-        with pytest.raises(SignatureError, match=f"the tag key.{known[:16]} holds no key. This is no public key"):
-            registered_key(client, "tiny", known)
 
 
 def test_an_unusable_key_stops_before_anything_is_written(
@@ -173,5 +168,5 @@ def test_an_unknown_artifact_is_refused(finished: Workspace) -> None:
 
 def test_the_workspace_may_lie_anywhere(finished_template: Workspace, tmp_path: Path) -> None:
     workspace = copy_workspace(finished_template, tmp_path / "größer #1 50%20 & 'more'")
-    with version_folder(workspace, load_settings(workspace.params), PROVENANCE) as folder:
+    with version_folder(workspace, load_settings(workspace.params), PROVENANCE, REGISTRATION) as folder:
         check(folder, public_key())

@@ -1,0 +1,82 @@
+"""The newest head of a ledger in git: refs/dass/ledger/MODEL of the workspace's repository.
+
+A chain of commits, each with one file a store that says how the ledger began and what its last entry was. Whoever has
+fetched it sees a ledger that was cut or rewritten afterwards:
+
+    git fetch origin 'refs/dass/*:refs/dass/*'
+"""
+
+import json
+import logging
+from urllib.parse import quote
+
+from dass.errors import InputError
+from dass.files import canonical_json, digest_of
+from tasks.registry.chain import Chain
+from tasks.registry.tracking import is_embedded, tracking_uri
+from tasks.registry.trust import Seen
+from tasks.versioning import git
+from tasks.workspace.folder import Workspace
+from tasks.workspace.redaction import shown_address
+
+logger = logging.getLogger("dass")
+
+PREFIX = "refs/dass/ledger/"
+
+
+def ref_of(model: str) -> str:
+    """The ref of a model's ledger."""
+    return PREFIX + quote(model, safe="").replace(".", "%2E")
+
+
+def check_anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
+    """Compare a ledger with what the workspace's repository remembers of it.
+
+    Raises:
+        BrokenLedger: it was cut, rewritten or exchanged since.
+        InputError: what is remembered cannot be read, or git refuses.
+    """
+    seen = anchored(ws, model, store)
+    if seen is not None:
+        seen.check(chain, f"{ref_of(model)} in git")
+
+
+def anchored(ws: Workspace, model: str, store: str) -> Seen | None:
+    """What the workspace's repository remembers of a ledger."""
+    ref = ref_of(model)
+    text = git.blob(ws.root, f"{ref}:{_name(store)}")
+    if text is None:
+        return None
+    try:
+        return Seen.read(json.loads(text), ref)
+    except ValueError:
+        raise InputError(f"{ref} in git is damaged: it holds no JSON") from None
+
+
+def anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
+    """Put a ledger's head into git, signed as the user's commits are, and push it where the repository is pushed.
+
+    Outside git nothing is done. A push that fails is told and loses nothing: the next one brings it along.
+    """
+    if chain.root is None or not git.in_work_tree(ws.root):
+        return
+    seen = Seen.of(model, store, chain)
+    if anchored(ws, model, store) == seen:
+        return
+    ref = ref_of(model)
+    said = f"Ledger of {model}: entry {seen.n}\n\n{chain.entries[-1].event}"
+    git.commit_file(ws.root, ref, _name(store), canonical_json(seen.as_json()) + "\n", said)
+    failed = git.push(ws.root, ref)
+    if failed:
+        logger.warning(f"The head of the ledger stays in this repository for now: git push said {failed}")
+
+
+def git_store(ws: Workspace) -> str:
+    """Which store a workspace uses, in words that are true in every clone: its own, or the address of another."""
+    if is_embedded(ws):
+        return f"embedded in {git.prefix(ws.root)}"
+    return shown_address(tracking_uri(ws)).rstrip("/")
+
+
+def _name(store: str) -> str:
+    return f"{digest_of(store)[:16]}.json"

@@ -1,0 +1,145 @@
+"""The moment a result becomes a version: MLflow's record of it, the ledger's entry, the alias, in this order.
+
+The entry is the commit. A version that MLflow has and the ledger has not is nothing yet: whoever comes upon one that an
+attempt of ours left behind removes it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tasks.registry.anchor import anchor, check_anchor, git_store
+from tasks.registry.attempts import TAG as ATTEMPT
+from tasks.registry.attempts import Attempt
+from tasks.registry.checked import held_to
+from tasks.registry.ledger import HEAD, PENDING, Ledger, find_model
+from tasks.registry.result import Result
+from tasks.registry.tracking import TrackingError
+from tasks.registry.versions import check_present, version_numbered
+from tasks.workspace.folder import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIAS = "challenger"
+"""The newest result; what was promoted has other aliases."""
+
+_FIGURES = ("dense.perplexity", "pruned.perplexity", "ratio", "sparsity.mlp", "sparsity.model", "context_length")
+
+
+def registered_before(
+    workspace: Workspace, client: "MlflowClient", model: str, registration: str
+) -> "ModelVersion | None":
+    """The newest version that is this very result, by the ledger, and with every file it was signed with.
+
+    Raises:
+        BrokenLedger: the ledger is not whole.
+        UnavailableError: the version's files are gone.
+        SignatureError: they are other ones.
+    """
+    if find_model(client, model) is None:
+        return None
+    ledger = Ledger.open(client, model, workspace)
+    chain = ledger.chain()
+    for entry in reversed(chain.entries):
+        if entry.event != "registered" or entry.details.get("registration") != registration:
+            continue
+        made = version_numbered(client, model, entry.version)
+        if made is None or chain.keyring.keys[str(entry.key)].state == "revoked":
+            continue  # deleted, or distrusted: the result is registered anew
+        check_present(client, made, whole=True)
+        held_to(client, made, chain)
+        complete(workspace, client, made)
+        return made
+    return None
+
+
+def check_may_register(workspace: Workspace, client: "MlflowClient", model: str) -> None:
+    """Refuse early what could not be written at the end.
+
+    Raises:
+        NotAllowed: this user's key may not register versions of the model.
+        BrokenLedger: its ledger is not whole.
+    """
+    if find_model(client, model) is not None:
+        ledger = Ledger.open(client, model, workspace)
+        ledger.check_allowed("registered", ledger.chain())
+
+
+def entry_details(result: Result, provenance: dict[str, Any], signature: str) -> dict[str, Any]:
+    """What the ledger's entry says of a registered version: everything that is told of it without opening it."""
+    prune = result.manifest["settings"]["prune"]
+    return {
+        "signature": signature,
+        "registration": result.digest,
+        "masks": result.manifest["masks"]["digest"],
+        "base": result.manifest["base"]["digest"],
+        "artifact": result.artifact,
+        "method": prune["method"],
+        "pattern": prune["pattern"],
+        "figures": {name: result.figures[name] for name in _FIGURES},
+        "tasks_mean": result.figures.get("tasks.mean"),
+        "git": {"commit": provenance["git_commit"], "dirty": provenance["git_dirty"]},
+    }
+
+
+def publish(
+    workspace: Workspace,
+    client: "MlflowClient",
+    attempt: Attempt,
+    run_id: str,
+    model_id: str,
+    tags: dict[str, str],
+    manifest: str,
+    details: dict[str, Any],
+) -> "ModelVersion":
+    """Make the version with all its tags, then the ledger's entry, then the alias.
+
+    On failure before the entry no version is left; behind it, `complete` finishes what is left.
+    """
+    model = attempt.model
+    ledger, _ = Ledger.start(client, model, {ATTEMPT: attempt.id}, workspace)
+    made = None
+    try:
+        tags = {**tags, HEAD: PENDING}
+        made = client.create_model_version(model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        if made.status != "READY":
+            raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
+        ledger.record("registered", str(made.version), manifest, details, once=True)
+    except BaseException:
+        if made is not None and ledger.chain().registered(str(made.version)) is None:
+            client.delete_model_version(model, made.version)
+        raise
+    _point_alias(client, made)
+    return made
+
+
+def complete(workspace: Workspace, client: "MlflowClient", made: "ModelVersion") -> bool:
+    """Do what is left when a process was killed right behind the ledger's entry.
+
+    Returns:
+        Whether the ledger knows the version. If not, it is nothing yet, and nothing was done.
+    """
+    ledger = Ledger.open(client, made.name, workspace)
+    if ledger.chain().registered(str(made.version)) is None:
+        return False
+    if client.get_run(made.run_id).info.status == "RUNNING":
+        client.set_terminated(made.run_id, "FINISHED")
+    ledger.tag_head(str(made.version))
+    _point_alias(client, made)
+    anchor_ledger(workspace, client, made.name)
+    return True
+
+
+def anchor_ledger(workspace: Workspace, client: "MlflowClient", model: str) -> None:
+    """Compare the ledger with its head in the workspace's git repository, and put the newest one there."""
+    ledger = Ledger.open(client, model, workspace)
+    store = git_store(workspace)
+    chain = ledger.chain()
+    check_anchor(workspace, model, store, chain)
+    anchor(workspace, model, store, chain)
+
+
+def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
+    aliases = client.get_registered_model(made.name).aliases
+    if str(aliases.get(ALIAS)) != str(made.version):
+        client.set_registered_model_alias(made.name, ALIAS, str(made.version))

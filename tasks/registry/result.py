@@ -1,0 +1,72 @@
+"""What the stages made, as it is registered: read back from the workspace, with the digest that equal results share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dass.errors import InputError
+from dass.files import digest_of, read_json, sha256_file
+from tasks.workspace.flat import flat
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the stages made, read back from the workspace.
+
+    Attributes:
+        manifest: artifacts/masks/manifest.json.
+        manifest_digest: sha256 of that file's bytes.
+        evaluation: metrics/evaluation.json.
+        calibration_set: artifacts/calibration/calibration.json.
+        evaluation_set: artifacts/evaluation/dense.json.
+        settings: all settings but `register` and `promote`, which change nothing in the result.
+        artifact: what the version holds, "checkpoint" or "masks".
+    """
+
+    manifest: dict[str, Any]
+    manifest_digest: str
+    evaluation: dict[str, Any]
+    calibration_set: dict[str, Any]
+    evaluation_set: dict[str, Any]
+    settings: dict[str, Any]
+    artifact: str
+
+    @classmethod
+    def read(cls, workspace: Workspace, settings: Settings) -> "Result":
+        """Raises InputError: a stage has not run yet."""
+        needed = {
+            "manifest": workspace.masks / "manifest.json",
+            "evaluation": workspace.metrics / "evaluation.json",
+            "calibration_set": workspace.calibration / "calibration.json",
+            "evaluation_set": workspace.evaluation / "dense.json",
+        }
+        drawn = [workspace.plots / "layers.png", workspace.plots / "norms.png"]
+        masks = [workspace.masks / "masks.safetensors", workspace.masks / "statistics.safetensors"]
+        for path in [*needed.values(), *masks, workspace.pruned / "config.json", *drawn]:
+            if not path.is_file():
+                raise InputError(f"No {path}: there is no complete result to register. Run: dass run")
+        return cls(
+            **{name: read_json(path) for name, path in needed.items()},
+            manifest_digest=sha256_file(needed["manifest"]),
+            settings=settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}),
+            artifact=settings.register_.artifact,
+        )
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal results: what idempotent registration goes by."""
+        return digest_of(
+            {
+                "masks": self.manifest["masks"]["digest"],
+                "base": self.manifest["base"]["digest"],
+                "evaluation": [self.evaluation_set["digest"], self.evaluation],
+                "settings": self.settings,
+                "artifact": self.artifact,
+            }
+        )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every number of metrics/evaluation.json under a dotted name."""
+        return {name: value for name, value in flat(self.evaluation).items() if type(value) in (int, float)}
