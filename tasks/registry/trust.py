@@ -98,7 +98,7 @@ class Seen:
         if len(chain.entries) <= self.n:
             raise self._broken(
                 f"its end was cut off: entry {self.n}, which {where} remembers, is not there "
-                f"(it has {len(chain.entries)})"
+                f"(it has {len(chain.entries)}). If the store was restored from an older copy, remove what remembers it"
             )
         if chain.entries[self.n].digest != self.digest:
             raise self._broken(f"entry {self.n} was rewritten: {where} remembers another one")

@@ -49,11 +49,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture
-def ws(template: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+def ws(template: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """The registered workspace; its version's files and its database are as before when the test ends.
 
-    Not a copy: MLflow's records hold absolute paths.
+    Not a copy: MLflow's records hold absolute paths. Nobody remembers what an earlier test wrote to the ledger.
     """
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     kept = template.root / "kept"
     shutil.rmtree(kept, ignore_errors=True)
@@ -170,7 +171,7 @@ def test_a_changed_weight_is_named_whoever_signs_it(ws: Workspace, change: Any, 
         (folder / signing.SIGNATURE).unlink()
         signing.sign(folder)  # somebody who has the key
         proof = prove(ws)
-        assert proof.failed == "weights, configuration"
+        assert proof.failed == "files, weights, configuration"
         assert re.search(expected, told(proof, "weights"))
         assert "model/dass.json: files.model.safetensors is" in told(proof, "configuration")
 
@@ -182,7 +183,7 @@ def test_a_version_signed_with_another_key_is_told(
         (folder / signing.SIGNATURE).unlink()
         monkeypatch.setenv("DASS_SIGNING_KEY", str(tmp_path / "other.pem"))
         signing.sign(folder)
-        assert "was made with another key" in told(prove(ws), "files")
+        assert "the folder is another version's, or was signed again" in told(prove(ws), "files")
 
 
 def test_a_manifest_that_was_edited_is_told_even_when_the_tags_agree(ws: Workspace) -> None:
@@ -192,9 +193,7 @@ def test_a_manifest_that_was_edited_is_told_even_when_the_tags_agree(ws: Workspa
         write_json(folder / MANIFEST, manifest)
         digest = sha256_file(folder / MANIFEST)
         execute(ws, "update model_version_tags set value = ? where key = 'manifest'", digest)
-        proof = prove(ws)
-        assert MANIFEST in told(proof, "files")
-        assert "the ledger registered" in told(proof, "ledger")
+        assert MANIFEST in told(prove(ws), "files")
 
 
 def test_masks_that_do_not_hold_the_pattern_are_named(ws: Workspace) -> None:

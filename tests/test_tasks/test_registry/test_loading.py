@@ -174,12 +174,13 @@ def test_a_changed_registered_version_does_not_load(inside: Workspace, artifact:
         load("models:/tiny@challenger")
 
 
-def test_a_version_without_a_key_does_not_load(inside: Workspace, settings: Settings) -> None:
+def test_a_version_that_others_made_does_not_load(inside: Workspace, settings: Settings) -> None:
     register(inside, settings, PROVENANCE)
     with tracking(inside) as client:
-        client.delete_model_version_tag("tiny", "1", "key")
-    with pytest.raises(SignatureError, match="tiny version 1 is not signed"):
-        load("models:/tiny/1")
+        made = client.get_model_version("tiny", "1")
+        client.create_model_version("tiny", made.source, made.run_id, tags={"ledger.head": "pending"})
+    with pytest.raises(SignatureError, match="tiny version 2 is not in the ledger"):
+        load("models:/tiny/2")
 
 
 @pytest.mark.parametrize("uri", ["models:/tiny", "models:/tiny/champion", "models:/tiny@3", "models:/@x", "models:/"])
