@@ -146,8 +146,11 @@ class Ledger:
         """
         return self.chain().entries
 
-    def chain(self) -> Chain:
+    def chain(self, *, beginning: bool = False) -> Chain:
         """The whole ledger, read and checked.
+
+        Args:
+            beginning: an entry is about to be written: there may be none yet, though there was a ledger once.
 
         Raises:
             BrokenLedger: a line is missing, edited, in another's place or not signed by a key that may, or the ledger
@@ -157,7 +160,8 @@ class Ledger:
         """
         seen = self.trust.seen(self.model)
         chain = checked_chain(self.model, self.lines())
-        self.trust.check(self.model, chain, seen)
+        if chain.entries or not beginning:
+            self.trust.check(self.model, chain, seen)
         return chain
 
     def lines(self) -> list[str]:
@@ -277,7 +281,7 @@ class Ledger:
             TrackingError: others kept writing.
         """
         for _ in patiently(f"{self} is written by others all the time"):
-            chain = self.chain()
+            chain = self.chain(beginning=True)
             entries = chain.entries
             self.check_heads(entries)  # a new line behind an edited last one would make the edit part of the chain
             known = [entry for entry in entries if (entry.event, entry.version) == (event, version)]

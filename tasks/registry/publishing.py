@@ -39,7 +39,7 @@ def registered_before(
     if find_model(client, model) is None:
         return None
     ledger = Ledger.open(client, model, workspace)
-    chain = ledger.chain()
+    chain = ledger.chain(beginning=True)
     for entry in reversed(chain.entries):
         if entry.event != "registered" or entry.details.get("registration") != registration:
             continue
@@ -62,7 +62,7 @@ def check_may_register(workspace: Workspace, client: "MlflowClient", model: str)
     """
     if find_model(client, model) is not None:
         ledger = Ledger.open(client, model, workspace)
-        ledger.check_allowed("registered", ledger.chain())
+        ledger.check_allowed("registered", ledger.chain(beginning=True))
 
 
 def entry_details(result: Result, provenance: dict[str, Any], signature: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def publish(
             raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
         ledger.record("registered", str(made.version), manifest, details, once=True)
     except BaseException:
-        if made is not None and ledger.chain().registered(str(made.version)) is None:
+        if made is not None and ledger.chain(beginning=True).registered(str(made.version)) is None:
             client.delete_model_version(model, made.version)
         raise
     _point_alias(client, made)
@@ -120,7 +120,7 @@ def complete(workspace: Workspace, client: "MlflowClient", made: "ModelVersion")
         Whether the ledger knows the version. If not, it is nothing yet, and nothing was done.
     """
     ledger = Ledger.open(client, made.name, workspace)
-    if ledger.chain().registered(str(made.version)) is None:
+    if ledger.chain(beginning=True).registered(str(made.version)) is None:
         return False
     if client.get_run(made.run_id).info.status == "RUNNING":
         client.set_terminated(made.run_id, "FINISHED")
