@@ -37,9 +37,9 @@ run: $(READY)
 test: check
 	@.venv/bin/python -m pytest -n 2 --dist loadfile
 
-# make test-slow  the tests that take long or build an environment of their own
+# make test-slow  the tests that take long, build an environment of their own, or need an MLflow server on Postgres
 test-slow: $(READY)
-	@.venv/bin/python -m pytest -m slow
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -m 'slow or postgres'
 
 # make check  lint and types only
 check: $(READY)
