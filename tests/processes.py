@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from tasks.promotion import champion
-from tasks.registry import registration
+from tasks.registry import keys, registration
 from tasks.registry.ledger import Ledger
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
@@ -110,6 +110,19 @@ def register_result(workspace: Workspace, settings: Settings, provenance: dict[s
 
     setattr(registration, "tracking", dying)  # noqa: B010  (in this process, which is for one call)
     registration.register(workspace, settings, provenance)
+
+
+def rotate_key(uri: str, workspace: Workspace, model: str, key_file: str, dies_before: int) -> None:
+    """`dass keys rotate`, killed before a call of MLflow."""
+    os.environ |= {"MLFLOW_TRACKING_URI": uri, "DASS_SIGNING_KEY": key_file}
+
+    @contextmanager
+    def dying(ws: Workspace) -> Iterator[Any]:
+        with tracking(ws) as client:
+            yield DyingClient(client, dies_before)
+
+    setattr(keys, "tracking", dying)  # noqa: B010  (in this process, which is for one call)
+    keys.rotate(workspace, model)
 
 
 def roll_back(uri: str, workspace: Workspace, model: str, to: str | None, dies_before: int = 0) -> None:

@@ -104,6 +104,10 @@ def add(ws: Workspace, model: str, file: Path, name: str, roles: list[str]) -> d
         InputError: this is no public key, no role or no name; or this user may not change the list.
     """
     key = _described(_read(file), name, roles)
+    with tracking(ws) as client:
+        known = Ledger.open(client, model, ws).chain().keyring.keys.get(key.fingerprint)
+    if known is not None and known.state == "trusted" and known.as_json() == key.as_json():
+        return {"entry": known.since, "key": key.fingerprint}  # such as behind a process that was killed
     return _write(ws, model, "key_added", key.fingerprint, {"key": key.as_json()})
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import signal
 import uuid
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tasks.registry.trust import KEYS
 from tasks.workspace.folder import Workspace
 from tests.bare_versions import bare_model, manifest_of
 from tests.forgeries import another_user
+from tests.processes import rotate_key, start
 from tests.stores import Store
 
 
@@ -130,6 +133,34 @@ def test_a_rotation_killed_behind_its_entry_is_finished(
     assert len(ledger.entries()) == count
     assert fingerprint(public_key()) == done["key"]
     ledger.record("gate", "1", manifest_of("1"), {})
+
+
+def test_a_rotation_killed_before_every_call_is_done_once(
+    ws: Workspace, client: MlflowClient, model: str, store: Store
+) -> None:
+    ledger = bare_model(client, model)
+    for step in count(1):
+        process = start(rotate_key, store.uri, ws, model, str(key_file()), step)
+        process.join(120)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        before = len([entry for entry in ledger.entries() if entry.event == "key_rotated"])
+        done = keys.rotate(ws, model)
+        assert fingerprint(public_key()) == done["key"]
+        rotations = [entry.details["key"]["public"] for entry in ledger.entries() if entry.event == "key_rotated"]
+        assert len(rotations) - before in (0, 1)
+        assert len(set(rotations)) == len(rotations)
+        assert [key["state"] for key in keys.listed(ws, model)["keys"]].count("trusted") == 1
+        ledger.record("gate", "1", manifest_of("1"), {})  # the key that lies there may sign
+    assert step > 3
+
+
+def test_a_key_added_twice_is_one_entry(ws: Workspace, client: MlflowClient, model: str, tmp_path: Path) -> None:
+    ledger = bare_model(client, model)
+    first = keys.add(ws, model, public_file(tmp_path / "ci"), "ci", ["register"])
+    assert keys.add(ws, model, public_file(tmp_path / "ci"), "ci", ["register"]) == first
+    assert [entry.event for entry in ledger.entries()].count("key_added") == 1
 
 
 def test_a_list_that_is_written_down_is_what_ledgers_begin_with(
