@@ -21,6 +21,7 @@ Prune the MLPs of a GLU language model with DaSS, measure what that cost, versio
     dass promote                                 make the newest version champion, if every rule holds
     dass verify champion                         prove it: files, ledger, weights, pattern, configuration
     dass rollback --reason "..."                 back to the champion before
+    dass export-audit history.zip                who decided what and why, signed, in one file for an auditor
     dass serve --cron "0 2 * * *"                run every night at two
 
 A workspace is a folder with params.yaml, dvc.yaml and .dvc.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidSignature
 
 from dass.files import sha256_file
-from tasks.registry.key_file import dsse_signer, fingerprint
+from tasks.registry.key_file import dsse_key, dsse_signer, fingerprint
 
 if TYPE_CHECKING:
     from model_signing import hashing
@@ -167,22 +167,50 @@ def signed_files(signature: Path) -> dict[str, str]:
     Raises:
         SignatureError: the signature is missing, damaged or larger than 16 MiB.
     """
-    from sigstore_models.bundle.v1 import Bundle
-
     if not signature.is_file():
         raise SignatureError(f"{signature} is missing: the folder is not signed.")
     if (size := signature.stat().st_size) > _LARGEST:
         raise SignatureError(f"{signature} has {size} bytes: expected a signature of at most {_LARGEST}.")
     try:
-        text = signature.read_text(encoding="utf-8")
+        return named_in(signature.read_text(encoding="utf-8"))
+    except ValueError:
+        raise SignatureError(_damaged(signature)) from None
+
+
+def named_in(text: str) -> dict[str, str]:
+    """As `signed_files`, of a signature's text.
+
+    Raises:
+        ValueError: this is no signature.
+    """
+    from sigstore_models.bundle.v1 import Bundle
+
+    try:
         bundle = Bundle.from_json(text)
         # Written in one way only. Else a byte could change that means nothing, such as base64's unused bits.
         if bundle.to_json() != text or bundle.dsse_envelope is None:
             raise ValueError
         statement = json.loads(base64.b64decode(json.loads(text)["dsseEnvelope"]["payload"]))
         return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise SignatureError(_damaged(signature)) from None
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError("no signature") from None
+
+
+def signature_holds(text: str, public_pem: str) -> bool:
+    """Whether a signature's text, which `named_in` could read, was signed by the key. No file it names is looked at."""
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer import Signature
+
+    said, key = json.loads(text)["dsseEnvelope"], dsse_key(public_pem)
+    if len(said["signatures"]) != 1:
+        return False
+    signature = Signature(key.keyid, base64.b64decode(said["signatures"][0]["sig"]).hex())
+    try:
+        envelope = Envelope(base64.b64decode(said["payload"]), said["payloadType"], {key.keyid: signature})
+        return bool(envelope.verify([key], 1))
+    except VerificationError:
+        return False
 
 
 def _damaged(signature: Path) -> str:

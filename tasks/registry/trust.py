@@ -219,7 +219,15 @@ def read_keys(ws: Workspace) -> list[Key] | None:
     Raises:
         InputError: the file is damaged.
     """
-    path = ws.root / KEYS
+    return keys_of(ws.root / KEYS)
+
+
+def keys_of(path: Path) -> list[Key] | None:
+    """The keys of a dass.keys; None: there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         values = read_json(path)
     except FileNotFoundError:
@@ -245,6 +253,31 @@ def trusted_folder() -> Path:
     """Where this user's memory of ledgers lies."""
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(home).expanduser() / "dass" / "trusted"
+
+
+def remembered(model: str, store: str, root: str) -> dict[str, Seen]:
+    """What this user has seen of a ledger that came by another way than its store, by the file that remembers it.
+
+    Args:
+        model: the registered model.
+        store: where it says that it lies.
+        root: digest of the entry its list of keys begins with: wherever it lies, that is the same ledger.
+
+    Raises:
+        InputError: the record of that store and model is damaged. Others that are say nothing.
+    """
+    found = {}
+    named = _file(store, model)
+    for path in sorted(trusted_folder().glob("*.json")):
+        try:
+            seen = Seen.read(read_json(path), str(path))
+        except (InputError, ValueError, OSError):
+            if path == named:
+                raise
+            continue
+        if path == named or seen.root == root:
+            found[str(path)] = seen
+    return found
 
 
 def _file(store: str, model: str) -> Path:

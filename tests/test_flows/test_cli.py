@@ -29,6 +29,8 @@ COMMANDS = (
     "materialize",
     "evaluate",
     "report",
+    "export-audit",
+    "audit",
 )
 
 

@@ -107,3 +107,19 @@ def test_what_is_not_there_is_told_in_one_line(
     lines = [line for line in said if "was copied or moved from" not in line]  # the fixture did
     assert len(lines) == 1
     assert told in lines[0]
+
+
+def test_the_history_goes_into_one_file_that_is_checked_anywhere(
+    finished: Workspace, commands: Commands, tmp_path: Path
+) -> None:
+    file = tmp_path / "history.zip"
+    exported = json.loads(commands(finished, "dass", "export-audit", str(file), "--json").stdout)
+    anywhere = Workspace(tmp_path / "anywhere")
+    anywhere.root.mkdir()
+    found = json.loads(commands(anywhere, "dass", "audit", str(file), "--root", exported["root"], "--json").stdout)
+    assert (found["holds"], found["champion"], found["versions"]) == (True, None, ["1"])
+    assert [entry["event"] for entry in found["entries"]] == ["keys_started", "registered"]
+    table = commands(anywhere, "dass", "audit", str(file)).stdout
+    assert f"{exported['root']}  " in table
+    assert not any(anywhere.root.iterdir())
+    commands(finished, "dass", "export-audit", str(file), status=2)
