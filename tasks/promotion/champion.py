@@ -59,13 +59,22 @@ class RolledBack:
 def settle(client: "MlflowClient", model: str, ws: Workspace | None = None) -> str | None:
     """Check the ledger, and finish what a killed promotion or rollback has left undone.
 
+    Returns:
+        What was repaired, as one line; None when all was well.
+
+    Raises:
+        As `settled`.
+    """
+    return settled(client, model, ws)[0]
+
+
+def settled(client: "MlflowClient", model: str, ws: Workspace | None = None) -> tuple[str | None, list[Entry]]:
+    """As `settle`, and the ledger's entries: repairing writes none.
+
     Args:
         client: MLflow.
         model: registered model's name.
         ws: as for `Ledger.open`.
-
-    Returns:
-        What was repaired, as one line; None when all was well.
 
     Raises:
         InputError: there is no such registered model.
@@ -76,7 +85,7 @@ def settle(client: "MlflowClient", model: str, ws: Workspace | None = None) -> s
     entries = ledger.entries()
     ledger.check_heads(entries)
     check_alias(client, ledger, entries)
-    return _finish(client, ledger, entries)[1]
+    return _finish(client, ledger, entries)[1], entries
 
 
 def check_alias(client: "MlflowClient", ledger: Ledger, entries: list[Entry]) -> None:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from dass.masks.difference import compare_masks
 from dass.masks.mask_file import MaskFile
-from tasks.promotion.champion import settle
+from tasks.promotion.champion import settled
 from tasks.registry.checked import checked_version
-from tasks.registry.ledger import HEAD, PENDING, Entry, Ledger
+from tasks.registry.ledger import HEAD, PENDING, Entry
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import EVALUATION, MANIFEST, MASKS, SETTINGS
 from tasks.registry.versions import all_versions
@@ -34,17 +34,18 @@ def history(ws: Workspace, model: str) -> dict[str, Any]:
         TrackingError: MLflow failed.
     """
     with tracking(ws) as client:
-        ledger = Ledger.open(client, model, ws)
-        repaired = settle(client, model, ws)
-        entries = ledger.entries()
+        repaired, entries = settled(client, model, ws)
         aliases: dict[str, list[str]] = {}
         for alias, version in client.get_registered_model(model).aliases.items():
             aliases.setdefault(str(version), []).append(alias)
+        about: dict[str, list[Entry]] = {}
+        for entry in entries:
+            about.setdefault(entry.version, []).append(entry)
         versions = [
             _row(
                 made,
                 sorted(aliases.get(str(made.version), [])),
-                [each for each in entries if each.version == str(made.version)],
+                about.get(str(made.version), []),
             )
             for made in all_versions(client, model)
             if made.tags.get(HEAD) != PENDING
