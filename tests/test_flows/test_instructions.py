@@ -102,7 +102,8 @@ def follow(machine: Machine, params: Path, run: str) -> tuple[Path, str, str]:
     return folder, *said
 
 
-@pytest.mark.parametrize("run", ["sources", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["sources", "run"])
 @pytest.mark.parametrize("params", EXAMPLES, ids=lambda params: params.parent.name)
 def test_the_instruction_of_an_example_does_what_it_says(machine: Machine, params: Path, run: str) -> None:
     """`dass run` ends in a registered version. Its first stage alone is quick, and where a wrong digest shows."""

@@ -56,6 +56,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(
     commands: Commands, finished: Workspace, tmp_path: Path
 ) -> None:
