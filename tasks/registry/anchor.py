@@ -14,7 +14,7 @@ from dass.errors import InputError
 from dass.files import canonical_json, digest_of
 from tasks.registry.chain import Chain
 from tasks.registry.tracking import is_embedded, tracking_uri
-from tasks.registry.trust import Seen
+from tasks.registry.trust import Seen, read_keys
 from tasks.versioning import git
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -26,7 +26,7 @@ PREFIX = "refs/dass/ledger/"
 
 def ref_of(model: str) -> str:
     """The ref of a model's ledger."""
-    return PREFIX + quote(model, safe="").replace(".", "%2E")
+    return PREFIX + quote(model, safe="").replace(".", "%2E").replace("~", "%7E")  # git takes neither everywhere
 
 
 def check_anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
@@ -54,9 +54,10 @@ def anchored(ws: Workspace, model: str, store: str) -> Seen | None:
 
 
 def anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
-    """Put a ledger's head into git, signed as the user's commits are, and push it where the repository is pushed.
+    """Put a ledger's head into git, signed as the user's commits are.
 
-    Outside git nothing is done. A push that fails is told and loses nothing: the next one brings it along.
+    A workspace with dass.keys, whose team has said who may sign, pushes it where its branch is pushed. A push that
+    fails is told and loses nothing: the next one brings it along. Outside git nothing is done.
     """
     if chain.root is None or not git.in_work_tree(ws.root):
         return
@@ -66,6 +67,8 @@ def anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
     ref = ref_of(model)
     said = f"Ledger of {model}: entry {seen.n}\n\n{chain.entries[-1].event}"
     git.commit_file(ws.root, ref, _name(store), canonical_json(seen.as_json()) + "\n", said)
+    if read_keys(ws) is None:
+        return
     failed = git.push(ws.root, ref)
     if failed:
         logger.warning(f"The head of the ledger stays in this repository for now: git push said {failed}")
