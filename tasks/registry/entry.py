@@ -36,7 +36,6 @@ PREDICATE = "urn:dass:ledger-entry:1"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _TEXTS = ("id", "time", "event", "model", "version", "before")
 _UNSIGNED_TEXTS = ("id", "time", "actor", "event", "model", "version", "manifest", "before")
-_UNSIGNED_EVENTS = VERSION_EVENTS
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def _unsigned(values: dict[str, Any], line: str) -> Entry:
         raise ValueError("other keys")
     if type(values["n"]) is not int or not isinstance(values["details"], dict):
         raise ValueError("other types")
-    if not all(isinstance(values[name], str) for name in _UNSIGNED_TEXTS) or values["event"] not in _UNSIGNED_EVENTS:
+    if not all(isinstance(values[name], str) for name in _UNSIGNED_TEXTS) or values["event"] not in VERSION_EVENTS:
         raise ValueError("other types")
     if canonical_json(values) != line:
         raise ValueError("another layout")

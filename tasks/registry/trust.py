@@ -76,17 +76,17 @@ class Seen:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def check(self, chain: Chain | None, where: str) -> None:
+    def check(self, chain: Chain, where: str) -> None:
         """Compare a ledger with what was seen of it.
 
         Args:
-            chain: what it is now; None: there is none.
+            chain: what it is now.
             where: what remembers it, for the message.
 
         Raises:
             BrokenLedger: it was cut, rewritten or exchanged since.
         """
-        if chain is None or chain.root is None:
+        if chain.root is None:
             raise self._broken(f"it is gone: {where} remembers {self.n + 1} entries")
         if chain.root.digest != self.root:
             if self._is_followed_by(chain):
