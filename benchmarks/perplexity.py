@@ -21,7 +21,7 @@ from benchmarks.prepare import prepare_base
 from dass.files import read_json
 from dass.model.pretrained import load_model
 from dass.perplexity import mean_loss
-from tasks.evaluation import evaluate_dense
+from tasks.evaluation.stages import evaluate_dense
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings
 

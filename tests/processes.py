@@ -9,12 +9,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 from tasks.promotion import champion
-from tasks.registry import keys, registration
+from tasks.registry import keys, publishing, registration
 from tasks.registry.ledger import Ledger
 from tasks.registry.tracking import tracking
+from tasks.versioning import git
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 from tests.bare_versions import manifest_of
@@ -128,3 +130,19 @@ def rotate_key(uri: str, workspace: Workspace, model: str, key_file: str, dies_b
 def roll_back(uri: str, workspace: Workspace, model: str, to: str | None, dies_before: int = 0) -> None:
     with _client_of(uri, workspace) as real:
         champion.roll_back(DyingClient(real, dies_before), model, to, "it was slow")
+
+
+def anchor_head(uri: str, workspace: Workspace, model: str, dies_before: int) -> None:
+    """Put a ledger's head into the workspace's git repository, killed before a call of git that writes."""
+    ask, left = git._ask, dies_before
+
+    def dying(folder: Path, *arguments: str, **options: Any) -> Any:
+        nonlocal left
+        left -= bool({"hash-object", "mktree", "commit-tree", "update-ref", "push"} & set(arguments))
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ask(folder, *arguments, **options)
+
+    setattr(git, "_ask", dying)  # noqa: B010  (in this process, which is for one call)
+    with _client_of(uri, workspace) as client:
+        publishing.anchor_ledger(workspace, client, model)

@@ -7,7 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.calibration import cache_windows
-from tasks.evaluation import evaluate_dense, evaluate_pruned
+from tasks.evaluation.stages import evaluate_dense, evaluate_pruned
 from tasks.pruning.stages import materialize, prune
 from tasks.report import draw_plots
 from tasks.sources.base import fetch_base

@@ -51,6 +51,8 @@ def run(
 ) -> int:
     """Fetch, calibrate, prune, measure and register, skipping every stage whose inputs are unchanged.
 
+    When nothing is left to do, Prefect is not started, and no flow run is reported.
+
     A run that was stopped, even by kill -9, goes on behind its last finished layer.
 
     \b
@@ -71,17 +73,18 @@ def run(
         for key, (before, now) in changed.items():
             tell(f"{ws.params.name}: {key} {shown(before)} -> {shown(now)}")
         load_settings(ws.params)  # a wrong setting is told before the slow imports
-        from flows.prefect_api import prefect_server
+        from flows.run import finished
 
-        with prefect_server(ws, meanwhile=_import_flows):
-            from flows.compress import compress
+        summary, decision = finished(str(ws.root)), None
+        if summary is None or then_promote:
+            from flows.prefect_api import prefect_server
 
-            summary = compress(str(ws.root))
-            decision = None
-            if then_promote:
+            with prefect_server(ws, meanwhile=_import_flows):
+                from flows.compress import compress
                 from flows.promote import promote as promote_flow
 
-                decision = promote_flow(str(ws.root), summary.version)
+                summary = summary or compress(str(ws.root))
+                decision = promote_flow(str(ws.root), summary.version) if then_promote else None
     from flows.summary import opening_commands
 
     commands = opening_commands(ws, summary.tracking_uri)

@@ -14,7 +14,8 @@ from dass.errors import InputError
 from dass.files import canonical_json
 from tasks.registry.chain import Chain
 from tasks.registry.checked import CHAMPION, ForeignChampion
-from tasks.registry.ledger import CROWNINGS, HEAD, Entry, Ledger, Overtaken, champion_of, patiently, write_twice
+from tasks.registry.ledger import CROWNINGS, HEAD, Entry, Ledger, Overtaken, champion_of, patiently
+from tasks.registry.ledger_run import write_twice
 from tasks.registry.versions import all_versions
 from tasks.workspace.folder import Workspace
 

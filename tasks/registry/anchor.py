@@ -22,6 +22,7 @@ from tasks.workspace.redaction import shown_address
 logger = logging.getLogger("dass")
 
 PREFIX = "refs/dass/ledger/"
+_TRIES = 10
 
 
 def ref_of(model: str) -> str:
@@ -56,22 +57,33 @@ def anchored(ws: Workspace, model: str, store: str) -> Seen | None:
 def anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
     """Put a ledger's head into git, signed as the user's commits are.
 
-    A workspace with dass.keys, whose team has said who may sign, pushes it where its branch is pushed. A push that
-    fails is told and loses nothing: the next one brings it along. Outside git nothing is done.
+    A workspace with dass.keys, whose team has said who may sign, pushes it where its branch is pushed. The entry is
+    written already, so what fails here is told and loses nothing: the next command brings it along. Outside git nothing
+    is done.
     """
     if chain.root is None or not git.in_work_tree(ws.root):
         return
-    seen = Seen.of(model, store, chain)
-    if anchored(ws, model, store) == seen:
+    ref, seen = ref_of(model), Seen.of(model, store, chain)
+    try:
+        if not any(_is_put(ws, ref, seen, chain.entries[-1].event) for _ in range(_TRIES)):
+            logger.warning(f"The head of the ledger is not in {ref} yet: others write it all the time")
+    except InputError as error:
+        logger.warning(f"The head of the ledger is not in {ref} yet: {error}")
         return
-    ref = ref_of(model)
-    said = f"Ledger of {model}: entry {seen.n}\n\n{chain.entries[-1].event}"
-    git.commit_file(ws.root, ref, _name(store), canonical_json(seen.as_json()) + "\n", said)
     if read_keys(ws) is None:
         return
     failed = git.push(ws.root, ref)
     if failed:
         logger.warning(f"The head of the ledger stays in this repository for now: git push said {failed}")
+
+
+def _is_put(ws: Workspace, ref: str, seen: Seen, event: str) -> bool:
+    """Put a head into git, unless a later one is there; whether one of both is there now."""
+    there = anchored(ws, seen.model, seen.store)
+    if there is not None and there.root == seen.root and there.n >= seen.n:
+        return True
+    said = f"Ledger of {seen.model}: entry {seen.n}\n\n{event}"
+    return git.commit_file(ws.root, ref, _name(seen.store), canonical_json(seen.as_json()) + "\n", said)
 
 
 def git_store(ws: Workspace) -> str:

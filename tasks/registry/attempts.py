@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dass.files import read_json, write_json
-from tasks.registry.ledger import forget_unused
+from tasks.registry.ledger_run import forget_unused
 from tasks.registry.versions import repository
 from tasks.workspace.folder import Workspace
 

@@ -11,7 +11,8 @@ from typing import Any
 from dass.errors import InfrastructureError
 from dass.files import read_json, sha256_file
 from tasks.registry.checked import check_folder, registration_of
-from tasks.registry.ledger import Ledger, find_model
+from tasks.registry.ledger import Ledger
+from tasks.registry.ledger_run import find_model
 from tasks.registry.loading import checkpoint_of, workspace_here
 from tasks.registry.signing import SIGNATURE, SignatureError
 from tasks.registry.version_folder import VERSION

@@ -12,7 +12,8 @@ from dass.errors import InputError
 from tasks.registry.chain import checked_chain
 from tasks.registry.key_file import fingerprint, key_file, key_name, make_key, public_half, public_key
 from tasks.registry.keyring import ROLES, Key, Keyring
-from tasks.registry.ledger import Ledger, Overtaken, find_model, patiently
+from tasks.registry.ledger import Ledger, Overtaken, patiently
+from tasks.registry.ledger_run import find_model
 from tasks.registry.publishing import anchor_ledger
 from tasks.registry.tracking import tracking
 from tasks.registry.trust import KEYS, read_keys, write_keys

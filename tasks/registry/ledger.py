@@ -21,7 +21,7 @@ Writing entry n is a compare-and-set: of two writers one wins, and the other rea
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
@@ -29,6 +29,7 @@ from tasks.registry.chain import BrokenLedger, Chain, UnsignedLedger, champion_o
 from tasks.registry.entry import CROWNINGS, EVENTS, NOTHING, Entry, sealed
 from tasks.registry.key_file import dsse_signer, fingerprint, key_name, public_key
 from tasks.registry.keyring import MANAGE, ROLES, Key
+from tasks.registry.ledger_run import TAG, adopt, find_model, make_run, write_twice
 from tasks.registry.tracking import TrackingError, store_of
 from tasks.registry.trust import KEYS, Trust
 from tasks.registry.versions import all_versions
@@ -36,7 +37,6 @@ from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import RegisteredModel
 
 __all__ = [
     "CROWNINGS",
@@ -51,9 +51,6 @@ __all__ = [
     "champion_of",
 ]
 
-EXPERIMENT = "dass ledger"
-TAG = "ledger"
-"""On a registered model: the run that holds its ledger."""
 HEAD = "ledger.head"
 """On a version: "<n> <digest>" of the last entry about it."""
 PENDING = "pending"
@@ -106,7 +103,7 @@ class Ledger:
             raise InputError(
                 f"MLflow has no registered model {model!r}. Look at register.model in params.yaml, or run: dass run"
             )
-        return cls(client, model, registered.tags.get(TAG) or _adopt(client, registered), ws)
+        return cls(client, model, registered.tags.get(TAG) or adopt(client, registered), ws)
 
     @classmethod
     def start(
@@ -124,7 +121,7 @@ class Ledger:
 
         if find_model(client, model) is not None:
             return cls.open(client, model, ws), False
-        run_id = _make_run(client, model, tags)
+        run_id = make_run(client, model, tags)
         try:
             client.create_registered_model(model, tags={TAG: run_id})
         except MlflowException as error:
@@ -370,98 +367,5 @@ def patiently(what: str) -> Iterator[None]:
     raise TrackingError(f"{what}. Wait for them and try again.")
 
 
-def write_twice(write: Callable[[], object]) -> None:
-    """Set a tag or an alias. MLflow looks before it inserts one, and tells a lost race as a bad request."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        write()
-    except MlflowException as error:
-        if error.error_code != "BAD_REQUEST":
-            raise
-        write()  # now it is there and is updated
-
-
 def _key(n: int) -> str:
     return f"{_KEY}{n:06d}"
-
-
-def find_model(client: "MlflowClient", model: str) -> "RegisteredModel | None":
-    """The registered model of a name, if there is one."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_registered_model(model)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None
-
-
-def forget_unused(client: "MlflowClient", model: str, tag: str, value: str) -> None:
-    """Delete ledgers with this tag that hold nothing, and with them the registered model without a version.
-
-    Whoever made such a ledger failed with the very first version. Behind the list of keys there is at most an entry
-    about that one, which is gone.
-    """
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return
-    for run in client.search_runs([experiment.experiment_id], f"tags.{tag} = '{value}'"):
-        registered = find_model(client, model)
-        owner = registered if registered is not None and registered.tags.get(TAG) == run.info.run_id else None
-        if len(run.data.params) > 2 or (owner is not None and owner.latest_versions):
-            continue
-        if owner is not None:
-            client.delete_registered_model(model)
-            Trust(store_of(client)).forget(model)
-        client.delete_run(run.info.run_id)
-
-
-def _make_run(client: "MlflowClient", model: str, tags: dict[str, str] | None = None) -> str:
-    """An empty run that can hold a ledger. It is finished from the start: params may be added all the same."""
-    experiment = _experiment(client, EXPERIMENT)
-    run_id = client.create_run(experiment, tags=tags, run_name=model[:250]).info.run_id
-    client.set_terminated(run_id, "FINISHED")
-    return str(run_id)
-
-
-def _experiment(client: "MlflowClient", name: str, tags: dict[str, str] | None = None) -> str:
-    """The experiment of that name, made with these tags when there is none."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, tags=tags))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        found = client.get_experiment_by_name(name)
-    if found.lifecycle_stage != "active":
-        raise InputError(
-            f"MLflow's experiment {name!r} was deleted. Run: mlflow experiments restore -x {found.experiment_id}"
-        )
-    return str(found.experiment_id)
-
-
-def _adopt(client: "MlflowClient", registered: "RegisteredModel") -> str:
-    """Give a ledger to a registered model without one, such as somebody has made by hand.
-
-    A tag can be overwritten, so two processes that do this at once agree by an experiment's name, which is unique.
-    """
-    versions = all_versions(client, registered.name)
-    if versions:
-        raise BrokenLedger(
-            f"The ledger of {registered.name!r} is lost: the model has no tag {TAG!r}, though it has "
-            f"{len(versions)} versions. Were they registered by something else? Then choose another register.model."
-        )
-    run_id = _make_run(client, registered.name)
-    claim = _experiment(
-        client, f"{EXPERIMENT} of {registered.name} since {registered.creation_timestamp}", {TAG: run_id}
-    )
-    agreed = str(client.get_experiment(claim).tags[TAG])
-    if agreed != run_id:
-        client.delete_run(run_id)
-    write_twice(lambda: client.set_registered_model_tag(registered.name, TAG, agreed))
-    return agreed

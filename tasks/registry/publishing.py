@@ -10,7 +10,8 @@ from tasks.registry.anchor import anchor, check_anchor, git_store
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.attempts import Attempt
 from tasks.registry.checked import held_to
-from tasks.registry.ledger import HEAD, PENDING, Ledger, find_model
+from tasks.registry.ledger import HEAD, PENDING, Ledger
+from tasks.registry.ledger_run import find_model
 from tasks.registry.result import Result
 from tasks.registry.tracking import TrackingError
 from tasks.registry.versions import check_present, version_numbered

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dass.errors import InputError
 from tasks.registry.key_file import public_key
-from tasks.registry.ledger import EXPERIMENT
+from tasks.registry.ledger_run import EXPERIMENT
 from tasks.registry.place import database, local_path
 from tasks.registry.publishing import check_may_register
 from tasks.registry.registration import experiment_of

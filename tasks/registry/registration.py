@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["ALIAS", "Registration", "check_reachable", "register"]
+__all__ = ["ALIAS", "Registration", "check_reachable", "is_registered", "register"]
 
 _METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
 _DATASET_DIGEST = 36  # MLflow's longest
@@ -122,6 +122,19 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
             made = publish(workspace, client, attempt, run_id, model_id, tags, result.manifest_digest, details)
         anchor_ledger(workspace, client, model)
         return _registration(workspace, client, made, created=True)
+
+
+def is_registered(workspace: Workspace, settings: Settings) -> bool:
+    """Whether `register` would find the workspace's result registered, and nothing left behind to clear.
+
+    Raises:
+        InputError, UnavailableError, SignatureError, TrackingError: as `register`.
+    """
+    result = Result.read(workspace, settings)
+    with tracking(workspace) as client:
+        if unfinished(workspace, _store(workspace)):
+            return False
+        return registered_before(workspace, client, settings.register_.model, result.digest) is not None
 
 
 def experiment_name(workspace: Workspace, settings: Settings) -> str:

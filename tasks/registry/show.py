@@ -7,7 +7,8 @@ from dass.files import read_json
 from tasks.registry.card import described
 from tasks.registry.checked import CHAMPION, checked_version
 from tasks.registry.entry import Entry
-from tasks.registry.ledger import Ledger, find_model
+from tasks.registry.ledger import Ledger
+from tasks.registry.ledger_run import find_model
 from tasks.registry.place import database
 from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST

@@ -11,10 +11,10 @@ from pathlib import Path
 STAGE_MODULES = {
     "sources": "tasks.sources.base",
     "calibration": "tasks.calibration",
-    "baseline": "tasks.evaluation",
+    "baseline": "tasks.evaluation.stages",
     "prune": "tasks.pruning.stages",
     "materialize": "tasks.pruning.stages",
-    "evaluate": "tasks.evaluation",
+    "evaluate": "tasks.evaluation.stages",
     "report": "tasks.report",
 }
 

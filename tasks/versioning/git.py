@@ -128,16 +128,18 @@ def blob(folder: Path, name: str) -> str | None:
     return done.stdout if done is not None and done.returncode == 0 else None
 
 
-def commit_file(folder: Path, ref: str, name: str, text: str, message: str) -> None:
+def commit_file(folder: Path, ref: str, name: str, text: str, message: str) -> bool:
     """Put a file into the tree of a ref of ours, as one more commit. Neither the index nor a branch is touched.
 
     Signed where the user signs commits (commit.gpgsign).
 
+    Returns:
+        False: another process moved the ref meanwhile, and nothing was done.
+
     Raises:
         InputError: git refuses, in its own words.
     """
-    before = _ask(folder, "rev-parse", "--verify", "--quiet", ref)
-    parent = before.stdout.strip() if before is not None and before.returncode == 0 else ""
+    parent = _tip(folder, ref)
     listed = _run(folder, "ls-tree", parent).splitlines() if parent else []
     kept = [line for line in listed if not line.endswith(f"\t{name}")]
     object_ = _run(folder, "hash-object", "-w", "--stdin", text=text)
@@ -147,7 +149,17 @@ def commit_file(folder: Path, ref: str, name: str, text: str, message: str) -> N
     identity = [] if _has_identity(folder) else ["-c", "user.name=dass", "-c", "user.email=dass@localhost"]
     parents = ["-p", parent] if parent else []
     commit = _run(folder, *identity, "commit-tree", *sign, *parents, "-m", message, tree)
-    _run(folder, "update-ref", ref, commit, parent or "0" * len(commit))
+    moved = _ask(folder, "update-ref", ref, commit, parent or "0" * len(commit))
+    assert moved is not None
+    if moved.returncode and _tip(folder, ref) == parent:
+        raise _refused(folder, moved)
+    return not moved.returncode
+
+
+def _tip(folder: Path, ref: str) -> str:
+    """The commit that a ref is at, "" before its first one."""
+    found = _ask(folder, "rev-parse", "--verify", "--quiet", ref)
+    return found.stdout.strip() if found is not None and found.returncode == 0 else ""
 
 
 def push(folder: Path, ref: str) -> str | None:
@@ -188,5 +200,9 @@ def _run(folder: Path, *arguments: str, text: str | None = None) -> str:
     done = _ask(folder, *arguments, text=text)
     assert done is not None
     if done.returncode:
-        raise InputError(f"git refused in {folder}: {redacted(' '.join(done.stderr.split()))}")
+        raise _refused(folder, done)
     return done.stdout.strip()
+
+
+def _refused(folder: Path, done: subprocess.CompletedProcess[str]) -> InputError:
+    return InputError(f"git refused in {folder}: {redacted(' '.join(done.stderr.split()))}")

@@ -129,6 +129,19 @@ def run_if_changed(ws: Workspace, name: str, work: Callable[[], object], started
     return "ran"
 
 
+def is_unchanged(ws: Workspace, name: str, started: Started) -> bool:
+    """Whether a stage's result is the one that dvc.lock records for its inputs. Nothing is restored or written.
+
+    Call inside `workspace_lock`.
+
+    Raises:
+        InputsChangedError: an input changed since the run started.
+        VersioningError: DVC could not do its part.
+    """
+    with _dvc(ws) as repo:
+        return _retry(lambda: _is_unchanged(repo, name, started))
+
+
 @contextmanager
 def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
     """Around a stage's work when `dvc repro` started it: DVC records the inputs as they are at the end.
@@ -156,6 +169,13 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
         yield settings
         repo._reset()
         _check_inputs(stage)
+
+
+def _is_unchanged(repo: "Repo", name: str, started: Started) -> bool:
+    with _held(repo):
+        stage = _stage(repo, name)
+        _compare(started, stage, _value)
+        return not stage.changed()
 
 
 def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage", Outcome | None]:

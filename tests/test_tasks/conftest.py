@@ -1,13 +1,17 @@
 """A finished tiny workspace and a migrated MLflow database, each made once and copied for every test."""
 
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
+from tests.stores import Store
 from tests.workspaces import copy_workspace, finish_workspace
 
 
@@ -39,3 +43,16 @@ def settings(finished: Workspace) -> Settings:
 def migrated_db(finished_template: Workspace, tmp_path: Path) -> Path:
     """An empty MLflow database outside any workspace."""
     return Path(shutil.copy(finished_template.root / "mlflow.db", tmp_path / "server.db"))
+
+
+@pytest.fixture
+def client(store: Store) -> Iterator[MlflowClient]:
+    """MLflow on the store that this test is given: SQLite, and a server on Postgres."""
+    with tracking(store.workspace) as made:
+        yield made
+
+
+@pytest.fixture
+def model() -> str:
+    """A registered model's name that nothing else has, with whatever has to be quoted."""
+    return f'it\'s a "model", 100% größer #1? & more {uuid.uuid4().hex}'

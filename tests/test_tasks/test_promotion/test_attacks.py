@@ -25,7 +25,8 @@ from tasks.registry.chain import BrokenLedger
 from tasks.registry.checked import ForeignChampion
 from tasks.registry.entry import sealed
 from tasks.registry.key_file import dsse_signer, public_key
-from tasks.registry.ledger import HEAD, TAG, Ledger
+from tasks.registry.ledger import HEAD, Ledger
+from tasks.registry.ledger_run import TAG
 from tasks.registry.loading import load, materialize_registered
 from tasks.registry.place import local_path
 from tasks.registry.registration import register

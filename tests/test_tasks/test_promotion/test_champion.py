@@ -3,7 +3,7 @@
 import json
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -14,23 +14,11 @@ from dass.errors import InputError
 from tasks.promotion import champion
 from tasks.promotion.champion import ALIAS, DECISION, ForeignChampion, champion_of, settle
 from tasks.registry.ledger import HEAD, BrokenLedger, Chain, Entry, Ledger
-from tasks.registry.tracking import tracking
 from tests.bare_versions import bare_model, manifest_of
 from tests.processes import at_once, promote, roll_back, start
 from tests.stores import Store
 
 STEPS = 12  # at least so many calls of MLflow make a promotion
-
-
-@pytest.fixture
-def client(store: Store) -> Iterator[MlflowClient]:
-    with tracking(store.workspace) as made:
-        yield made
-
-
-@pytest.fixture
-def model() -> str:
-    return f'it\'s a "model", 100% größer #1? & more {uuid.uuid4().hex}'
 
 
 @pytest.fixture

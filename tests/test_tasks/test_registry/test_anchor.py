@@ -1,8 +1,10 @@
 """A ledger's head in git: what it says, who gets it, and what it sees."""
 
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tasks.registry.ledger import Ledger
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tests.bare_versions import bare_model, manifest_of
+from tests.processes import anchor_head, at_once, start
 from tests.stores import Store, sqlite_store
 
 
@@ -79,6 +82,80 @@ def test_a_push_that_fails_is_told(ws: Workspace, ledger: Ledger, caplog: pytest
     ledger.record("gate", "1", manifest_of("1"), {})
     anchor(ws, ledger.model, git_store(ws), ledger.chain())
     assert "stays in this repository for now: git push said" in caplog.text
+
+
+def test_a_head_is_signed_where_the_user_signs_commits(ws: Workspace, ledger: Ledger, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    (tmp_path / "signers").write_text(f"dass@localhost {(tmp_path / 'key.pub').read_text()}")
+    for name, value in {
+        "user.email": "dass@localhost",
+        "user.name": "somebody",
+        "gpg.format": "ssh",
+        "user.signingKey": str(tmp_path / "key.pub"),
+        "gpg.ssh.allowedSignersFile": str(tmp_path / "signers"),
+        "commit.gpgsign": "true",
+    }.items():
+        git(ws.root, "config", name, value)
+    anchor(ws, ledger.model, git_store(ws), ledger.chain())
+    git(ws.root, "verify-commit", ref_of(ledger.model))
+    git(ws.root, "config", "commit.gpgsign", "false")
+    ledger.record("gate", "1", manifest_of("1"), {})
+    anchor(ws, ledger.model, git_store(ws), ledger.chain())
+    with pytest.raises(subprocess.CalledProcessError):
+        git(ws.root, "verify-commit", ref_of(ledger.model))
+
+
+def test_what_git_refuses_is_told_and_brought_along_later(
+    ws: Workspace, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    git(ws.root, "config", "commit.gpgsign", "true")
+    git(ws.root, "config", "gpg.program", "false")
+    anchor(ws, ledger.model, git_store(ws), ledger.chain())
+    assert "is not in refs/dass/ledger/" in caplog.text
+    assert "git refused" in caplog.text
+    git(ws.root, "config", "commit.gpgsign", "false")
+    anchor(ws, ledger.model, git_store(ws), ledger.chain())
+    seen = anchored(ws, ledger.model, git_store(ws))
+    assert seen is not None
+    assert seen.n == ledger.entries()[-1].n
+
+
+def test_an_older_head_never_takes_a_newer_ones_place(ws: Workspace, ledger: Ledger) -> None:
+    before = ledger.chain()
+    ledger.record("gate", "1", manifest_of("1"), {})
+    anchor(ws, ledger.model, git_store(ws), ledger.chain())
+    newest = anchored(ws, ledger.model, git_store(ws))
+    anchor(ws, ledger.model, git_store(ws), before)
+    assert anchored(ws, ledger.model, git_store(ws)) == newest
+
+
+def test_processes_that_anchor_at_once_leave_the_newest_head(ws: Workspace, ledger: Ledger, here: Store) -> None:
+    for _ in range(3):
+        ledger.record("gate", "1", manifest_of("1"), {})
+        at_once(anchor_head, *[(here.uri, ws, ledger.model, 0)] * 3)
+        seen = anchored(ws, ledger.model, git_store(ws))
+        assert seen is not None
+        assert seen.n == ledger.entries()[-1].n
+
+
+def test_one_killed_before_every_write_is_made_up_for_by_the_next(ws: Workspace, ledger: Ledger, here: Store) -> None:
+    keys.start(ws, ledger.model)
+    for step in count(1):
+        ledger.record("gate", "1", manifest_of("1"), {"step": step})
+        last = ledger.entries()[-1]
+        process = start(anchor_head, here.uri, ws, ledger.model, step)
+        process.join(120)
+        check_anchor(ws, ledger.model, git_store(ws), ledger.chain())  # it lags or is there, and is never wrong
+        seen = anchored(ws, ledger.model, git_store(ws))
+        assert seen is not None
+        assert seen.n == last.n or process.exitcode == -signal.SIGKILL
+        anchor(ws, ledger.model, git_store(ws), ledger.chain())
+        seen = anchored(ws, ledger.model, git_store(ws))
+        assert seen is not None
+        assert seen.n == last.n
+        if process.exitcode == 0:
+            break
+    assert step == 6  # an object, a tree, a commit, the ref, the push
 
 
 def test_a_cut_ledger_is_seen_by_a_clone_that_never_read_it(

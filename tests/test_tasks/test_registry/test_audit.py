@@ -14,7 +14,7 @@ import pytest
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file, write_json
-from tasks.evaluation import evaluate_pruned
+from tasks.evaluation.stages import evaluate_pruned
 from tasks.promotion.decision import decide, go_back
 from tasks.promotion.decision import prove as prove_for
 from tasks.pruning.stages import materialize, prune

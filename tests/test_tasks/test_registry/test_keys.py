@@ -3,8 +3,6 @@
 import hashlib
 import json
 import signal
-import uuid
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,24 +17,12 @@ from tasks.registry.chain import BrokenLedger, UnsignedLedger
 from tasks.registry.entry import NOTHING
 from tasks.registry.key_file import fingerprint, key_file, public_key
 from tasks.registry.ledger import Ledger, NotAllowed
-from tasks.registry.tracking import tracking
 from tasks.registry.trust import KEYS
 from tasks.workspace.folder import Workspace
 from tests.bare_versions import bare_model, manifest_of
 from tests.forgeries import another_user
 from tests.processes import rotate_key, start
 from tests.stores import Store
-
-
-@pytest.fixture
-def client(store: Store) -> Iterator[MlflowClient]:
-    with tracking(store.workspace) as made:
-        yield made
-
-
-@pytest.fixture
-def model() -> str:
-    return f"keys {uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The ledger against real MLflow: its chain, what breaks it, and writers that come at once."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from dass.errors import InputError
 from tasks.registry.key_file import fingerprint, key_name, public_key
-from tasks.registry.ledger import EXPERIMENT, HEAD, PENDING, TAG, BrokenLedger, Entry, Ledger, Overtaken, champion_of
+from tasks.registry.ledger import HEAD, PENDING, BrokenLedger, Entry, Ledger, Overtaken, champion_of
+from tasks.registry.ledger_run import EXPERIMENT, TAG
 from tasks.registry.tracking import TrackingError, tracking
 from tests.bare_versions import bare_model, manifest_of
 from tests.forgeries import altered, line_with
@@ -20,17 +21,6 @@ from tests.processes import at_once, open_ledger, write_entries
 from tests.stores import Store
 
 WRITERS, ENTRIES = 2, 20
-
-
-@pytest.fixture
-def client(store: Store) -> Iterator[MlflowClient]:
-    with tracking(store.workspace) as made:
-        yield made
-
-
-@pytest.fixture
-def model() -> str:
-    return f'it\'s a "model", 100% größer #1? & more {uuid.uuid4().hex}'
 
 
 @pytest.fixture

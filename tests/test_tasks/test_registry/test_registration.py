@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file
-from tasks.registry import ledger, publishing
+from tasks.registry import ledger, ledger_run, publishing
 from tasks.registry.checked import checked_version
 from tasks.registry.loading import load
 from tasks.registry.registration import Registration, check_reachable, register
@@ -45,7 +45,7 @@ def client_of(workspace: Workspace) -> MlflowClient:
 
 def all_runs(client: MlflowClient) -> list[Any]:
     """But the ledgers'."""
-    experiments = [made.experiment_id for made in client.search_experiments() if made.name != ledger.EXPERIMENT]
+    experiments = [made.experiment_id for made in client.search_experiments() if made.name != ledger_run.EXPERIMENT]
     return list(client.search_runs(experiments))
 
 
@@ -253,7 +253,7 @@ def test_a_failure_with_a_new_model_leaves_no_ledger(
     with pytest.raises(KeyboardInterrupt):
         register(finished, settings, PROVENANCE)
     client = client_of(finished)
-    experiment = client.get_experiment_by_name(ledger.EXPERIMENT)
+    experiment = client.get_experiment_by_name(ledger_run.EXPERIMENT)
     assert list(client.search_runs([experiment.experiment_id])) == []
 
 
@@ -287,7 +287,7 @@ def assert_nothing_is_left_but_versions(finished: Workspace) -> None:
     assert len(all_models(client)) == len(versions)
     assert len(list((finished.root / "mlartifacts").rglob("model.safetensors"))) == len(versions)
     assert {model.name for model in client.search_registered_models()} == {made.name for made in versions}
-    [book] = [made for made in client.search_experiments() if made.name == ledger.EXPERIMENT]
+    [book] = [made for made in client.search_experiments() if made.name == ledger_run.EXPERIMENT]
     assert len(client.search_runs([book.experiment_id])) == len({made.name for made in versions})
     for made in versions:
         assert [e.event for e in ledger.Ledger.open(client, made.name).entries()] == ["keys_started", "registered"]

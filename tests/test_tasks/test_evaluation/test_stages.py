@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from dass.errors import InputError, NumericalError
 from dass.files import read_json, sha256_file
 from dass.model.pretrained import load_tokenizer
-from tasks.evaluation import evaluate_dense, evaluate_pruned
+from tasks.evaluation.stages import evaluate_dense, evaluate_pruned
 from tasks.sources.base import fetch_base
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings

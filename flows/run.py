@@ -1,0 +1,108 @@
+"""One run of the pipeline, without Prefect: what it holds, how a stage is done or skipped, and whether all is done."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dass.files import read_json
+from flows.checks import check_start
+from flows.served import obey_schedule
+from flows.stages import STAGES
+from flows.summary import Summary
+from tasks.pruning.fits import check_base_fits
+from tasks.registry import registration
+from tasks.versioning.experiments import save_experiment
+from tasks.versioning.provenance import provenance
+from tasks.versioning.stages import Outcome, Started, is_unchanged, run_if_changed, start_run
+from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import clear_workspace, workspace_lock
+from tasks.workspace.settings import Settings
+
+logger = logging.getLogger("dass")
+
+
+class Run:
+    """One run of the flow: the settings it started with, and what became of each stage.
+
+    Not a dataclass: Prefect looks into those that a task is given, and copies them.
+    """
+
+    def __init__(self, ws: Workspace, started: Started) -> None:
+        self.ws = ws
+        self.started = started
+        self.outcomes: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def settings(self) -> Settings:
+        return self.started.settings
+
+    def stage(self, name: str, work: Callable[[], object] | None = None) -> None:
+        """Do a stage, unless DVC has its result."""
+        begin = time.perf_counter()
+        stage = STAGES[name]
+        outcome = run_if_changed(self.ws, name, work or (lambda: stage.work(self.ws, self.settings)), self.started)
+        self._note(name, outcome, begin)
+        self._tell(name)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do: DVC has every stage's result, and the registry has this very one."""
+        for name in STAGES:
+            begin = time.perf_counter()
+            if not is_unchanged(self.ws, name, self.started):
+                return False
+            self._note(name, "unchanged", begin)
+        if not registration.is_registered(self.ws, self.settings):
+            return False
+        for name in STAGES:
+            self._tell(name)
+        return True
+
+    def _note(self, name: str, outcome: Outcome, begin: float) -> None:
+        self.outcomes[name] = outcome
+        self.seconds[name] = round(time.perf_counter() - begin, 3)
+
+    def _tell(self, name: str) -> None:
+        outcome = self.outcomes[name]
+        logger.info("%s: %s", name, f"done in {self.seconds[name]:.1f} s" if outcome == "ran" else outcome)
+
+    def register(self) -> registration.Registration:
+        """Register the result; the same result is registered once."""
+        origin = provenance(self.ws, self.seconds)
+        if self.settings.register_.save_experiment:
+            name = registration.experiment_name(self.ws, self.settings)
+            origin["experiment"] = {"name": name, "commit": save_experiment(self.ws, name)}
+        return registration.register(self.ws, self.settings, origin)
+
+    def summary(self, registered: registration.Registration) -> Summary:
+        """What the person sees at the end."""
+        return Summary.of(read_json(self.ws.metrics / "evaluation.json"), registered, self.outcomes, self.seconds)
+
+
+@contextmanager
+def run_of(workspace: str) -> Iterator[Run]:
+    """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
+    obey_schedule(workspace)
+    ws = Workspace.at(workspace)
+    with workspace_lock(ws):
+        clear_workspace(ws)
+        started = start_run(ws)
+        check_start(ws, started.settings)
+        yield Run(ws, started)
+
+
+def finished(workspace: str) -> Summary | None:
+    """What a run would end with that finds nothing left to do.
+
+    Returns:
+        The summary; None: there is work. Only then Prefect is needed, which takes seconds to start.
+
+    Raises:
+        InputError: as the run itself.
+    """
+    with run_of(workspace) as run:
+        if not run.is_done():
+            return None
+        check_base_fits(run.ws, run.settings)
+        return run.summary(run.register())
