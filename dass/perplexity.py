@@ -7,11 +7,14 @@ arXiv 2405.01943: windows do not overlap and nothing is carried from one to the 
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from dass.errors import InputError, NumericalError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Logits are by far the largest tensor (Gemma: V = 262144). Entries alive at once, before and after float32.
 _LOGITS_AT_ONCE = 2**27
@@ -21,7 +24,7 @@ _BATCH_TOKENS = 4096
 
 @torch.inference_mode()
 def mean_loss(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     windows_WL: torch.Tensor,
     batch_tokens: int | None = None,
     on_batch: Callable[[int], object] | None = None,

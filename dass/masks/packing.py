@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _GATHER = 0x0102040810204080
-_BITS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.bool)  # (256, 8): a byte's bits, lowest first
+# A byte's bits, lowest first, each as a byte of 0 or 1, all eight as one number: (256,).
+_EIGHTS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view(torch.int64).view(-1)
 
 
 def pack_mask(keep: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
     size = torch.Size(shape)
     if packed.numel() != -(-size.numel() // 8):
         raise ValueError(f"a mask of {packed.numel()} bytes cannot hold {size.numel()} weights")
-    return _BITS.index_select(0, packed.int()).view(-1)[: size.numel()].view(size)
+    return _EIGHTS.index_select(0, packed.int()).view(torch.bool)[: size.numel()].view(size)
 
 
 def mask_digest(shapes: Mapping[str, tuple[int, ...]], bits_of: Callable[[str], Tensor]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dass.errors import InputError
 from dass.model.checkpoint import Checkpoint
-from dass.model.pretrained import CONFIG_FILE
+from dass.model.checkpoint_folder import CONFIG_FILE
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _SIZES = (

@@ -26,9 +26,9 @@ from transformers.utils import logging
 
 from dass.errors import InputError
 from dass.files import read_json
+from dass.model.checkpoint_folder import CONFIG_FILE
 from dass.model.text_model import auto_class_of
 
-CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
 
 _RECOMPUTED = re.compile(r"(^|\.)(inv_freq|(cos|sin)_cached|position_ids|masked_bias)$")

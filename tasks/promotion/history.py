@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dass.masks.difference import compare_masks
-from dass.masks.mask_file import MaskFile
 from tasks.promotion.champion import settled
 from tasks.registry.checked import checked_version
 from tasks.registry.ledger import HEAD, PENDING, Entry
@@ -134,6 +132,9 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
             [version.record(name) for version in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
         )
         with pair[0].file(MASKS) as one, pair[1].file(MASKS) as other:
+            from dass.masks.difference import compare_masks  # here: torch takes seconds
+            from dass.masks.mask_file import MaskFile
+
             moved = compare_masks(MaskFile(one), MaskFile(other))
     return {
         "model": model,
