@@ -9,6 +9,7 @@ from prefect.utilities.annotations import quote
 from flows.cancellation import cancel_when_interrupted
 from flows.run import Run, run_of
 from flows.summary import Summary
+from tasks.evaluation.task_check import check_tokenizer
 from tasks.pruning.fits import check_base_fits
 from tasks.registry.registration import Registration
 
@@ -34,6 +35,7 @@ def compress(workspace: str) -> Summary:
         prune(run)
         materialize(run)
         measure_pruned(run)
+        ask_tasks(run)
         draw(run)
         registered = register(run)
         return run.summary(registered)
@@ -43,6 +45,7 @@ def compress(workspace: str) -> Summary:
 def fetch(run: Run) -> None:
     run.stage("sources")
     check_base_fits(run.ws, run.settings)
+    check_tokenizer(run.ws, run.settings)
 
 
 @task(name="calibrate", **_PLAIN)
@@ -96,6 +99,11 @@ def materialize(run: Run) -> None:
 @task(name="measure pruned", **_PLAIN)
 def measure_pruned(run: Run) -> None:
     run.stage("evaluate")
+
+
+@task(name="ask tasks", **_PLAIN)
+def ask_tasks(run: Run) -> None:
+    run.stage("tasks")
 
 
 @task(name="draw", **_PLAIN)

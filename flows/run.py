@@ -77,7 +77,8 @@ class Run:
 
     def summary(self, registered: registration.Registration) -> Summary:
         """What the person sees at the end."""
-        return Summary.of(read_json(self.ws.metrics / "evaluation.json"), registered, self.outcomes, self.seconds)
+        evaluation, tasks = (read_json(self.ws.metrics / name) for name in ("evaluation.json", "tasks.json"))
+        return Summary.of(evaluation, tasks, registered, self.outcomes, self.seconds)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.registry.result import tasks_told
 from tasks.registry.tracking import tracking_uri as full_tracking_uri
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -29,6 +30,7 @@ class Summary:
         context_length: tokens a window, without which a perplexity says little.
         tokens: predicted tokens.
         sparsity: shares of zeros in the pruned checkpoint, {"mlp", "model"}.
+        tasks: metrics/tasks.json.
         stages: stage -> "ran", "restored" or "unchanged".
         seconds: stage -> seconds in this run.
         model: registered model's name.
@@ -45,6 +47,7 @@ class Summary:
     context_length: int
     tokens: int
     sparsity: dict[str, float]
+    tasks: dict[str, Any]
     stages: dict[str, str]
     seconds: dict[str, float]
     model: str
@@ -58,11 +61,12 @@ class Summary:
     def of(
         cls,
         evaluation: dict[str, Any],
+        tasks: dict[str, Any],
         registration: "Registration",
         stages: dict[str, str],
         seconds: dict[str, float],
     ) -> "Summary":
-        """Put together from metrics/evaluation.json and what the registry answered."""
+        """Put together from metrics/evaluation.json, metrics/tasks.json and what the registry answered."""
         return cls(
             dense=evaluation["dense"]["perplexity"],
             pruned=evaluation["pruned"]["perplexity"],
@@ -70,6 +74,7 @@ class Summary:
             context_length=evaluation["context_length"],
             tokens=evaluation["tokens"],
             sparsity=evaluation["sparsity"],
+            tasks=tasks,
             stages=stages,
             seconds=seconds,
             model=registration.model,
@@ -93,6 +98,8 @@ class Summary:
         table.add_row("pruned perplexity", f"{self.pruned:.3f}")
         table.add_row("ratio", f"{self.ratio:.3f}")
         table.add_row("measured on", f"{self.tokens:,} tokens, context length {self.context_length}")
+        for name, told in tasks_told(self.tasks).items():
+            table.add_row(name, told)
         table.add_row("MLP sparsity", f"{self.sparsity['mlp']:.2%}")
         table.add_row("model sparsity", f"{self.sparsity['model']:.2%}")
         table.add_row(

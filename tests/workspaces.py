@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from tasks.calibration import cache_windows
 from tasks.evaluation.stages import evaluate_dense, evaluate_pruned
+from tasks.evaluation.zero_shot import evaluate_tasks
 from tasks.pruning.stages import materialize, prune
 from tasks.report import draw_plots
 from tasks.sources.base import fetch_base
@@ -16,7 +17,7 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 from tests.models import save_tiny_checkpoint, tiny_text
 
-STAGES = (fetch_base, cache_windows, evaluate_dense, prune, materialize, evaluate_pruned, draw_plots)
+STAGES = (fetch_base, cache_windows, evaluate_dense, prune, materialize, evaluate_pruned, evaluate_tasks, draw_plots)
 
 
 def tiny_settings(**changes: Any) -> dict[str, Any]:

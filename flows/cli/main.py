@@ -5,7 +5,7 @@ import sys
 import traceback
 from contextlib import suppress
 
-from flows.cli import audit, keys, pipeline, registry, stages  # noqa: F401  (they register their commands)
+from flows.cli import answers, audit, keys, pipeline, registry, stages  # noqa: F401  (they register their commands)
 from flows.cli.app import app
 from flows.cli.output import escape_what_cannot_be_shown, print_json, tell
 from flows.exit_status import DONE, FAULT, INTERRUPTED, KINDS, judged

@@ -57,7 +57,7 @@ def evaluate_dense(ws: Workspace, settings: Settings) -> None:
     record = {
         "source": {"uri": source.uri, "sha256": documents.sha256},
         "tokenizer": read_json(ws.base / "source.json")["tokenizer"],
-        "settings": asked.model_dump(),
+        "settings": asked.model_dump(include={"samples", "sequence_length", "bos"}),
         "bos": bos is not None,
         "context_length": length,
         "windows": windows,

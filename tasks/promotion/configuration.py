@@ -17,9 +17,11 @@ from dass.masks.beside import difference, differing_keys, prove_beside
 from dass.masks.proof import ProofError
 from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, contents
 from dass.perplexity import perplexity
+from tasks.promotion.task_proof import check_tasks
 from tasks.registry.card import card
 from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
 from tasks.registry.version_folder import (
+    ANSWERS,
     CARD,
     CHECKPOINT,
     EVALUATION,
@@ -30,10 +32,12 @@ from tasks.registry.version_folder import (
     RUNS_WITH,
     SETTINGS,
     STATISTICS,
+    TASKS,
     TOKENIZER,
     TOKENIZER_CLASS,
     UPDATES,
     VERSION,
+    tasks_of,
 )
 from tasks.workspace.settings import validate_settings
 from tasks.workspace.small_files import parse_yaml, read_small
@@ -69,8 +73,11 @@ def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
     evaluation, settings = read_json(folder / EVALUATION), read_json(folder / SETTINGS)
     _check_version(version)
     has_checkpoint = version["artifact"] == "checkpoint"
-    _check_names(folder, _check_checkpoint(folder, manifest, base()) if has_checkpoint else set())
+    asks = {TASKS, ANSWERS} if settings["evaluate"].get("tasks") else set()
+    _check_names(folder, asks | (_check_checkpoint(folder, manifest, base()) if has_checkpoint else set()))
     _check_records(folder, manifest, evaluation, settings, version)
+    if asks:
+        check_tasks(folder / TASKS, folder / ANSWERS, settings["evaluate"])
     _check_mlmodel(folder, settings, has_checkpoint)
     not_compared = _check_card(folder, manifest, evaluation, settings, version)
     told = (
@@ -117,8 +124,8 @@ def _check_checkpoint(folder: Path, manifest: Mapping[str, Any], base: Path) -> 
     return {f"{prefix}{name}" for name in {*names, *weights}} | {f"{TOKENIZER}/{name}" for name in found.beside}
 
 
-def _check_names(folder: Path, checkpoint: set[str]) -> None:
-    expected = {*_RECORDS, _MLMODEL, _CONDA, _REQUIREMENTS, _PYTHON, *checkpoint}
+def _check_names(folder: Path, more: set[str]) -> None:
+    expected = {*_RECORDS, _MLMODEL, _CONDA, _REQUIREMENTS, _PYTHON, *more}
     present = {name for name in files_in(folder) if name != FROM_MLFLOW and not name.startswith(f"{UPDATES}/")}
     for name in sorted(expected ^ present):
         raise ProofError(f"{name} is " + ("missing: every such version has it." if name in expected else "extra."))
@@ -253,7 +260,7 @@ def _check_card(
     made_by, here = version.get("dass"), version_of("dass")
     if made_by != here:
         return f"; {CARD} was written by dass {made_by}, and this is {here}: not compared"
-    expected = card(manifest, evaluation, validate_settings(settings, SETTINGS), version)
+    expected = card(manifest, evaluation, tasks_of(folder), validate_settings(settings, SETTINGS), version)
     text = read_small(folder / CARD)
     for number, (ours, theirs) in enumerate(zip_longest(expected.split("\n"), text.split("\n")), start=1):
         if ours != theirs:

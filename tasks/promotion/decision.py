@@ -130,7 +130,7 @@ def decide(
         repaired = settle(client, model, ws)
         version = checked_version(client, model, number, ws)
         manifest, evaluation, said = (version.record(name) for name in (MANIFEST, EVALUATION, VERSION))
-        manifest_digest = version.entry.manifest
+        tasks, manifest_digest = version.tasks, version.entry.manifest
 
         def judged(chain: Chain) -> dict[str, Any] | None:
             champion = chain.champion
@@ -139,6 +139,7 @@ def decide(
             evidence = Evidence(
                 manifest,
                 evaluation,
+                tasks,
                 said["git"]["dirty"],
                 None if proof is None else proof.failed,
                 None if champion is None else _ratio(client, model, champion, chain),

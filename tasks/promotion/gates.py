@@ -3,10 +3,10 @@
 Pure: what is judged was read before. A rule that cannot be judged does not hold.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tasks.workspace.settings import Promote
+from tasks.workspace.settings import Promote, TaskDrop
 
 KERNELS = {"2:4": "sparse tensor cores, 2:4 along in_features"}
 """Kernels a rule can name, and what they run."""
@@ -19,6 +19,7 @@ class Evidence:
     Attributes:
         manifest: its manifest.
         evaluation: its metrics/evaluation.json.
+        tasks: its metrics/tasks.json.
         git_dirty: whether it was made from uncommitted files; None when that is not known.
         proof: the name of the step its proof failed at, "" when every step held, None when it was not asked for.
         champion_ratio: perplexity ratio of the present champion; None when there is none, or this is it.
@@ -26,6 +27,7 @@ class Evidence:
 
     manifest: dict[str, Any]
     evaluation: dict[str, Any]
+    tasks: dict[str, Any]
     git_dirty: bool | None
     proof: str | None
     champion_ratio: float | None
@@ -62,7 +64,7 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
     if rules.min_sparsity is not None:
         rulings.append(_at_least("min_sparsity", rules.min_sparsity, evaluation["sparsity"]["mlp"]))
     for task, limit in rules.max_task_drop.items():
-        rulings += _task_drop(task, limit, evaluation.get("tasks", {}).get(task), task in rules.optional_tasks)
+        rulings.append(_task_drop(task, limit, evidence.tasks["tasks"].get(task), task in rules.optional_tasks))
     if rules.max_layer_error is not None:
         rulings.append(_layer_error(rules.max_layer_error, evidence.manifest["layers"]))
     if rules.kernel is not None:
@@ -88,11 +90,19 @@ def _at_least(rule: str, limit: float, value: float) -> Ruling:
     return Ruling(rule, limit, value, passed, "" if passed else f"{limit - value:.4g} below")
 
 
-def _task_drop(task: str, limit: float, measured: dict[str, float] | None, optional: bool) -> list[Ruling]:
-    rule = f"max_task_drop.{task}"
+def _task_drop(task: str, limit: float | TaskDrop, measured: dict[str, Any] | None, optional: bool) -> Ruling:
+    """Dense minus pruned; where it must be certain, the far end of its interval."""
+    rule, asked = f"max_task_drop.{task}", limit if isinstance(limit, TaskDrop) else TaskDrop(drop=limit)
     if measured is None:
-        return [Ruling(rule, limit, None, optional, "not evaluated" + (", and optional" if optional else ""))]
-    return [_at_most(rule, limit, measured["dense"] - measured["pruned"])]
+        return Ruling(rule, asked.drop, None, optional, "not evaluated" + (", and optional" if optional else ""))
+    if measured["metric"] is None:
+        return Ruling(rule, asked.drop, None, False, "no metric of this task says right or wrong")
+    between = measured["difference"][measured["metric"]]
+    if not asked.certain:
+        return _at_most(rule, asked.drop, -between["value"])
+    ruling = _at_most(rule, asked.drop, -between["interval"][0])
+    told = f"{between['level']:.0%} certain, measured {-between['value']:.4g}"
+    return replace(ruling, told=f"{told}, {ruling.told}".rstrip(", "))
 
 
 def _layer_error(limit: float, layers: list[dict[str, Any]]) -> Ruling:

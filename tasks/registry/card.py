@@ -9,12 +9,19 @@ from tasks.workspace.settings import Settings
 _NOT_QUALIFIED = "unknown"
 
 
-def card(manifest: dict[str, Any], evaluation: dict[str, Any], settings: Settings, version: dict[str, Any]) -> str:
+def card(
+    manifest: dict[str, Any],
+    evaluation: dict[str, Any],
+    tasks: dict[str, Any],
+    settings: Settings,
+    version: dict[str, Any],
+) -> str:
     """The model card's text. Equal results give equal cards.
 
     Args:
         manifest: dass/manifest.json.
         evaluation: dass/evaluation.json.
+        tasks: dass/tasks.json.
         settings: what the run was made with.
         version: dass/version.json.
     """
@@ -33,6 +40,7 @@ def card(manifest: dict[str, Any], evaluation: dict[str, Any], settings: Setting
         f"{_uri(base['uri'])} with a share of its MLP weights removed: {described(manifest['settings']['prune'])}.",
         "## Results",
         _results(evaluation),
+        *_tasks(tasks),
         "## What was done",
         _what_was_done(manifest, version),
         "## What it gains",
@@ -71,11 +79,31 @@ def _results(evaluation: dict[str, Any]) -> str:
         ["zeros in the MLPs", f"{evaluation['sparsity']['mlp']:.2%}"],
         ["zeros in the model", f"{evaluation['sparsity']['model']:.2%}"],
     ]
-    for task, measured in evaluation.get("tasks", {}).items():
-        rows.append([f"{task}, dense", f"{measured['dense']:.3f}"])
-        rows.append([f"{task}, pruned", f"{measured['pruned']:.3f}"])
     measured_on = f"Measured on {evaluation['tokens']:,} tokens of held-out text, context length "
     return _table(["", "value"], rows) + f"\n\n{measured_on}{evaluation['context_length']}."
+
+
+def _tasks(tasks: dict[str, Any]) -> list[str]:
+    """A table of the zero-shot tasks, where any was asked."""
+    rows = []
+    for name, entry in tasks["tasks"].items():
+        for metric, between in entry["difference"].items():
+            low, high = between["interval"]
+            flips = "" if between["lost"] is None else f"{between['lost']} lost, {between['gained']} gained"
+            p = "" if between["mcnemar_p"] is None else f"{between['mcnemar_p']:.3g}"
+            measured = [_measured(entry[which], metric) for which in ("dense", "pruned")]
+            change = f"{between['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            rows.append([f"{name}, {metric}", str(entry["documents"]), *measured, change, flips, p])
+    if not rows:
+        return []
+    header = ["task", "documents", "dense", "pruned", "pruned − dense [95 %]", "answers that flipped", "McNemar p"]
+    told = f"Zero-shot tasks, asked by lm_eval {tasks['settings']['versions']['lm_eval']}; ± is a standard error."
+    return [told, _table(header, rows)]
+
+
+def _measured(figures: dict[str, float], metric: str) -> str:
+    error = figures.get(f"{metric}_stderr")
+    return f"{figures[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _what_was_done(manifest: dict[str, Any], version: dict[str, Any]) -> str:

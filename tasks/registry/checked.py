@@ -19,7 +19,7 @@ from tasks.registry.entry import Entry
 from tasks.registry.keyring import Key
 from tasks.registry.ledger import Ledger
 from tasks.registry.signing import SIGNATURE, SignatureError, check, signed_files
-from tasks.registry.version_folder import MANIFEST, VERSION
+from tasks.registry.version_folder import MANIFEST, TASKS, VERSION
 from tasks.registry.versions import file_of, find_version, folder_of
 from tasks.workspace.folder import Workspace
 
@@ -63,6 +63,12 @@ class CheckedVersion:
     @property
     def told(self) -> str:
         return f"{self.model} version {self.number}"
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """What it says of zero-shot tasks, checked; nothing where none was asked. Raises as `record`."""
+        tasks: dict[str, Any] = self.record(TASKS) if TASKS in self.signed else {"tasks": {}}
+        return tasks
 
     def record(self, name: str) -> Any:
         """A JSON file of the version, checked.

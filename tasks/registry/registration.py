@@ -286,6 +286,8 @@ def _log_metrics(
 def _log_files(workspace: Workspace, client: "MlflowClient", run_id: str, settings: Settings) -> None:
     client.log_artifact(run_id, str(workspace.masks / "manifest.json"))
     client.log_artifact(run_id, str(workspace.metrics / "evaluation.json"))
+    if settings.evaluate.tasks:
+        client.log_artifact(run_id, str(workspace.metrics / "tasks.json"))
     client.log_artifact(run_id, str(workspace.plots / "layers.png"), "plots")
     client.log_artifact(run_id, str(workspace.plots / "norms.png"), "plots")
     client.log_dict(run_id, settings.model_dump(mode="json", by_alias=True), "settings.json")

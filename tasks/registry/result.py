@@ -18,6 +18,7 @@ class Result:
         manifest: artifacts/masks/manifest.json.
         manifest_digest: sha256 of that file's bytes.
         evaluation: metrics/evaluation.json.
+        tasks: metrics/tasks.json.
         calibration_set: artifacts/calibration/calibration.json.
         evaluation_set: artifacts/evaluation/dense.json.
         settings: all settings but `register` and `promote`, which change nothing in the result.
@@ -27,6 +28,7 @@ class Result:
     manifest: dict[str, Any]
     manifest_digest: str
     evaluation: dict[str, Any]
+    tasks: dict[str, Any]
     calibration_set: dict[str, Any]
     evaluation_set: dict[str, Any]
     settings: dict[str, Any]
@@ -38,6 +40,7 @@ class Result:
         needed = {
             "manifest": workspace.masks / "manifest.json",
             "evaluation": workspace.metrics / "evaluation.json",
+            "tasks": workspace.metrics / "tasks.json",
             "calibration_set": workspace.calibration / "calibration.json",
             "evaluation_set": workspace.evaluation / "dense.json",
         }
@@ -61,6 +64,7 @@ class Result:
                 "masks": self.manifest["masks"]["digest"],
                 "base": self.manifest["base"]["digest"],
                 "evaluation": [self.evaluation_set["digest"], self.evaluation],
+                "tasks": self.tasks,
                 "settings": self.settings,
                 "artifact": self.artifact,
             }
@@ -68,5 +72,29 @@ class Result:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every number of metrics/evaluation.json under a dotted name."""
-        return {name: value for name, value in flat(self.evaluation).items() if type(value) in (int, float)}
+        """Every number of metrics/evaluation.json under a dotted name, and those of the tasks behind "tasks."."""
+        values = flat({**self.evaluation, "tasks": task_figures(self.tasks)})
+        return {name: value for name, value in values.items() if type(value) in (int, float)}
+
+
+def task_figures(tasks: dict[str, Any]) -> dict[str, Any]:
+    """What is measured of metrics/tasks.json: of each task both models' metrics and their difference, and the means."""
+    kept = ("documents", "dense", "pruned", "difference")
+    figures = {name: {key: entry[key] for key in kept} for name, entry in tasks["tasks"].items()}
+    if mean := tasks.get("mean"):
+        figures |= {"mean": mean["pruned"], "mean_dense": mean["dense"]}
+    return figures
+
+
+def tasks_told(tasks: dict[str, Any]) -> dict[str, str]:
+    """Task -> what both models score on it, in a few words."""
+    told = {}
+    for name, entry in tasks["tasks"].items():
+        if metric := entry["metric"]:
+            between = entry["difference"][metric]
+            low, high = between["interval"]
+            told[name] = (
+                f"{entry['dense'][metric]:.4f} -> {entry['pruned'][metric]:.4f} {metric} "
+                f"(95 % of the change: {low:+.4f} to {high:+.4f}), {entry['documents']:,} documents"
+            )
+    return told

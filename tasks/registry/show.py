@@ -10,6 +10,7 @@ from tasks.registry.entry import Entry
 from tasks.registry.ledger import Ledger
 from tasks.registry.ledger_run import find_model
 from tasks.registry.place import database
+from tasks.registry.result import tasks_told
 from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST
 from tasks.registry.versions import version_numbered
@@ -33,8 +34,8 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
         version: a registered version's number or alias; None is the result in the workspace's artifacts.
 
     Returns:
-        {"settings", "evaluation", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers",
-        "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "entry": what the
+        {"settings", "evaluation", "tasks", "base", "calibration", "engine", "versions", "masks", "fingerprint",
+        "layers", "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "entry": what the
         ledger says of it}}
 
     Raises:
@@ -47,10 +48,10 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
         return _registered_version(workspace, model, version)
     try:
         manifest = read_json(workspace.masks / "manifest.json")
-        evaluation = read_json(workspace.metrics / "evaluation.json")
+        evaluation, tasks = (read_json(workspace.metrics / name) for name in ("evaluation.json", "tasks.json"))
     except FileNotFoundError as error:
         raise InputError(f"No {error.filename}: there is no result yet. Run: dass run") from None
-    return _record(manifest, evaluation, _newest_version(workspace, model, manifest))
+    return _record(manifest, evaluation, tasks, _newest_version(workspace, model, manifest))
 
 
 def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) -> dict[str, Any] | None:
@@ -74,9 +75,8 @@ def _registered_version(workspace: Workspace, model: str, version: str) -> dict[
     with tracking(workspace) as client:
         checked = checked_version(client, model, version, workspace)
         manifest, evaluation = (checked.record(name) for name in (MANIFEST, EVALUATION))
-        return _record(
-            manifest, evaluation, _registered(workspace, checked.made, checked.entry, checked.chain.champion)
-        )
+        registered = _registered(workspace, checked.made, checked.entry, checked.chain.champion)
+        return _record(manifest, evaluation, checked.tasks, registered)
 
 
 def _registered(workspace: Workspace, made: "ModelVersion", entry: Entry, champion: str | None) -> dict[str, Any]:
@@ -94,9 +94,12 @@ def _registered(workspace: Workspace, made: "ModelVersion", entry: Entry, champi
     }
 
 
-def _record(manifest: dict[str, Any], evaluation: dict[str, Any], registered: dict[str, Any] | None) -> dict[str, Any]:
+def _record(
+    manifest: dict[str, Any], evaluation: dict[str, Any], tasks: dict[str, Any], registered: dict[str, Any] | None
+) -> dict[str, Any]:
     kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
-    return {**{key: manifest[key] for key in kept}, "evaluation": evaluation, "registered": registered}
+    measured = {"evaluation": evaluation, "tasks": tasks}
+    return {**{key: manifest[key] for key in kept}, **measured, "registered": registered}
 
 
 def render(record: dict[str, Any]) -> "Group":
@@ -116,6 +119,8 @@ def _result_table(record: dict[str, Any]) -> "Table":
     table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
     table.add_row("ratio", f"{evaluation['ratio']:.3f}")
     table.add_row("measured on", f"{evaluation['tokens']:,} tokens, context length {evaluation['context_length']}")
+    for name, told in tasks_told(record["tasks"]).items():
+        table.add_row(name, told)
     masked = evaluation["mask_sparsity"]["mlp"]
     table.add_row("MLP sparsity", f"{evaluation['sparsity']['mlp']:.2%} (masks {masked:.2%})")
     table.add_row("model sparsity", f"{evaluation['sparsity']['model']:.2%}")

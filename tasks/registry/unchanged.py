@@ -42,6 +42,14 @@ def check_unchanged(ws: Workspace, settings: Settings) -> None:
     _check_base(ws, source["files"])
     _check_masks(ws, manifest)
     _check_pruned(ws, manifest)
+    _check_answers(ws)
+
+
+def _check_answers(ws: Workspace) -> None:
+    named = read_stage(ws.metrics / "tasks.json", "tasks").get("answers")
+    answers = ws.answers / "answers.parquet"
+    if named is not None and (not answers.is_file() or sha256_file(answers) != named["sha256"]):
+        raise _changed(answers, "it is not the file that metrics/tasks.json names", "tasks")
 
 
 def _check_base(ws: Workspace, files: Mapping[str, str]) -> None:

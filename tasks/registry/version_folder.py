@@ -3,7 +3,7 @@
 MLmodel, conda.yaml, ...      MLflow's own
 model/, components/           the pruned checkpoint, as MLflow's transformers flavour lays it out (not with masks only)
 README.md                     model card
-dass/                         manifest, masks, records, signature
+dass/                         manifest, masks, records, answers to tasks, signature
 """
 
 import os
@@ -34,6 +34,9 @@ MASKS = "dass/masks.safetensors"
 UPDATES = "dass/updates"
 STATISTICS = "dass/statistics.safetensors"
 EVALUATION = "dass/evaluation.json"
+TASKS = "dass/tasks.json"
+ANSWERS = "dass/answers.parquet"
+"""These two where tasks were asked."""
 SETTINGS = "dass/settings.json"
 VERSION = "dass/version.json"
 CARD = "README.md"
@@ -134,6 +137,8 @@ def _save_records(
         STATISTICS: workspace.masks / "statistics.safetensors",
         EVALUATION: workspace.metrics / "evaluation.json",
     }
+    if settings.evaluate.tasks:
+        copied |= {TASKS: workspace.metrics / "tasks.json", ANSWERS: workspace.answers / "answers.parquet"}
     copied |= {f"{UPDATES}/{path.name}": path for path in sorted((workspace.masks / "updates").glob("*.safetensors"))}
     for name, path in copied.items():
         _link(path, folder / name)
@@ -150,8 +155,14 @@ def _save_records(
     }
     write_json(folder / SETTINGS, settings.model_dump(mode="json", by_alias=True))
     write_json(folder / VERSION, version)
-    text = card(read_json(folder / MANIFEST), read_json(folder / EVALUATION), settings, version)
+    text = card(read_json(folder / MANIFEST), read_json(folder / EVALUATION), tasks_of(folder), settings, version)
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def tasks_of(folder: Path) -> dict[str, Any]:
+    """What a version's folder says of zero-shot tasks; nothing where none was asked."""
+    tasks: dict[str, Any] = read_json(folder / TASKS) if (folder / TASKS).exists() else {"tasks": {}}
+    return tasks
 
 
 def _requirements() -> list[str]:

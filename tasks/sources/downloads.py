@@ -69,9 +69,10 @@ def parse_wheel_uri(uri: str) -> WheelFile:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: $DASS_CACHE, or ~/.cache/dass."""
-    chosen = os.environ.get("DASS_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dass"
+    """What is kept for this user, whichever workspace: $DASS_CACHE, or dass in $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("DASS_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dass"
 
 
 def fetch_wheel_files(uris: list[str], sha256: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dass.errors import InfrastructureError, InputError
 from dass.model.checkpoint_folder import (
@@ -26,7 +26,7 @@ from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Source
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 RepoType = Literal["model", "dataset"]
 
@@ -140,6 +140,32 @@ def fetch_rows(hub: HubId, source: Source, revision: str | None) -> "Dataset":
             )
         )
     except Exception as error:  # repository, revision, subset, split and connection, in several libraries' words
+        raise _not_on_hub(hub, error) from error
+
+
+def fetch_data_set(hub: HubId, commit: str | None, subset: str | None, options: dict[str, Any]) -> "DatasetDict":
+    """A data set with all its splits.
+
+    Args:
+        hub: its repository.
+        commit: of the repository; None is the revision's newest.
+        subset: its configuration, when it has several.
+        options: more of what `datasets.load_dataset` takes.
+
+    Raises:
+        InputError: the hub does not give it.
+    """
+    import datasets
+
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    where = f"hf://datasets/{hub.repo}"  # without it, a folder of that name below the current one goes first
+    revision = commit or hub.revision
+    try:
+        return _while_it_goes_on(
+            lambda: datasets.load_dataset(where, **{**options, "name": subset, "revision": revision})
+        )
+    except Exception as error:  # repository, revision, subset and connection, in several libraries' words
         raise _not_on_hub(hub, error) from error
 
 

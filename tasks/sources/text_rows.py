@@ -42,7 +42,7 @@ def array_rows(text: str, name: str, column: str) -> Iterator[str]:
     except _RepeatedKeyError:
         raise InputError(f"{name} holds a row with {column!r} twice: expected one text a row.") from None
     except ValueError as error:
-        raise InputError(f"{name} is not JSON ({_first_line(error)}): expected one array of objects.") from None
+        raise InputError(f"{name} is not JSON ({first_line(error)}): expected one array of objects.") from None
     for number, row in enumerate(rows, start=1):
         yield _of_object(row, column, f"{name} entry {number}")
 
@@ -88,7 +88,7 @@ def parquet_rows(content: bytes, name: str, column: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
-    with _whole(name, "parquet"):
+    with whole(name, "parquet"):
         metadata = pyarrow.parquet.read_metadata(pyarrow.BufferReader(content))
         _index(metadata.schema.to_arrow_schema().names, column, name)
         places = product(range(metadata.num_row_groups), range(metadata.num_columns))
@@ -107,14 +107,14 @@ def parquet_rows(content: bytes, name: str, column: str) -> Iterator[str]:
 
 
 @contextmanager
-def _whole(name: str, kind: str) -> Iterator[None]:
+def whole(name: str, kind: str) -> Iterator[None]:
     """What pyarrow raises about somebody's file, in one line."""
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
-        raise InputError(f"{name} is not a whole {kind} file ({_first_line(error)}). Fetch it again.") from error
+        raise InputError(f"{name} is not a whole {kind} file ({first_line(error)}). Fetch it again.") from error
 
 
 def _index(names: list[str], column: str, name: str) -> int:
@@ -149,5 +149,5 @@ def text_of(value: Any, column: str, where: str) -> str:
     return value
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

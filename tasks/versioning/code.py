@@ -15,6 +15,7 @@ STAGE_MODULES = {
     "prune": "tasks.pruning.stages",
     "materialize": "tasks.pruning.stages",
     "evaluate": "tasks.evaluation.stages",
+    "tasks": "tasks.evaluation.zero_shot",
     "report": "tasks.report",
 }
 

@@ -1,8 +1,8 @@
 """dass.lock.json: what the settings resolved to when a run first met them.
 
-`sources` names, for each source, its uri and the very bytes behind it; `code` names the code of each stage, for
-workspaces whose dvc.yaml cannot point at code files. Both are dependencies in dvc.yaml, so DVC sees a file or a program
-that changed.
+`sources` names, for each source, its uri and the very bytes behind it (below `tasks`, for each file of a zero-shot
+task or its data set on the hub); `code` names the code of each stage, for workspaces whose dvc.yaml cannot point at
+code files. Both are dependencies in dvc.yaml, so DVC sees a file or a program that changed.
 
 A uri is pinned once, by the run that meets it, and then stands for those bytes: others are refused until `dass pin`.
 """
@@ -17,11 +17,13 @@ from dass.files import write_json
 from tasks.sources.hub import HubId, RepoType
 from tasks.sources.locate import changed_since, locate, uri_of
 from tasks.sources.pinned import pin, read_pins
+from tasks.sources.task_data import task_sources
 from tasks.versioning.code import code_digest
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Source
 
 SOURCES = ("model", "calibration", "evaluation")
+ROLES = (*SOURCES, "tasks")
 
 logger = logging.getLogger("dass")
 
@@ -37,11 +39,17 @@ def refresh_pins(
     Raises:
         InputError: a source cannot be found.
     """
-    given = {role: _source(settings, role) for role in SOURCES}
+
+    def of(source: Source, role: str) -> dict[str, Any]:
+        return {"uri": source.uri, **pin(source, root or ws.root, _repo_type(role))}
+
+    tasks = task_sources(settings.evaluate)
     pins = {
         "sources": {
-            role: {"uri": source.uri, **pin(source, root or ws.root, _repo_type(role))}
-            for role, source in given.items()
+            **{role: of(_source(settings, role), role) for role in SOURCES},
+            "tasks": {
+                task: {split: of(each, "tasks") for split, each in sources.items()} for task, sources in tasks.items()
+            },
         },
         "code": {stage: code_digest(stage) for stage in sorted(code_of)},
     }
@@ -51,7 +59,7 @@ def refresh_pins(
 
 
 def keep_pins(
-    ws: Workspace, settings: Settings, roles: Iterable[str] = SOURCES, code_of: Iterable[str] | None = None
+    ws: Workspace, settings: Settings, roles: Iterable[str] = ROLES, code_of: Iterable[str] | None = None
 ) -> dict[str, Any]:
     """Pin those sources whose uri is new, each in one line of the log, and compare the others with their pins.
 
@@ -66,17 +74,44 @@ def keep_pins(
     before = read_pins(ws) if ws.lock_file.exists() else {"sources": {}, "code": {}}
     sources: dict[str, dict[str, Any]] = dict(before["sources"])
     for role in roles:
-        source, was = _source(settings, role), sources.get(role)
-        now = {"uri": source.uri, **_kept(source, _known(sources, role, source), ws.root, _repo_type(role))}
-        if was is None or {**was, "uri": source.uri} != now or was.get("uri", source.uri) != source.uri:
-            stands_for = f"commit {now['revision']}" if now["revision"] else f"sha256 {now['sha256']}"
-            logger.info("%s: sources.%s pinned: %s is %s", ws.lock_file.name, role, uri_of(source), stands_for)
-        sources[role] = now
+        if role == "tasks":
+            sources[role] = _kept_tasks(ws, settings, sources.get(role, {}))
+        else:
+            source = _source(settings, role)
+            known = _known(sources, role, source)
+            sources[role] = _kept_pin(ws, role, source, sources.get(role), known, _repo_type(role))
     code = before["code"] if code_of is None else {stage: code_digest(stage) for stage in sorted(code_of)}
     pins = {"sources": sources, "code": code}
     if pins != before or not ws.lock_file.exists():
         write_json(ws.lock_file, pins)
     return pins
+
+
+def _kept_tasks(ws: Workspace, settings: Settings, before: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for task, splits in task_sources(settings.evaluate).items():
+        kept[task] = {}
+        for split, source in splits.items():
+            was = before.get(task, {}).get(split)
+            known = _same_uri(was, source)
+            kept[task][split] = _kept_pin(ws, f"tasks.{task}.{split}", source, was, known, _repo_type("tasks"))
+    return kept
+
+
+def _kept_pin(
+    ws: Workspace,
+    name: str,
+    source: Source,
+    was: dict[str, Any] | None,
+    known: dict[str, Any] | None,
+    repo_type: RepoType,
+) -> dict[str, Any]:
+    """A source's pin, told when it is new: `was` is what stood in its place, `known` what its uri was pinned to."""
+    now = {"uri": source.uri, **_kept(source, known, ws.root, repo_type)}
+    if was is None or {**was, "uri": source.uri} != now or was.get("uri", source.uri) != source.uri:
+        stands_for = f"commit {now['revision']}" if now["revision"] else f"sha256 {now['sha256']}"
+        logger.info("%s: sources.%s pinned: %s is %s", ws.lock_file.name, name, uri_of(source), stands_for)
+    return now
 
 
 def _kept(source: Source, known: dict[str, Any] | None, root: Path, repo_type: RepoType) -> dict[str, str | None]:
@@ -94,10 +129,13 @@ def _kept(source: Source, known: dict[str, Any] | None, root: Path, repo_type: R
 def _known(sources: dict[str, dict[str, Any]], role: str, source: Source) -> dict[str, Any] | None:
     """What the uri was pinned to, for this role or for another that reads the same kind of thing."""
     alike = [role, *(other for other in SOURCES if _repo_type(other) == _repo_type(role))]
-    for pinned in (sources.get(other, {}) for other in alike):
-        if pinned.get("uri") == source.uri:
-            return {"sha256": pinned["sha256"], "revision": pinned["revision"]}
-    return None
+    return next((same for other in alike if (same := _same_uri(sources.get(other), source))), None)
+
+
+def _same_uri(pinned: dict[str, Any] | None, source: Source) -> dict[str, Any] | None:
+    if pinned is None or pinned.get("uri") != source.uri:
+        return None
+    return {"sha256": pinned["sha256"], "revision": pinned["revision"]}
 
 
 def _source(settings: Settings, role: str) -> Source:

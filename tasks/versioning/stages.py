@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dass.errors import InfrastructureError, InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.follow_git import follow_git
-from tasks.versioning.pins import SOURCES, keep_pins, refresh_pins
+from tasks.versioning.pins import ROLES, keep_pins, refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
@@ -162,7 +162,7 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
         _check_code(ws, stage)
         _check_pinned_code(stage)
         _refuse_strangers(ws, stage)
-        keep_pins(ws, settings, [role for role in SOURCES if _reads(stage, f"sources.{role}")])
+        keep_pins(ws, settings, [role for role in ROLES if _reads(stage, f"sources.{role}")])
         stage.save_deps()
         if ws.params.read_bytes() != text:
             raise _changed(name, ws.params.name)
@@ -362,6 +362,7 @@ def _dvc(ws: Workspace) -> Iterator["Repo"]:
     """The workspace's DVC repository, silent. DVC's errors become one line; paths in messages are the workspace's."""
     check_pipeline_files(ws)
     quiet_dvc()
+    from dvc.dependency.param import MissingParamsError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.utils.strictyaml import YAMLValidationError
@@ -373,6 +374,11 @@ def _dvc(ws: Workspace) -> Iterator["Repo"]:
         raise InputError(
             f"DVC cannot use {' '.join(str(error).split())}. Restore that file; dvc.lock can also be deleted."
         ) from error
+    except MissingParamsError as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{told}: dvc.yaml names each setting that a stage reads. Add it, as dass init writes it."
+        ) from None
     except DvcException as error:
         raise VersioningError(f"DVC: {' '.join(redacted(str(error)).split())}") from error
 

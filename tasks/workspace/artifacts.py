@@ -41,6 +41,8 @@ def _known(ws: Workspace, folder: Path) -> set[str]:
         return {"dass.json", *_named_in(folder / "dass.json")}
     if folder == ws.masks:
         return _MASKS
+    if folder == ws.answers:
+        return {"answers.parquet"}
     return _WINDOWS | {"calibration.json" if folder == ws.calibration else "dense.json"}
 
 

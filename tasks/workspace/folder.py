@@ -61,6 +61,11 @@ class Workspace:
         return self.root / "artifacts" / "evaluation"
 
     @property
+    def answers(self) -> Path:
+        """What both models answer to each document of each zero-shot task: answers.parquet."""
+        return self.root / "artifacts" / "answers"
+
+    @property
     def metrics(self) -> Path:
         """Small JSON results, tracked in git."""
         return self.root / "metrics"
@@ -83,8 +88,9 @@ class Workspace:
     @property
     def made(self) -> list[Path]:
         """Everything the stages make, and where results are registered without a server."""
-        folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation]
-        files = [self.metrics / "evaluation.json", self.plots / "layers.png", self.plots / "norms.png"]
+        folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation, self.answers]
+        measured = [self.metrics / "evaluation.json", self.metrics / "tasks.json"]
+        files = [*measured, self.plots / "layers.png", self.plots / "norms.png"]
         return [*folders, *files, self.root / "mlflow.db", self.root / "mlartifacts", self.private]
 
     @property

@@ -144,11 +144,51 @@ class Engine(_Section):
 
 
 class Evaluate(_Section):
-    """Perplexity on held-out text: at most `samples` windows (None: all) of `sequence_length` tokens."""
+    """What is measured: perplexity on held-out text, and zero-shot tasks.
+
+    Attributes:
+        samples: at most so many windows; None takes the whole text.
+        sequence_length: tokens of a window.
+        tasks: lm_eval's names of tasks, or of groups of tasks.
+        task_files: task -> a file with its documents, in place of the hub's; or split -> file, where examples are drawn
+            from another split.
+        limit: the first so many documents of each task; None takes all.
+        num_fewshot: examples before each question; None takes the task's own number.
+        batch_size: requests computed at once; "auto" chooses by the vocabulary and the device.
+        seed: draws the examples.
+    """
 
     samples: int | None = Field(gt=0)
     sequence_length: int = Field(gt=1)
     bos: Bos = "auto"
+    tasks: list[str] = Field(default_factory=list)
+    task_files: dict[str, str | dict[str, str]] = Field(default_factory=dict)
+    limit: int | None = Field(default=None, gt=0)
+    num_fewshot: int | None = Field(default=None, ge=0, le=1024)
+    batch_size: Literal["auto"] | int = "auto"
+    seed: int = Field(default=1234, ge=0, lt=2**32)
+
+    @field_validator("batch_size")
+    @classmethod
+    def _is_positive(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError('expected "auto" or a positive number of requests')
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _once_each(cls, value: list[str]) -> list[str]:
+        if repeated := [name for name in value if value.count(name) > 1]:
+            raise ValueError(f"{repeated[0]!r} is there twice: expected each task once")
+        return value
+
+    @field_validator("task_files")
+    @classmethod
+    def _names_files(cls, value: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
+        for task, files in value.items():
+            if not files or not all([files] if isinstance(files, str) else files.values()):
+                raise ValueError(f"{task} has no file: expected a path, or a path for each split")
+        return value
 
 
 class Register(_Section):
@@ -167,13 +207,26 @@ class Register(_Section):
     save_experiment: bool = False
 
 
+class TaskDrop(_Section):
+    """What a task may lose: `drop`; `certain` asks that the far end of the drop's 95 % interval holds too."""
+
+    drop: float = Field(ge=0.0, le=1.0, allow_inf_nan=False)
+    certain: bool = False
+
+    @field_validator("drop", mode="before")
+    @classmethod
+    def _may_be_whole(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+
 class Promote(_Section):
     """What a version must hold to become champion. A rule that is null (or false, or empty) is not asked.
 
     Attributes:
         max_ratio: highest perplexity ratio, pruned / dense.
         min_sparsity: lowest share of zeros in the MLPs, counted in the checkpoint.
-        max_task_drop: zero-shot task -> largest loss of accuracy, dense - pruned. A task that was not evaluated fails.
+        max_task_drop: zero-shot task -> largest loss of accuracy, dense - pruned; or {drop, certain}. A task that was
+            not evaluated fails.
         optional_tasks: those of them that pass when they were not evaluated.
         max_layer_error: largest relative output error of a layer's MLP.
         kernel: a kernel that must be able to run every pruned matrix: "2:4".
@@ -184,7 +237,7 @@ class Promote(_Section):
 
     max_ratio: float | None = Field(default=None, gt=0.0)
     min_sparsity: float | None = Field(default=None, ge=0.0, le=1.0)
-    max_task_drop: dict[str, float] = Field(default_factory=dict)
+    max_task_drop: dict[str, float | TaskDrop] = Field(default_factory=dict)
     optional_tasks: list[str] = Field(default_factory=list)
     max_layer_error: float | None = Field(default=None, gt=0.0)
     kernel: Literal["2:4"] | None = None
@@ -196,6 +249,16 @@ class Promote(_Section):
     @classmethod
     def _may_be_whole(cls, value: Any) -> Any:
         return float(value) if type(value) is int else value
+
+    @field_validator("max_task_drop", mode="before")
+    @classmethod
+    def _are_drops(cls, value: Any) -> Any:
+        for task, drop in value.items() if isinstance(value, dict) else ():
+            keys = set(drop) if isinstance(drop, dict) else {"drop"}
+            number = drop.get("drop") if isinstance(drop, dict) else drop
+            if type(number) not in (int, float) or not keys <= {"drop", "certain"}:
+                raise ValueError(f"{task}: expected the largest loss as a number, or {{drop: NUMBER, certain: true}}")
+        return value
 
     @field_validator("optional_tasks")
     @classmethod

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from flows.initialise import template
 from flows.stages import STAGES
 from tasks.versioning.code import STAGE_MODULES, code_digest, code_paths
-from tasks.versioning.pins import SOURCES
+from tasks.versioning.pins import ROLES
 from tasks.workspace.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_a_stage_reads_settings_that_exist(name: str) -> None:
     for key in params_of(PIPELINE[name], "dass.lock.json"):
         kind, _, source = key.partition(".")
         assert kind == "sources"
-        assert source in SOURCES
+        assert source in ROLES
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -14,10 +14,16 @@ def layer(index: int, error: float | None, *, runs: bool = False) -> dict[str, A
     return {"layer": index, "relative_error": error, "runs_2_4": able}
 
 
+def task(change: float, interval: tuple[float, float]) -> dict[str, Any]:
+    between = {"value": change, "interval": list(interval), "level": 0.95}
+    return {"metric": "acc", "difference": {"acc": between}}
+
+
 def evidence(**changes: Any) -> Evidence:
     known: dict[str, Any] = {
         "manifest": {"layers": [layer(0, 0.2), layer(1, 0.4)]},
-        "evaluation": {"ratio": 2.0, "sparsity": {"mlp": 0.5}, "tasks": {"arc": {"dense": 0.40, "pruned": 0.35}}},
+        "evaluation": {"ratio": 2.0, "sparsity": {"mlp": 0.5}},
+        "tasks": {"tasks": {"arc": task(-0.05, (-0.08, -0.02)), "wikitext": {"metric": None, "difference": {}}}},
         "git_dirty": False,
         "proof": "",
         "champion_ratio": None,
@@ -56,6 +62,25 @@ def test_a_task_may_lose_as_much_as_its_rule_allows() -> None:
     refused = one("max_task_drop", {"arc": 0.04})
     assert (refused.rule, refused.passed) == ("max_task_drop.arc", False)
     assert refused.value == pytest.approx(0.05)
+
+
+def test_a_drop_that_must_be_certain_is_the_far_end_of_its_interval() -> None:
+    assert one("max_task_drop", {"arc": {"drop": 0.06}}).passed
+    assert one("max_task_drop", {"arc": {"drop": 0.08, "certain": True}}).passed
+    refused = one("max_task_drop", {"arc": {"drop": 0.06, "certain": True}})
+    assert (refused.passed, refused.limit, refused.value) == (False, 0.06, pytest.approx(0.08))
+    assert refused.told == "95% certain, measured 0.05, 0.02 above"
+
+
+def test_a_task_that_says_right_or_wrong_of_nothing_has_no_drop() -> None:
+    refused = one("max_task_drop", {"wikitext": 0.5})
+    assert (refused.passed, refused.told) == (False, "no metric of this task says right or wrong")
+
+
+@pytest.mark.parametrize("drop", ["0.1", True, {"drop": 0.1, "sure": True}, {"certain": True}, None])
+def test_a_drop_is_a_number_or_says_whether_it_must_be_certain(drop: Any) -> None:
+    with pytest.raises(ValidationError, match="arc: expected the largest loss as a number, or {drop: NUMBER, certain"):
+        Promote(max_task_drop={"arc": drop})
 
 
 def test_a_task_that_was_not_evaluated_fails_unless_it_is_optional() -> None:

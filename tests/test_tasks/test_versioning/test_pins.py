@@ -13,7 +13,7 @@ from dass.errors import InputError
 from dass.files import write_json
 from tasks.sources.pinned import pinned, read_pins
 from tasks.versioning.code import code_digest
-from tasks.versioning.pins import keep_pins, refresh_pins
+from tasks.versioning.pins import SOURCES, keep_pins, refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, read_params, validate_settings
 
@@ -200,7 +200,7 @@ def test_a_hub_branch_stays_at_its_commit_without_asking_the_hub(ws: Workspace) 
 
 def test_a_lock_file_from_before_uris_were_named_is_completed(ws: Workspace, said: Callable[[], list[str]]) -> None:
     pins = refresh_pins(ws, settings(ws))
-    former = {role: {key: pin[key] for key in ("sha256", "revision")} for role, pin in pins["sources"].items()}
+    former = {role: {key: pins["sources"][role][key] for key in ("sha256", "revision")} for role in SOURCES}
     write_json(ws.lock_file, {**pins, "sources": former})
     assert keep_pins(ws, settings(ws)) == read_pins(ws) == pins
     assert said() == []

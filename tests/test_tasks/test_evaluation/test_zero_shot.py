@@ -1,0 +1,391 @@
+"""Zero-shot tasks on tiny models: lm_eval's own figures, answers by document, and what a killed evaluation leaves."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dass.errors import InputError, NumericalError
+from dass.files import read_json
+from tasks.evaluation import zero_shot
+from tasks.evaluation.answers import read_answers
+from tasks.evaluation.paired import difference
+from tasks.evaluation.request_log import RequestLog
+from tasks.evaluation.zero_shot import evaluate_tasks
+from tasks.sources.downloads import cache_folder
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+from tests.task_documents import arc_documents, piqa_documents, write_documents, write_task_files
+from tests.workspaces import change_settings
+
+METRICS = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache of a test's own, in which lm_eval's task names are known already: reading them takes seconds."""
+    names = cache_folder() / "lm_eval"
+    monkeypatch.setenv("DASS_CACHE", str(tmp_path / "cache"))
+    if names.is_dir():
+        shutil.copytree(names, cache_folder() / "lm_eval")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def asked(finished: Workspace, cache: Path) -> tuple[Workspace, Settings]:
+    """A workspace whose settings ask two tasks."""
+    files = write_task_files(finished.root)
+    return finished, change_settings(finished, evaluate__tasks=list(files), evaluate__task_files=files)
+
+
+def forget(cache: Path) -> None:
+    shutil.rmtree(cache / "answers", ignore_errors=True)
+
+
+def result(ws: Workspace) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(ws.metrics / "tasks.json")
+    return record
+
+
+def test_without_a_task_the_outputs_are_there_and_say_so(finished: Workspace, settings: Settings) -> None:
+    before = (finished.answers / "answers.parquet").read_bytes()
+    evaluate_tasks(finished, settings)
+    assert result(finished) == {"tasks": {}}
+    assert list(read_answers(finished.answers / "answers.parquet")) == []
+    assert (finished.answers / "answers.parquet").read_bytes() == before
+
+
+def test_figures_are_those_of_the_answers_and_of_every_document(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    evaluate_tasks(ws, settings)
+    record, rows = result(ws), list(read_answers(ws.answers / "answers.parquet"))
+    assert list(record["tasks"]) == ["arc_easy", "piqa"]
+    assert [(row.task, row.doc) for row in rows] == [(task, doc) for task in ("arc_easy", "piqa") for doc in range(12)]
+    assert [row.target for row in rows] == [0, 1, 2, 3] * 3 + [0, 1] * 6
+    assert rows[1].choices == arc_documents()[1]["choices"]["text"]
+    for name, entry in record["tasks"].items():
+        its = [row for row in rows if row.task == name]
+        for which in ("dense", "pruned"):
+            answers = [getattr(row, which) for row in its]
+            right = [answer.choice == row.target for row, answer in zip(its, answers, strict=True)]
+            assert entry[which]["acc"] == sum(right) / 12
+            assert all(
+                len(answer.log_likelihoods) == len(row.choices) for row, answer in zip(its, answers, strict=True)
+            )
+            assert entry[which]["acc_stderr"] == pytest.approx(
+                math.sqrt(entry[which]["acc"] * (1 - entry[which]["acc"]) / 11)
+            )
+        between = entry["difference"]["acc"]
+        assert between["value"] == pytest.approx(entry["pruned"]["acc"] - entry["dense"]["acc"])
+        assert between["lost"] == sum(row.right == (True, False) for row in its)
+        assert between["gained"] == sum(row.right == (False, True) for row in its)
+    assert record["mean"]["pruned"] == pytest.approx(
+        sum(each["pruned"]["acc"] for each in record["tasks"].values()) / 2
+    )
+
+
+def test_a_second_evaluation_asks_the_dense_model_nothing(
+    asked: tuple[Workspace, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, settings = asked
+    evaluate_tasks(ws, settings)
+    first, loaded = (ws.metrics / "tasks.json").read_bytes(), []
+    load = zero_shot.load_model
+    monkeypatch.setattr(zero_shot, "load_model", lambda folder, dtype: loaded.append(folder) or load(folder, dtype))
+    evaluate_tasks(ws, settings)
+    assert loaded == [ws.pruned]
+    assert (ws.metrics / "tasks.json").read_bytes() == first
+    evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, limit=6)))  # another question: the cache has no answer
+    assert loaded == [ws.pruned, ws.base, ws.pruned]
+    assert result(ws)["tasks"]["piqa"]["documents"] == 6
+
+
+def _evaluate(settings: Settings, **changes: Any) -> dict[str, Any]:
+    kept = {"tasks": settings.evaluate.tasks, "task_files": settings.evaluate.task_files}
+    return {f"evaluate__{key}": value for key, value in {**kept, **changes}.items()}
+
+
+def test_a_task_has_the_same_figures_whatever_else_is_asked(asked: tuple[Workspace, Settings], cache: Path) -> None:
+    ws, settings = asked
+    evaluate_tasks(ws, settings)
+    both = result(ws)["tasks"]["piqa"]
+    forget(cache)
+    evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, tasks=["piqa"])))
+    assert result(ws)["tasks"] == {"piqa": both}
+
+
+def test_parquet_and_compressed_lines_are_the_same_documents(asked: tuple[Workspace, Settings], cache: Path) -> None:
+    import gzip
+
+    import pyarrow
+    import pyarrow.parquet
+
+    ws, settings = asked
+    evaluate_tasks(ws, settings)
+    figures = result(ws)["tasks"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(piqa_documents()), ws.root / "piqa.parquet")
+    packed = gzip.compress((ws.root / "arc_easy.jsonl").read_bytes())
+    (ws.root / "arc.jsonl.gz").write_bytes(packed)
+    files = {"arc_easy": "arc.jsonl.gz", "piqa": "piqa.parquet"}
+    evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, task_files=files)))
+    for name, entry in result(ws)["tasks"].items():
+        assert {which: entry[which] for which in ("dense", "pruned")} == {
+            which: figures[name][which] for which in ("dense", "pruned")
+        }
+
+
+def test_examples_come_from_the_split_that_is_given_for_them(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    examples = write_documents(ws.root / "examples.jsonl", piqa_documents()[:4])
+    files = {"piqa": {"validation": str(ws.root / "piqa.jsonl"), "train": str(examples)}}
+    shots = _evaluate(settings, tasks=["piqa"], task_files=files, num_fewshot=1)
+    evaluate_tasks(ws, change_settings(ws, **shots))
+    entry = result(ws)["tasks"]["piqa"]
+    assert entry["num_fewshot"] == 1
+    assert list(entry["data"]) == ["validation", "train"]
+    with pytest.raises(InputError, match="the split train of piqa has 4 documents. Use fewer"):
+        evaluate_tasks(ws, change_settings(ws, **{**shots, "evaluate__num_fewshot": 5}))
+
+
+def test_a_model_that_computes_nan_is_no_result(asked: tuple[Workspace, Settings]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    ws, settings = asked
+    weights = load_file(ws.pruned / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    (ws.pruned / "model.safetensors").unlink()
+    save_file(weights, ws.pruned / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericalError, match="pruned arc_easy: the model computes NaN"):
+        evaluate_tasks(ws, settings)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no such task": ({"tasks": ["arc_esay"]}, r"lm_eval .* knows no task 'arc_esay'. Nearest: .*arc_easy"),
+    "no such task of a file": ({"task_files": {"piqqa": "x.jsonl"}}, "evaluate.task_files: .* knows no task 'piqqa'"),
+    "a group of tasks": ({"tasks": ["mmlu"], "task_files": {"mmlu": "x.jsonl"}}, "mmlu is a group of tasks"),
+    "more than there is": ({"limit": 13}, "evaluate.limit is 13: arc_easy has 12 documents. Use at most that"),
+    "a split that is not there": (
+        {"num_fewshot": 2},
+        "the 2 examples of arc_easy come from its split train, and there is test. Give it",
+    ),
+    "a split of another name": (
+        {"task_files": {"arc_easy": {"tset": "arc_easy.jsonl"}, "piqa": "piqa.jsonl"}},
+        "arc_easy has no split 'tset': expected train, validation, test",
+    ),
+    "no file": ({"task_files": {"arc_easy": "none.jsonl", "piqa": "piqa.jsonl"}}, "There is no .*none.jsonl"),
+    "no network": ({"tasks": ["arc_challenge"]}, "HF_HUB_OFFLINE is set"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_asked_is_refused(case: str, asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    changes, told = BAD[case]
+    with pytest.raises(InputError, match=told):
+        evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, **changes)))
+
+
+DAMAGED: dict[str, tuple[int, dict[str, Any] | None, str]] = {
+    "no field": (3, {"goal": "Boil water", "sol1": "Heat it.", "label": 0}, "piqa.jsonl line 4 has no field 'sol2'"),
+    "null": (3, {"goal": None, "sol1": "a", "sol2": "b", "label": 0}, "line 4 has null for field 'goal'"),
+    "no choice": (5, {"goal": "a", "sol1": "b", "sol2": "c", "label": 2}, "line 6.* has the answer 2, none of its 2"),
+    "another kind": (
+        5,
+        {"goal": "a", "sol1": "b", "sol2": ["c"], "label": 1},
+        "piqa.jsonl cannot be documents of piqa",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_document_that_cannot_be_read_is_named_by_its_line(case: str, asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    index, document, told = DAMAGED[case]
+    documents: list[Any] = piqa_documents()
+    documents[index] = document
+    write_documents(ws.root / "piqa.jsonl", documents)
+    with pytest.raises(InputError, match=told):
+        evaluate_tasks(ws, change_settings(ws, **_evaluate(settings)))
+
+
+def test_a_file_that_changed_since_it_was_pinned_is_refused(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    write_documents(ws.root / "piqa.jsonl", piqa_documents()[:5])
+    with pytest.raises(InputError, match="it changed since"):
+        evaluate_tasks(ws, settings)
+
+
+def test_a_nested_field_is_named_as_lm_eval_misses_it(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    documents = arc_documents()
+    documents[7]["choices"] = {"text": documents[7]["choices"]["text"], "label": ["1", "2", "3", "4"]}
+    write_documents(ws.root / "arc_easy.jsonl", documents)
+    with pytest.raises(
+        InputError, match="arc_easy.jsonl line 8.* cannot be read .* reads question, choices, answerKey"
+    ):
+        evaluate_tasks(ws, change_settings(ws, **_evaluate(settings)))
+
+
+def test_a_tokenizer_without_end_or_beginning_is_refused(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    path = ws.base / "tokenizer_config.json"
+    path.write_text(json.dumps({**read_json(path), "bos_token": None, "eos_token": None}))
+    with pytest.raises(InputError, match="names neither a BOS nor an EOS token"):
+        evaluate_tasks(ws, settings)
+
+
+def test_an_evaluation_goes_on_behind_its_last_finished_batch(
+    asked: tuple[Workspace, Settings], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, settings = asked
+    settings = change_settings(ws, **_evaluate(settings, batch_size=4))
+    evaluate_tasks(ws, settings)
+    whole, answers = (ws.metrics / "tasks.json").read_bytes(), (ws.answers / "answers.parquet").read_bytes()
+    forget(cache)
+    written, add = [], RequestLog.add
+
+    def dies(log: RequestLog, batch: list[tuple[str, Any]]) -> None:
+        if len(written) == 15:
+            raise KeyboardInterrupt
+        written.append([key for key, _ in batch])
+        add(log, batch)
+
+    monkeypatch.setattr(RequestLog, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tasks(ws, settings)
+    before = list(written)
+    monkeypatch.setattr(
+        RequestLog, "add", lambda log, batch: written.append([key for key, _ in batch]) or add(log, batch)
+    )
+    evaluate_tasks(ws, settings)
+    assert (ws.metrics / "tasks.json").read_bytes() == whole
+    assert (ws.answers / "answers.parquet").read_bytes() == answers
+    assert len(written) == 36  # of 2 models, 48 and 24 requests in batches of 4: none twice
+    assert written[:15] == before
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "log.jsonl")
+    log.add([("a", [-1.5, True]), ("b", [-2.0, False])])
+    log.add([("a", [-1.5, True])])
+    with log.path.open("ab") as file:
+        file.write(b'[["c", [-1.0, tr')
+    again = RequestLog(log.path)
+    assert (again.batches, again.take("c")) == (2, None)
+    assert [again.take("a"), again.take("a"), again.take("a")] == [[-1.5, True], [-1.5, True], None]
+    again.add([("c", [-1.0, True])])
+    assert RequestLog(log.path).take("c") == [-1.0, True]
+
+
+def test_the_difference_is_paired() -> None:
+    between = difference([1.0] * 30 + [0.0] * 10, [1.0] * 24 + [0.0] * 6 + [1.0] * 2 + [0.0] * 8, seed=1)
+    assert (between.lost, between.gained, between.value) == (6, 2, pytest.approx(-0.1))
+    assert between.mcnemar_p == pytest.approx(2 * sum(math.comb(8, k) for k in range(3)) / 2**8)
+    assert between.interval[0] < -0.1 < between.interval[1]
+    same = difference([1.0, 0.0], [1.0, 0.0], seed=1)
+    assert (same.value, same.interval, same.mcnemar_p) == (0.0, (0.0, 0.0), 1.0)
+
+
+def lm_eval_command(
+    ws: Workspace, checkpoint: Path, task: str, include: Path, out: Path, *options: str
+) -> dict[str, Any]:
+    """The figures that lm_eval's own command prints for a task, from its own reading of the same file."""
+    arguments = f"pretrained={checkpoint},dtype=float32,trust_remote_code=False"
+    command = ["run", "--model", "hf", "--model_args", arguments, "--device", "cpu", "--tasks", f"{task}_file"]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "lm_eval",
+            *command,
+            "--include_path",
+            str(include),
+            "--output_path",
+            str(out),
+            *options,
+        ],
+        check=True,
+        capture_output=True,
+        cwd=ws.root,
+    )
+    results: dict[str, Any] = read_json(next(out.rglob("results_*.json")))["results"][f"{task}_file"]
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["arc_easy", "piqa"])
+def test_figures_are_those_of_lm_evals_own_command_to_the_last_digit(
+    task: str, asked: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    import lm_eval.tasks
+
+    ws, settings = asked
+    settings = change_settings(ws, **_evaluate(settings, batch_size=4, limit=11))
+    evaluate_tasks(ws, settings)
+    definition = next(Path(lm_eval.tasks.__file__).parent.glob(f"*/{task}.yaml"))
+    split = {"arc_easy": "test", "piqa": "validation"}[task]
+    include = tmp_path / "include"
+    include.mkdir()
+    others = {"arc_easy": ["training_split", "validation_split"], "piqa": ["training_split"]}[task]
+    lines = [f"include: {definition}", f"task: {task}_file", "dataset_path: json", "dataset_name: null"]
+    lines += [
+        f"dataset_kwargs: {{data_files: {{{split}: {ws.root / task}.jsonl}}}}",
+        *(f"{key}: null" for key in others),
+    ]
+    (include / "task.yaml").write_text("\n".join(lines) + "\n")
+    for which, checkpoint in (("dense", ws.base), ("pruned", ws.pruned)):
+        theirs = lm_eval_command(
+            ws, checkpoint, task, include, tmp_path / which, "--batch_size", "4", "--limit", "11", "--seed", "1234"
+        )
+        ours = result(ws)["tasks"][task][which]
+        assert ours == {metric: theirs[f"{metric},none"] for metric in METRICS}
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from tasks.evaluation.request_log import RequestLog
+from tasks.evaluation.zero_shot import evaluate_tasks
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import load_settings
+
+add = RequestLog.add
+RequestLog.add = lambda log, batch: (add(log, batch), time.sleep(0.05))
+ws = Workspace(Path(sys.argv[1]))
+evaluate_tasks(ws, load_settings(ws.params))
+"""
+
+
+def lines_of(ws: Workspace) -> dict[str, list[bytes]]:
+    return {path.name: path.read_bytes().splitlines() for path in (ws.private / "tasks").glob("*.jsonl")}
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_the_middle_repeats_no_finished_batch(
+    asked: tuple[Workspace, Settings], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, settings = asked
+    settings = change_settings(ws, **_evaluate(settings, batch_size=2))
+    evaluate_tasks(ws, settings)
+    whole, answers = (ws.metrics / "tasks.json").read_bytes(), (ws.answers / "answers.parquet").read_bytes()
+    forget(cache)
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(ws.root)], cwd=Path(__file__).parents[3]) as process:
+        deadline = time.monotonic() + 120
+        while sum(map(len, lines_of(ws).values())) < 12 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    before = lines_of(ws)
+    assert sum(map(len, before.values())) >= 12
+    written, add = [], RequestLog.add
+    monkeypatch.setattr(RequestLog, "add", lambda log, batch: written.extend(batch) or add(log, batch))
+    evaluate_tasks(ws, settings)
+    assert (ws.metrics / "tasks.json").read_bytes() == whole
+    assert (ws.answers / "answers.parquet").read_bytes() == answers
+    done = sum(len(json.loads(line)) for lines in before.values() for line in lines)
+    assert len(written) == 2 * (48 + 24) - done
