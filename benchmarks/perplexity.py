@@ -19,8 +19,8 @@ import dass
 from benchmarks.masks import check_bits, check_shares, zeros
 from benchmarks.prepare import prepare_base
 from dass.files import read_json
+from dass.measures.losses import mean_loss
 from dass.model.pretrained import load_model
-from dass.perplexity import mean_loss
 from tasks.evaluation.stages import evaluate_dense
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings

@@ -21,8 +21,8 @@ from benchmarks.paths import FOLDER, ROOT
 from benchmarks.perplexity import prepare
 from benchmarks.results import Record, Results
 from dass.files import read_json
+from dass.measures.losses import mean_loss
 from dass.model.pretrained import load_model
-from dass.perplexity import mean_loss
 from tasks.workspace.settings import load_settings
 
 METHODS = ("dass", "wanda", "magnitude", "sparsegpt")

@@ -10,6 +10,7 @@ from flows.checks import check_start
 from flows.served import obey_schedule
 from flows.stages import STAGES
 from flows.summary import Summary
+from tasks.evaluation.same_text import tell_same_text
 from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
 from tasks.versioning.experiments import save_experiment
@@ -90,6 +91,7 @@ def run_of(workspace: str) -> Iterator[Run]:
         clear_workspace(ws)
         started = start_run(ws)
         check_start(ws, started.settings)
+        tell_same_text(ws, started.settings)
         yield Run(ws, started)
 
 

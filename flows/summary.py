@@ -27,6 +27,11 @@ class Summary:
         dense: perplexity of the dense model.
         pruned: perplexity of the pruned model.
         ratio: pruned / dense.
+        interval: of the ratio: low, high and how likely it is between them; None for a single window.
+        divergence: {"kl", "top1_agreement", "top5_overlap"} of pruned from dense; None where it could not be had.
+        texts: name -> ratio on each of evaluate.texts.
+        overlap: text -> share of its 13-grams that the calibration windows hold.
+        verdicts: why the figures cannot be taken at their word.
         context_length: tokens a window, without which a perplexity says little.
         tokens: predicted tokens.
         sparsity: shares of zeros in the pruned checkpoint, {"mlp", "model"}.
@@ -44,6 +49,11 @@ class Summary:
     dense: float
     pruned: float
     ratio: float
+    interval: tuple[float, float, float] | None
+    divergence: dict[str, float] | None
+    texts: dict[str, float]
+    overlap: dict[str, float | None]
+    verdicts: list[dict[str, str]]
     context_length: int
     tokens: int
     sparsity: dict[str, float]
@@ -67,10 +77,17 @@ class Summary:
         seconds: dict[str, float],
     ) -> "Summary":
         """Put together from metrics/evaluation.json, metrics/tasks.json and what the registry answered."""
+        interval, divergence = evaluation["interval"], evaluation["divergence"]
         return cls(
             dense=evaluation["dense"]["perplexity"],
             pruned=evaluation["pruned"]["perplexity"],
             ratio=evaluation["ratio"],
+            interval=None if interval is None else (*interval["ratio"], interval["level"]),
+            divergence=divergence
+            and {key: value for key, value in divergence.items() if not isinstance(value, list) and key != "tokens"},
+            texts={name: text["ratio"] for name, text in evaluation["texts"].items()},
+            overlap={name: each["share"] for name, each in evaluation["overlap"].items()},
+            verdicts=evaluation["verdicts"],
             context_length=evaluation["context_length"],
             tokens=evaluation["tokens"],
             sparsity=evaluation["sparsity"],
@@ -96,7 +113,17 @@ class Summary:
         table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
         table.add_row("dense perplexity", f"{self.dense:.3f}")
         table.add_row("pruned perplexity", f"{self.pruned:.3f}")
-        table.add_row("ratio", f"{self.ratio:.3f}")
+        between = ""
+        if self.interval is not None:
+            low, high, level = self.interval
+            between = f" ({level:.0%} interval {low:.3f} to {high:.3f})"
+        table.add_row("ratio", f"{self.ratio:.3f}{between}")
+        for name, ratio in self.texts.items():
+            table.add_row(f"ratio on {name}", f"{ratio:.3f}")
+        if self.divergence is not None:
+            kl, top1, top5 = (self.divergence[key] for key in ("kl", "top1_agreement", "top5_overlap"))
+            table.add_row("moved from dense", f"KL {kl:.3f} nats, same top token {top1:.1%}, of top five {top5:.1%}")
+        table.add_row("test text in calibration", ", ".join(map(_overlap, self.overlap.items())))
         table.add_row("measured on", f"{self.tokens:,} tokens, context length {self.context_length}")
         for name, told in tasks_told(self.tasks).items():
             table.add_row(name, told)
@@ -108,7 +135,15 @@ class Summary:
         known = "" if self.created else " (was registered before)"
         table.add_row("registered", f"{self.model} version {self.version}{known}")
         table.add_row("signed by", self.signed_by)
+        for each in self.verdicts:
+            table.add_row(each["verdict"], each["told"])
         return table
+
+
+def _overlap(measured: tuple[str, float | None]) -> str:
+    name, share = measured
+    told = "not measured" if share is None else f"{share:.1%} of its 13-grams"
+    return told if name == "evaluation" else f"{name} {told}"
 
 
 def opening_commands(ws: Workspace, tracking_uri: str) -> dict[str, str]:

@@ -1,10 +1,8 @@
 """The calibration cache: the windows of text that statistics are taken on."""
 
-import hashlib
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import complete_folder, read_json, write_json
@@ -12,7 +10,7 @@ from dass.model.pretrained import load_tokenizer
 from dass.windows import random_windows
 from tasks.sources.documents import read_documents
 from tasks.sources.pinned import pinned
-from tasks.sources.tokens import bos_token, check_context, check_ids, encode
+from tasks.sources.tokens import bos_token, check_context, check_ids, digest_of_ids, encode
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -54,8 +52,3 @@ def cache_windows(ws: Workspace, settings: Settings) -> None:
     with complete_folder(ws.calibration) as folder:
         save_file({"input_ids": input_ids.contiguous()}, folder / "tokens.safetensors")
         write_json(folder / "calibration.json", record)
-
-
-def digest_of_ids(input_ids: Tensor) -> str:
-    """sha256 (hex) of token ids as little-endian int64."""
-    return hashlib.sha256(input_ids.contiguous().numpy().astype("<i8").tobytes()).hexdigest()

@@ -14,7 +14,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"errors"},
         {"files"},
         {"outputs", "arguments"},
-        {"method", "windows", "perplexity"},
+        {"method", "windows", "measures"},
         {"model"},
         {"masks"},
         {"engine"},

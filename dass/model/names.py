@@ -126,6 +126,10 @@ class StoredNames:
         """Pairs of parameters that the model ties, and the checkpoint holds each for itself."""
         return [pair for pair in self._tied.items() if all(name in self._recipes for name in pair)]
 
+    def tied_to(self, parameter: str) -> str | None:
+        """The parameter whose value this one shares; None: it has a value of its own."""
+        return self._tied.get(parameter)
+
     def to_stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut tensors of parameters' shapes (weights or masks) into contiguous tensors keyed by stored name."""
         return {

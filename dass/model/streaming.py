@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,37 @@ class StreamedDecoder(Decoder):
             for _, module in outside:
                 _drop(module, recurse=False)
             _set(self.model.base_model, name, first.to("meta"))
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Everything but the layers is in memory while this is open: embeddings, last norm and head."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        name = next(name for name, module in self.model.named_modules() if module is head)
+        inside = self._names.tied_to(f"{name}.weight")
+        with self.embeddings():
+            if inside is None:
+                self._fill(head, self._stored_values(head, name))
+            else:
+                head.weight = self.model.get_parameter(inside)
+            try:
+                yield
+            finally:
+                _drop(head)
+
+    def behind_layers(self, input_ids_BT: Tensor, hidden_BTH: Tensor) -> Any:
+        """The body's output, were these the last layer's hidden states. Call inside `outside`, after `embed`."""
+        length = input_ids_BT.shape[1]
+        states = self._layouts[length].unpack(hidden_BTH)
+        answer = (states,) if self._as_tuples else states
+        for layer in self._layers:
+            layer.forward = lambda *_, **__: answer
+        try:
+            with torch.no_grad():
+                return self.model.base_model(input_ids=input_ids_BT, use_cache=False)
+        finally:
+            for layer in self._layers:
+                del layer.forward
 
     def _outside_layers(self) -> list[tuple[str, nn.Module]]:
         """Modules of the decoder that hold parameters or buffers of their own, layers aside."""

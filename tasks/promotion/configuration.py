@@ -7,7 +7,7 @@ agree with the manifest; and the model card is the one that follows from them.
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version as version_of
-from itertools import zip_longest
+from itertools import product, zip_longest
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from dass.files import files_in, read_json, sha256_file
 from dass.masks.beside import difference, differing_keys, prove_beside
 from dass.masks.proof import ProofError
+from dass.measures.perplexity import perplexity, perplexity_of
 from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, contents
-from dass.perplexity import perplexity
+from tasks.evaluation.verdicts import verdicts
 from tasks.promotion.task_proof import check_tasks
 from tasks.registry.card import card
 from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
@@ -138,7 +139,7 @@ def _check_records(
     settings: Mapping[str, Any],
     version: Mapping[str, Any],
 ) -> None:
-    """Statistics, evaluation and settings, as far as the manifest repeats them."""
+    """Statistics, evaluation and settings, as far as the manifest repeats them or they follow from each other."""
     if sha256_file(folder / STATISTICS) != manifest.get("statistics", {}).get("sha256"):
         raise ProofError(f"{STATISTICS} is not the file that the manifest names.")
     asked = {key: value for key, value in settings["prune"].items() if value is not None}  # None: the method's own
@@ -150,10 +151,39 @@ def _check_records(
     _same(SETTINGS, version["artifact"], settings["register"]["artifact"], "register.artifact")
     _same(SETTINGS, evaluation["context_length"], settings["evaluate"]["sequence_length"], "evaluate.sequence_length")
     _same(EVALUATION, manifest["sparsity"], evaluation["mask_sparsity"], "mask_sparsity")
-    dense, pruned = evaluation["dense"], evaluation["pruned"]
-    for which, measured in (("dense", dense), ("pruned", pruned)):
-        _close(f"{which}.perplexity", perplexity(measured["mean_loss"]), measured["perplexity"])
-    _close("ratio", pruned["perplexity"] / dense["perplexity"], evaluation["ratio"])
+    _check_ratio("", evaluation)
+    if "verdicts" in evaluation:  # versions of before were measured by their perplexity alone
+        _check_measures(evaluation, settings["evaluate"])
+
+
+def _check_measures(evaluation: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Everything of an evaluation that follows from what stands beside it."""
+    _same(EVALUATION, sorted(asked["texts"]), sorted(evaluation["texts"]), "texts")
+    _check_predictions("", evaluation)
+    for name, text in evaluation["texts"].items():
+        _check_ratio(f"texts.{name}.", text)
+        _check_predictions(f"texts.{name}.", text)
+    _same(EVALUATION, sorted(["evaluation", *evaluation["texts"]]), sorted(evaluation["overlap"]), "overlap")
+    _same(EVALUATION, verdicts(evaluation, asked["samples"]), evaluation["verdicts"], "verdicts")
+
+
+def _check_ratio(where: str, text: Mapping[str, Any]) -> None:
+    for which in ("dense", "pruned"):
+        measured = text[which]
+        _close(f"{where}{which}.perplexity", perplexity(measured["mean_loss"]), measured["perplexity"])
+    _close(f"{where}ratio", text["pruned"]["perplexity"] / text["dense"]["perplexity"], text["ratio"])
+
+
+def _check_predictions(where: str, text: Mapping[str, Any]) -> None:
+    for which, unit in product(("dense", "pruned"), ("word", "byte")):
+        expected = perplexity_of(text[which]["mean_loss"], text["tokens"], text[f"{unit}s"])
+        _close(f"{where}{which}.{unit}_perplexity", expected, text[which][f"{unit}_perplexity"])
+    divergence = text["divergence"]
+    for bands in () if divergence is None else ("by_position", "by_frequency"):
+        _same(EVALUATION, divergence["tokens"], sum(band["tokens"] for band in divergence[bands]), f"{where}{bands}")
+        for key in ("kl", "top1_agreement", "top5_overlap"):
+            mean = sum(band["tokens"] * band[key] for band in divergence[bands]) / divergence["tokens"]
+            _close(f"{where}divergence.{key}", mean, divergence[key])
 
 
 def _same(file: str, expected: Any, found: Any, where: str = "") -> None:
@@ -161,8 +191,12 @@ def _same(file: str, expected: Any, found: Any, where: str = "") -> None:
         raise ProofError(f"{file}: {told}.")
 
 
-def _close(what: str, expected: float, found: float) -> None:
-    if not isclose(expected, found, rel_tol=_RELATIVE):
+def _close(what: str, expected: float | None, found: float | None) -> None:
+    if expected is None or found is None:
+        follows = expected is found
+    else:
+        follows = isclose(expected, found, rel_tol=_RELATIVE, abs_tol=_RELATIVE)
+    if not follows:
         raise ProofError(f"{EVALUATION}: {what} is {found!r}, and follows as {expected!r} from what stands beside it.")
 
 

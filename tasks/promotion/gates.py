@@ -18,7 +18,7 @@ class Evidence:
 
     Attributes:
         manifest: its manifest.
-        evaluation: its metrics/evaluation.json.
+        evaluation: its metrics/evaluation.json, with its verdicts.
         tasks: its metrics/tasks.json.
         git_dirty: whether it was made from uncommitted files; None when that is not known.
         proof: the name of the step its proof failed at, "" when every step held, None when it was not asked for.
@@ -56,7 +56,7 @@ class Ruling:
 
 
 def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
-    """Every rule that is set, in the order of params.yaml."""
+    """Every rule that is set, in the order of params.yaml, and every verdict that there is."""
     evaluation = evidence.evaluation
     rulings: list[Ruling] = []
     if rules.max_ratio is not None:
@@ -65,6 +65,9 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
         rulings.append(_at_least("min_sparsity", rules.min_sparsity, evaluation["sparsity"]["mlp"]))
     for task, limit in rules.max_task_drop.items():
         rulings.append(_task_drop(task, limit, evidence.tasks["tasks"].get(task), task in rules.optional_tasks))
+    rulings += _divergence(rules, evaluation.get("divergence"))
+    if rules.max_overlap is not None:
+        rulings.append(_overlap(rules.max_overlap, evaluation.get("overlap", {})))
     if rules.max_layer_error is not None:
         rulings.append(_layer_error(rules.max_layer_error, evidence.manifest["layers"]))
     if rules.kernel is not None:
@@ -75,6 +78,8 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
         told = {True: "made from files that were not committed", False: "", None: "not made in a git repository"}
         dirty = evidence.git_dirty
         rulings.append(Ruling("clean_git", True, None if dirty is None else not dirty, dirty is False, told[dirty]))
+    for each in evaluation.get("verdicts", []):  # asked of every version: what such figures say is not known
+        rulings.append(Ruling(each["verdict"], "none", "found", False, each["told"]))
     if rules.proof:
         rulings.append(_proof(evidence.proof))
     return rulings
@@ -103,6 +108,31 @@ def _task_drop(task: str, limit: float | TaskDrop, measured: dict[str, Any] | No
     ruling = _at_most(rule, asked.drop, -between["interval"][0])
     told = f"{between['level']:.0%} certain, measured {-between['value']:.4g}"
     return replace(ruling, told=f"{told}, {ruling.told}".rstrip(", "))
+
+
+def _divergence(rules: Promote, measured: dict[str, Any] | None) -> list[Ruling]:
+    rulings = []
+    for rule, limit, key, holds in (
+        ("max_kl", rules.max_kl, "kl", _at_most),
+        ("min_top1_agreement", rules.min_top1_agreement, "top1_agreement", _at_least),
+    ):
+        if limit is not None and measured is None:
+            rulings.append(Ruling(rule, limit, None, False, "not measured"))
+        elif limit is not None and measured is not None:
+            rulings.append(holds(rule, limit, measured[key]))
+    return rulings
+
+
+def _overlap(limit: float, measured: dict[str, dict[str, Any]]) -> Ruling:
+    """The text that overlaps most decides; one without a single 13-gram cannot be judged."""
+    shares = {name: each["share"] for name, each in measured.items()}
+    if not shares or None in shares.values():
+        unknown = ", ".join(name for name, share in shares.items() if share is None)
+        return Ruling("max_overlap", limit, None, False, f"not measured {f'of {unknown}' if unknown else ''}".rstrip())
+    worst = max(shares, key=lambda name: shares[name])
+    ruling = _at_most("max_overlap", limit, shares[worst])
+    told = f"text {worst}: {shares[worst]:.1%} of its 13-grams are in the calibration windows"
+    return Ruling("max_overlap", limit, ruling.value, ruling.passed, "" if ruling.passed else told)
 
 
 def _layer_error(limit: float, layers: list[dict[str, Any]]) -> Ruling:

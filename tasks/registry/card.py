@@ -76,6 +76,7 @@ def _results(evaluation: dict[str, Any]) -> str:
         ["perplexity, dense", f"{evaluation['dense']['perplexity']:.3f}"],
         ["perplexity, pruned", f"{evaluation['pruned']['perplexity']:.3f}"],
         ["ratio", f"{evaluation['ratio']:.3f}"],
+        *([what, value] for what, value in more_figures(evaluation).items()),
         ["zeros in the MLPs", f"{evaluation['sparsity']['mlp']:.2%}"],
         ["zeros in the model", f"{evaluation['sparsity']['model']:.2%}"],
     ]
@@ -104,6 +105,30 @@ def _tasks(tasks: dict[str, Any]) -> list[str]:
 def _measured(figures: dict[str, float], metric: str) -> str:
     error = figures.get(f"{metric}_stderr")
     return f"{figures[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def more_figures(evaluation: dict[str, Any]) -> dict[str, str]:
+    """What else was measured of the predictions, in words; nothing of a version from before it was."""
+    told: dict[str, str] = {}
+    if (interval := evaluation.get("interval")) is not None:
+        low, high = interval["ratio"]
+        told[f"{interval['level']:.0%} interval of the ratio"] = f"{low:.3f} to {high:.3f}"
+    for unit in ("word", "byte"):
+        values = [evaluation[which].get(f"{unit}_perplexity") for which in ("dense", "pruned")]
+        if None not in values:
+            told[f"{unit} perplexity, dense and pruned"] = f"{values[0]:.3f} and {values[1]:.3f}"
+    for name, text in evaluation.get("texts", {}).items():
+        told[f"ratio on {name}"] = f"{text['ratio']:.3f}"
+    if (divergence := evaluation.get("divergence")) is not None:
+        told["KL from dense"] = f"{divergence['kl']:.4f} nats a token"
+        told["same most likely token"] = f"{divergence['top1_agreement']:.2%}"
+        told["shared of the five most likely"] = f"{divergence['top5_overlap']:.2%}"
+    for name, each in evaluation.get("overlap", {}).items():
+        share = "not measured" if each["share"] is None else f"{each['share']:.2%} of its 13-grams"
+        told[f"text {name} in the calibration"] = share
+    for number, each in enumerate(evaluation.get("verdicts", []), start=1):
+        told[f"verdict {number}"] = f"{each['verdict']}: {each['told']}"
+    return told
 
 
 def _what_was_done(manifest: dict[str, Any], version: dict[str, Any]) -> str:

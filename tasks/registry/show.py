@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import read_json
-from tasks.registry.card import described
+from tasks.registry.card import described, more_figures
 from tasks.registry.checked import CHAMPION, checked_version
 from tasks.registry.entry import Entry
 from tasks.registry.ledger import Ledger
@@ -110,6 +110,7 @@ def render(record: dict[str, Any]) -> "Group":
 
 
 def _result_table(record: dict[str, Any]) -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     prune, evaluation, calibration = record["settings"]["prune"], record["evaluation"], record["calibration"]
@@ -118,6 +119,8 @@ def _result_table(record: dict[str, Any]) -> "Table":
     table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
     table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
     table.add_row("ratio", f"{evaluation['ratio']:.3f}")
+    for what, value in more_figures(evaluation).items():
+        table.add_row(what, escape(value))
     table.add_row("measured on", f"{evaluation['tokens']:,} tokens, context length {evaluation['context_length']}")
     for name, told in tasks_told(record["tasks"]).items():
         table.add_row(name, told)

@@ -12,6 +12,15 @@ from tasks.sources.locate import locate, uri_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Source
 
+GROUPS = {"texts": "evaluate.texts"}
+"""Sources that have names of their own, "GROUP.NAME" as a role: the setting that holds each group."""
+
+
+def setting_of(role: str) -> str:
+    """Which setting names a role's source."""
+    group, _, name = role.partition(".")
+    return f"{GROUPS[group]}.{name}" if name else f"sources.{role}"
+
 
 def read_pins(ws: Workspace) -> dict[str, Any]:
     """The content of dass.lock.json.
@@ -35,16 +44,30 @@ def pinned(ws: Workspace, role: str, source: Source) -> dict[str, Any]:
 
     Args:
         ws: whose lock file.
-        role: "model", "calibration" or "evaluation".
+        role: "model", "calibration", "evaluation", or "texts.NAME".
         source: the source that the settings name for it; a pin of another uri says nothing of this one.
 
     Raises:
         InputError: there is no lock file, or it does not name this source.
     """
-    pin_ = read_pins(ws)["sources"].get(role, {})
+    pin_ = by_role(read_pins(ws)["sources"]).get(role, {})
     if pin_.get("uri") != source.uri:
-        raise InputError(f"{ws.lock_file.name} does not name {uri_of(source)} for sources.{role}. Run: dass pin")
+        raise InputError(f"{ws.lock_file.name} does not name {uri_of(source)} for {setting_of(role)}. Run: dass pin")
     return dict(pin_)
+
+
+def by_role(sources: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What dass.lock.json says of each source, without its groups: "GROUP.NAME" is one role. Tasks are left out."""
+    named = {f"{group}.{name}": pin_ for group in GROUPS for name, pin_ in sources.get(group, {}).items()}
+    return {role: pin_ for role, pin_ in sources.items() if role not in (*GROUPS, "tasks")} | named
+
+
+def in_groups(pins: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The opposite of `by_role`. Every group is there, so that DVC finds it."""
+    sources: dict[str, Any] = {role: pin_ for role, pin_ in pins.items() if "." not in role}
+    for group in GROUPS:
+        sources[group] = {role.partition(".")[2]: pins[role] for role in pins if role.startswith(f"{group}.")}
+    return sources
 
 
 def pin(source: Source, root: Path = Path(), repo_type: RepoType = "model") -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """From text to token ids, and what the base checkpoint says about them."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,11 @@ def check_ids(folder: Path, input_ids: Tensor) -> None:
             f"The windows hold token id {worst} ({token!r}), and the model's vocab_size is {vocabulary}: it has no "
             "embedding for that. Take it out of the text, or put the model's own tokenizer into its folder."
         )
+
+
+def digest_of_ids(input_ids: Tensor) -> str:
+    """sha256 (hex) of token ids as little-endian int64."""
+    return hashlib.sha256(input_ids.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def check_tokenizer(folder: Path) -> None:

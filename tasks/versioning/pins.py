@@ -16,14 +16,15 @@ from dass.errors import InputError
 from dass.files import write_json
 from tasks.sources.hub import HubId, RepoType
 from tasks.sources.locate import changed_since, locate, uri_of
-from tasks.sources.pinned import pin, read_pins
+from tasks.sources.pinned import GROUPS, by_role, in_groups, pin, read_pins, setting_of
 from tasks.sources.task_data import task_sources
 from tasks.versioning.code import code_digest
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Source
 
 SOURCES = ("model", "calibration", "evaluation")
-ROLES = (*SOURCES, "tasks")
+ROLES = (*SOURCES, *GROUPS, "tasks")
+"""What `sources` of dass.lock.json holds: a source each, named texts, and what zero-shot tasks read."""
 
 logger = logging.getLogger("dass")
 
@@ -46,7 +47,7 @@ def refresh_pins(
     tasks = task_sources(settings.evaluate)
     pins = {
         "sources": {
-            **{role: of(_source(settings, role), role) for role in SOURCES},
+            **in_groups({role: of(source, role) for role, source in _given(settings).items()}),
             "tasks": {
                 task: {split: of(each, "tasks") for split, each in sources.items()} for task, sources in tasks.items()
             },
@@ -72,16 +73,18 @@ def keep_pins(
             be read.
     """
     before = read_pins(ws) if ws.lock_file.exists() else {"sources": {}, "code": {}}
-    sources: dict[str, dict[str, Any]] = dict(before["sources"])
-    for role in roles:
-        if role == "tasks":
-            sources[role] = _kept_tasks(ws, settings, sources.get(role, {}))
-        else:
-            source = _source(settings, role)
+    given, asked = _given(settings), list(roles)
+    # A text that params.yaml does not name any more is forgotten.
+    sources = {role: was for role, was in by_role(before["sources"]).items() if role in given}
+    tasks = before["sources"].get("tasks", {})
+    for role, source in given.items():
+        if role.partition(".")[0] in asked:
             known = _known(sources, role, source)
-            sources[role] = _kept_pin(ws, role, source, sources.get(role), known, _repo_type(role))
+            sources[role] = _kept_pin(ws, setting_of(role), source, sources.get(role), known, _repo_type(role))
+    if "tasks" in asked:
+        tasks = _kept_tasks(ws, settings, tasks)
     code = before["code"] if code_of is None else {stage: code_digest(stage) for stage in sorted(code_of)}
-    pins = {"sources": sources, "code": code}
+    pins = {"sources": {**in_groups(sources), "tasks": tasks}, "code": code}
     if pins != before or not ws.lock_file.exists():
         write_json(ws.lock_file, pins)
     return pins
@@ -94,7 +97,7 @@ def _kept_tasks(ws: Workspace, settings: Settings, before: dict[str, Any]) -> di
         for split, source in splits.items():
             was = before.get(task, {}).get(split)
             known = _same_uri(was, source)
-            kept[task][split] = _kept_pin(ws, f"tasks.{task}.{split}", source, was, known, _repo_type("tasks"))
+            kept[task][split] = _kept_pin(ws, f"sources.tasks.{task}.{split}", source, was, known, _repo_type("tasks"))
     return kept
 
 
@@ -110,7 +113,7 @@ def _kept_pin(
     now = {"uri": source.uri, **_kept(source, known, ws.root, repo_type)}
     if was is None or {**was, "uri": source.uri} != now or was.get("uri", source.uri) != source.uri:
         stands_for = f"commit {now['revision']}" if now["revision"] else f"sha256 {now['sha256']}"
-        logger.info("%s: sources.%s pinned: %s is %s", ws.lock_file.name, name, uri_of(source), stands_for)
+        logger.info("%s: %s pinned: %s is %s", ws.lock_file.name, name, uri_of(source), stands_for)
     return now
 
 
@@ -128,7 +131,7 @@ def _kept(source: Source, known: dict[str, Any] | None, root: Path, repo_type: R
 
 def _known(sources: dict[str, dict[str, Any]], role: str, source: Source) -> dict[str, Any] | None:
     """What the uri was pinned to, for this role or for another that reads the same kind of thing."""
-    alike = [role, *(other for other in SOURCES if _repo_type(other) == _repo_type(role))]
+    alike = [role, *(other for other in sources if _repo_type(other) == _repo_type(role))]
     return next((same for other in alike if (same := _same_uri(sources.get(other), source))), None)
 
 
@@ -138,9 +141,10 @@ def _same_uri(pinned: dict[str, Any] | None, source: Source) -> dict[str, Any] |
     return {"sha256": pinned["sha256"], "revision": pinned["revision"]}
 
 
-def _source(settings: Settings, role: str) -> Source:
-    source: Source = getattr(settings.sources, role)
-    return source
+def _given(settings: Settings) -> dict[str, Source]:
+    """Every source that the settings name, by its role, but for what zero-shot tasks read."""
+    named: dict[str, Source] = {role: getattr(settings.sources, role) for role in SOURCES}
+    return named | {f"texts.{name}": source for name, source in settings.evaluate.texts.items()}
 
 
 def _repo_type(role: str) -> RepoType:

@@ -7,7 +7,9 @@ from dass.errors import InputError
 from dass.files import files_in, read_json
 from tasks.workspace.folder import Workspace
 
-_WINDOWS = {"tokens.safetensors"}
+_CALIBRATION = {"tokens.safetensors", "calibration.json"}
+_EVALUATION = {"tokens.safetensors", "losses.safetensors", "dense.json", "prompts.json"}
+_MEASURES = {"losses.safetensors", "divergence.safetensors"}
 _MASKS = {"manifest.json", "masks.safetensors", "statistics.safetensors"}
 
 
@@ -25,7 +27,7 @@ def refuse_strangers(ws: Workspace, folder: Path, recorded: Collection[str] = ()
     if not folder.is_dir():
         return
     known = {*_known(ws, folder), *recorded}
-    strangers = sorted(name for name in files_in(folder) if name not in known and not _is_update(ws, folder, name))
+    strangers = sorted(name for name in files_in(folder) if name not in known and not _is_one_of_many(ws, folder, name))
     if strangers:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise InputError(
@@ -39,11 +41,13 @@ def _known(ws: Workspace, folder: Path) -> set[str]:
         return {"source.json", *_named_in(folder / "source.json")}
     if folder == ws.pruned:
         return {"dass.json", *_named_in(folder / "dass.json")}
-    if folder == ws.masks:
-        return _MASKS
-    if folder == ws.answers:
-        return {"answers.parquet"}
-    return _WINDOWS | {"calibration.json" if folder == ws.calibration else "dense.json"}
+    return {
+        ws.masks: _MASKS,
+        ws.calibration: _CALIBRATION,
+        ws.evaluation: _EVALUATION,
+        ws.measures: _MEASURES,
+        ws.answers: {"answers.parquet"},
+    }.get(folder, set())
 
 
 def _named_in(record: Path) -> list[str]:
@@ -53,5 +57,6 @@ def _named_in(record: Path) -> list[str]:
         return []
 
 
-def _is_update(ws: Workspace, folder: Path, name: str) -> bool:
-    return folder == ws.masks and name.startswith("updates/") and name.endswith(".safetensors")
+def _is_one_of_many(ws: Workspace, folder: Path, name: str) -> bool:
+    many = {ws.masks: "updates/", ws.evaluation: "hidden/"}.get(folder)
+    return many is not None and name.startswith(many) and name.endswith(".safetensors")

@@ -66,6 +66,11 @@ class Workspace:
         return self.root / "artifacts" / "answers"
 
     @property
+    def measures(self) -> Path:
+        """What the pruned model scores on them, token by token."""
+        return self.root / "artifacts" / "measures"
+
+    @property
     def metrics(self) -> Path:
         """Small JSON results, tracked in git."""
         return self.root / "metrics"
@@ -88,7 +93,7 @@ class Workspace:
     @property
     def made(self) -> list[Path]:
         """Everything the stages make, and where results are registered without a server."""
-        folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation, self.answers]
+        folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation, self.measures, self.answers]
         measured = [self.metrics / "evaluation.json", self.metrics / "tasks.json"]
         files = [*measured, self.plots / "layers.png", self.plots / "norms.png"]
         return [*folders, *files, self.root / "mlflow.db", self.root / "mlartifacts", self.private]

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -144,11 +144,12 @@ class Engine(_Section):
 
 
 class Evaluate(_Section):
-    """What is measured: perplexity on held-out text, and zero-shot tasks.
+    """What is measured: predictions on held-out text, and zero-shot tasks.
 
     Attributes:
         samples: at most so many windows; None takes the whole text.
         sequence_length: tokens of a window.
+        texts: texts besides sources.evaluation, each measured for itself.
         tasks: lm_eval's names of tasks, or of groups of tasks.
         task_files: task -> a file with its documents, in place of the hub's; or split -> file, where examples are drawn
             from another split.
@@ -161,6 +162,7 @@ class Evaluate(_Section):
     samples: int | None = Field(gt=0)
     sequence_length: int = Field(gt=1)
     bos: Bos = "auto"
+    texts: dict[str, Source] = Field(default_factory=dict)
     tasks: list[str] = Field(default_factory=list)
     task_files: dict[str, str | dict[str, str]] = Field(default_factory=dict)
     limit: int | None = Field(default=None, gt=0)
@@ -188,6 +190,17 @@ class Evaluate(_Section):
         for task, files in value.items():
             if not files or not all([files] if isinstance(files, str) else files.values()):
                 raise ValueError(f"{task} has no file: expected a path, or a path for each split")
+        return value
+
+    @field_validator("texts")
+    @classmethod
+    def _are_named(cls, value: dict[str, Source]) -> dict[str, Source]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == "evaluation":
+                raise ValueError(
+                    f"a text is called {name[:50]!r}: expected letters, digits, _ and -, and not the name "
+                    "of sources.evaluation"
+                )
         return value
 
 
@@ -228,6 +241,9 @@ class Promote(_Section):
         max_task_drop: zero-shot task -> largest loss of accuracy, dense - pruned; or {drop, certain}. A task that was
             not evaluated fails.
         optional_tasks: those of them that pass when they were not evaluated.
+        max_kl: largest divergence of the pruned model's predictions from the dense model's, in nats a token.
+        min_top1_agreement: smallest share of tokens for which both models hold the same one most likely.
+        max_overlap: largest share of an evaluation text's 13-grams that the calibration windows hold.
         max_layer_error: largest relative output error of a layer's MLP.
         kernel: a kernel that must be able to run every pruned matrix: "2:4".
         margin: by which share the perplexity ratio may be worse than the present champion's.
@@ -239,13 +255,19 @@ class Promote(_Section):
     min_sparsity: float | None = Field(default=None, ge=0.0, le=1.0)
     max_task_drop: dict[str, float | TaskDrop] = Field(default_factory=dict)
     optional_tasks: list[str] = Field(default_factory=list)
+    max_kl: float | None = Field(default=None, gt=0.0)
+    min_top1_agreement: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_overlap: float | None = Field(default=None, ge=0.0, le=1.0)
     max_layer_error: float | None = Field(default=None, gt=0.0)
     kernel: Literal["2:4"] | None = None
     margin: float | None = Field(default=None, ge=0.0)
     clean_git: bool = False
     proof: bool = True
 
-    @field_validator("max_ratio", "min_sparsity", "max_layer_error", "margin", mode="before")
+    @field_validator(
+        *("max_ratio", "min_sparsity", "max_kl", "min_top1_agreement", "max_overlap", "max_layer_error", "margin"),
+        mode="before",
+    )
     @classmethod
     def _may_be_whole(cls, value: Any) -> Any:
         return float(value) if type(value) is int else value
@@ -332,13 +354,15 @@ def _message(error: ErrorDetails) -> str:
 
 
 def _keys(section: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Settings
+    model: Any = Settings
     for part in section:
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        annotation = fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        if get_origin(model) is dict:  # sections with names of their own, as evaluate.texts has
+            model = get_args(model)[1]
+        else:
+            fields = {field.alias or name: field for name, field in model.model_fields.items()}
+            model = fields[str(part)].annotation
+    if get_origin(model) is dict:
+        return ["NAME"]
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
-from tasks.calibration import cache_windows, digest_of_ids
+from tasks.calibration import cache_windows
 from tasks.sources.base import fetch_base
+from tasks.sources.tokens import digest_of_ids
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Source

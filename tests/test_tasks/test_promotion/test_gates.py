@@ -57,6 +57,42 @@ def test_a_limit_holds_when_it_is_met_and_says_by_how_much_it_failed(
     assert (refused.passed, refused.rule, refused.limit, refused.told) == (False, rule, fails, told)
 
 
+MEASURED = {"divergence": {"kl": 0.25, "top1_agreement": 0.8}, "ratio": 2.0, "sparsity": {"mlp": 0.5}}
+
+
+@pytest.mark.parametrize(("rule", "holds", "fails"), [("max_kl", 0.25, 0.2), ("min_top1_agreement", 0.8, 0.85)])
+def test_how_far_predictions_may_move(rule: str, holds: float, fails: float) -> None:
+    assert one(rule, holds, evaluation=MEASURED).passed
+    refused = one(rule, fails, evaluation=MEASURED)
+    assert (refused.rule, refused.passed, refused.told) == (
+        rule,
+        False,
+        f"0.05 {'above' if rule == 'max_kl' else 'below'}",
+    )
+    for unknown in ({**MEASURED, "divergence": None}, {"ratio": 2.0, "sparsity": {"mlp": 0.5}}):
+        refused = one(rule, holds, evaluation=unknown)
+        assert (refused.value, refused.passed, refused.told) == (None, False, "not measured")
+
+
+def test_the_text_that_overlaps_most_decides() -> None:
+    overlap = {"evaluation": {"share": 0.0, "grams": 9}, "code": {"share": 1.0, "grams": 9}}
+    refused = one("max_overlap", 0.1, evaluation={**MEASURED, "overlap": overlap})
+    assert (refused.value, refused.passed) == (1.0, False)
+    assert refused.told == "text code: 100.0% of its 13-grams are in the calibration windows"
+    del overlap["code"]
+    assert one("max_overlap", 0.1, evaluation={**MEASURED, "overlap": overlap}).passed
+    assert not one("max_overlap", 0.1, evaluation=MEASURED).passed
+    overlap["short"] = {"share": None, "grams": 0}  # type: ignore[dict-item]
+    assert one("max_overlap", 0.1, evaluation={**MEASURED, "overlap": overlap}).told == "not measured of short"
+
+
+@pytest.mark.parametrize("verdict", ["anomalous", "incomplete"])
+def test_a_verdict_refuses_whatever_the_rules_say(verdict: str) -> None:
+    found = {**MEASURED, "verdicts": [{"verdict": verdict, "told": "why"}]}
+    (refused,) = judge(Promote(proof=False), evidence(evaluation=found))
+    assert (refused.rule, refused.passed, refused.told) == (verdict, False, "why")
+
+
 def test_a_task_may_lose_as_much_as_its_rule_allows() -> None:
     assert one("max_task_drop", {"arc": 0.06}).passed
     refused = one("max_task_drop", {"arc": 0.04})

@@ -214,3 +214,23 @@ def test_a_run_makes_a_missing_lock_file_and_refuses_a_damaged_one(
     ws.lock_file.write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         keep_pins(ws, settings(ws))
+
+
+def test_named_texts_are_pinned_like_the_others_and_forgotten_with_their_name(
+    ws: Workspace, said: Callable[[], list[str]]
+) -> None:
+    values = read_params(ws.params)
+    values["sources"]["evaluation"] = {"uri": "./text.txt"}
+    (ws.root / "code.txt").write_text("def f(): ...")
+    values["evaluate"]["texts"] = {"code": {"uri": "./code.txt"}}
+    refresh_pins(ws, settings(ws))
+    pins = keep_pins(ws, validate_settings(values, "params.yaml"))
+    digest = sha256(b"def f(): ...").hexdigest()
+    assert said() == [f"dass.lock.json: evaluate.texts.code pinned: ./code.txt is sha256 {digest}"]
+    assert pins["sources"]["texts"] == {"code": {"uri": "./code.txt", "sha256": digest, "revision": None}}
+    source = validate_settings(values, "params.yaml").evaluate.texts["code"]
+    assert pinned(ws, "texts.code", source)["sha256"] == digest
+    (ws.root / "code.txt").write_text("class C: ...")
+    with pytest.raises(InputError, match=r"\./code\.txt is .*: it changed since"):
+        keep_pins(ws, validate_settings(values, "params.yaml"))
+    assert keep_pins(ws, settings(ws))["sources"]["texts"] == {}

@@ -8,7 +8,7 @@ from dass.errors import InputError
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
 
-FOLDERS = ("base", "calibration", "masks", "pruned", "evaluation")
+FOLDERS = ("base", "calibration", "masks", "pruned", "evaluation", "measures")
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from dass import perplexity as module
 from dass.errors import InputError, NumericalError
-from dass.perplexity import mean_loss, perplexity
+from dass.measures import losses as module
+from dass.measures.losses import mean_loss, token_losses
+from dass.measures.perplexity import perplexity, perplexity_of
 from tests.models import tiny_model, tiny_tokens
 
 
@@ -43,14 +44,36 @@ def test_batches_hold_whole_windows_and_do_not_change_the_loss(batch_tokens: int
     assert max(seen) == min(5, max(1, batch_tokens // 16))
 
 
-def test_a_large_vocabulary_is_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_vocabulary_is_scored_in_slices_of_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, windows = tiny_model(), tiny_tokens(samples=4, length=16)
     whole = mean_loss(model, windows, batch_tokens=64)
-    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 300 * 16)
-    monkeypatch.setattr(module, "_FLOAT32_LOGITS_AT_ONCE", 300 * 4)
+    monkeypatch.setitem(module._LOGITS_AT_ONCE, "cpu", 300 * 7)
+    batches: list[int] = []
+    slices: list[tuple[int, ...]] = []
+    losses = token_losses(
+        model,
+        windows,
+        64,
+        batches.append,
+        lambda piece: slices.append((piece.start, *piece.log_probabilities_nV.shape)),
+    )
+    assert losses.mean().item() == pytest.approx(whole, rel=1e-6)
+    assert batches == [4]
+    assert slices == [(start, min(7, 60 - start), 300) for start in range(0, 60, 7)]
+
+
+def test_a_model_without_halves_is_scored_in_small_batches(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, windows = tiny_model(), tiny_tokens(samples=4, length=16)
+    whole = mean_loss(model, windows, batch_tokens=64)
+    monkeypatch.setattr(module, "halves", lambda *_: None)
+    monkeypatch.setattr(module, "_LOGITS_OF_A_BATCH", 300 * 32)
     seen: list[int] = []
-    assert mean_loss(model, windows, 64, seen.append) == pytest.approx(whole, rel=1e-6)
-    assert seen == [1, 1, 1, 1]
+    with caplog.at_level("INFO", "dass"):
+        assert mean_loss(model, windows, 64, seen.append) == pytest.approx(whole, rel=1e-6)
+    assert seen == [2, 2]
+    assert "LlamaForCausalLM: no body and head found" in caplog.text
 
 
 def test_equal_logits_cost_the_logarithm_of_the_vocabulary() -> None:
@@ -87,3 +110,9 @@ def test_nothing_to_predict_is_refused(shape: tuple[int, int]) -> None:
 def test_a_perplexity_too_large_for_a_float_is_refused() -> None:
     with pytest.raises(NumericalError, match="too large"):
         perplexity(1e4)
+
+
+def test_perplexity_a_word_and_a_byte_share_the_total_loss() -> None:
+    assert perplexity_of(2.0, tokens=30, units=20) == pytest.approx(math.exp(3.0))
+    assert perplexity_of(2.0, tokens=30, units=0) is None
+    assert perplexity_of(2.0, tokens=3000, units=1) is None

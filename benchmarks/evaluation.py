@@ -1,0 +1,102 @@
+"""Tokens a second of the evaluation against the best plain loop over the same windows.
+
+    python -m benchmarks.evaluation [--params params.yaml ...] [--turns 3]
+
+The plain loop asks the model for all logits of a batch and torch for their cross entropy; every batch size and thread
+count is tried, and the fastest counts. Both run in turn in one process, on the same model in memory.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from benchmarks import command, markdown
+from benchmarks.paths import FOLDER, ROOT
+from benchmarks.perplexity import prepare
+from benchmarks.results import Record, Results
+from dass.measures.losses import mean_loss
+from dass.model.pretrained import load_model
+from tasks.workspace.settings import load_settings
+
+BATCHES = (1, 2, 4, 8)
+THREADS = tuple(sorted({1, torch.get_num_threads()}))
+
+
+def table(records: list[Record]) -> str:
+    """One row a model: the fastest plain loop, and what `dass` runs at."""
+    header = ["model", "ids", "windows", "plain loop", "tokens/s", "dass, tokens/s", "ratio", "largest difference"]
+    rows = []
+    for model in dict.fromkeys(each["model"] for each in records):
+        own = [each for each in records if each["model"] == model]
+        tokens = own[0]["windows"] * (own[0]["length"] - 1)
+        taken = {
+            how: median(each["seconds"] for each in own if each["how"] == how)
+            for how in dict.fromkeys(each["how"] for each in own)
+        }
+        ours = taken.pop("dass")
+        best = min(taken, key=lambda how: taken[how])
+        losses = [each["loss"] for each in own]
+        rows.append(
+            [
+                model,
+                f"{own[0]['vocabulary']:,}",
+                f"{own[0]['windows']} × {own[0]['length']}",
+                best,
+                f"{tokens / taken[best]:.0f}",
+                f"{tokens / ours:.0f}",
+                f"{taken[best] / ours:.2f}",
+                f"{max(losses) - min(losses):.1e} nats",
+            ]
+        )
+    return markdown.table(header, rows)
+
+
+def main() -> None:
+    parser = command.parser(__doc__, "evaluation.json")
+    default = [ROOT / "params.yaml", ROOT / "examples/gemma-3-270m/params.yaml"]
+    parser.add_argument("--params", type=Path, nargs="+", default=default, help="one params.yaml per model")
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    results = Results(arguments.results, arguments.fresh)
+    for params in arguments.params:
+        name = load_settings(params).register_.model
+        workspace = prepare(params.resolve(), FOLDER / name)
+        windows_WL = load_file(workspace.evaluation / "tokens.safetensors")["input_ids"][: arguments.windows]
+        _measure(results, name, load_model(workspace.base, torch.float32), windows_WL, arguments.turns)
+
+
+def _measure(results: Results, name: str, model: PreTrainedModel, windows_WL: Tensor, turns: int) -> None:
+    ways: dict[str, tuple[int, Callable[[], float]]] = {"dass": (max(THREADS), lambda: mean_loss(model, windows_WL))}
+    for batch in (each for each in BATCHES if each <= len(windows_WL)):
+        for threads in THREADS:
+            told = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+            ways[told] = threads, lambda batch=batch: _plain_loop(model, windows_WL, batch)  # type: ignore[misc]
+    shape = {"vocabulary": model.config.get_text_config().vocab_size, "windows": len(windows_WL)}
+    for turn in range(turns):
+        for how, (threads, run) in ways.items():
+            key: Record = {"model": name, "how": how, **shape, "length": windows_WL.shape[1], "turn": turn}
+            if results.find(key) is None:
+                torch.set_num_threads(threads)
+                began = time.perf_counter()
+                loss = run()
+                print(results.add(key, {"seconds": time.perf_counter() - began, "loss": loss}), flush=True)
+
+
+@torch.inference_mode()
+def _plain_loop(model: PreTrainedModel, windows_WL: Tensor, batch: int) -> float:
+    total = 0.0
+    for ids_BL in windows_WL.split(batch):
+        logits_NV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].flatten(0, 1)
+        total += nn.functional.cross_entropy(logits_NV, ids_BL[:, 1:].flatten(), reduction="sum").item()
+    return total / windows_WL[:, 1:].numel()
+
+
+if __name__ == "__main__":
+    command.run(main)
