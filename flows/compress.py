@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from flows.cancellation import cancel_when_interrupted
+from flows.links import flow_run_facts, link_to_mlflow
 from flows.run import Run, run_of
 from flows.summary import Summary
 from tasks.evaluation.task_check import check_tokenizer
@@ -38,6 +39,7 @@ def compress(workspace: str) -> Summary:
         ask_tasks(run)
         draw(run)
         registered = register(run)
+        report(run, registered)
         return run.summary(registered)
 
 
@@ -108,9 +110,15 @@ def ask_tasks(run: Run) -> None:
 
 @task(name="draw", **_PLAIN)
 def draw(run: Run) -> None:
-    run.stage("report")
+    run.stage("plots")
 
 
 @task(name="register", **_PLAIN)
 def register(run: Run) -> Registration:
-    return run.register()
+    return run.register(flow_run_facts())
+
+
+@task(name="draw the report", **_PLAIN)
+def report(run: Run, registered: Registration) -> None:
+    run.report(registered)
+    link_to_mlflow(registered)

@@ -36,6 +36,8 @@ _STARTUP_SECONDS = 90.0  # it makes its database first, which took 10 s
 _LAST_WORDS_SECONDS = 1.5
 _END_SECONDS = 2.0
 _URL = "PREFECT_API_URL"
+OWN = "DASS_OWN_PREFECT_SERVER"
+"""Set while the server is one that a command started: its address is gone with it."""
 _PATIENCE = (  # with a server that falls silent while we work: Prefect's own is ten minutes
     ("APISettings", "request_timeout", "PREFECT_API_REQUEST_TIMEOUT", "30"),
     ("ClientSettings", "max_retries", "PREFECT_CLIENT_MAX_RETRIES", "2"),
@@ -192,7 +194,7 @@ def own_server(
     """
     settings = settings or prefect_settings()
     database, login = Database.of(settings, private), Login.of(settings)
-    before = {name: os.environ.get(name) for name in (_URL, CLIENT)}
+    before = {name: os.environ.get(name) for name in (_URL, CLIENT, OWN)}
     os.environ.pop(_URL, None)
     with ExitStack() as until_end:
         until_end.callback(_speak_to, before)
@@ -202,7 +204,7 @@ def own_server(
             until_end.callback(process.stop)
             until_end.enter_context(database.in_use())
         until_end.callback(_finish_reports)
-        _speak_to({_URL: process.api, CLIENT: login.secret})
+        _speak_to({_URL: process.api, CLIENT: login.secret, OWN: "1"})
         yield Server(process.api, login)
 
 

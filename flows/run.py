@@ -13,6 +13,7 @@ from flows.summary import Summary
 from tasks.evaluation.same_text import tell_same_text
 from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
+from tasks.report.file import is_drawn
 from tasks.versioning.experiments import save_experiment
 from tasks.versioning.provenance import provenance
 from tasks.versioning.stages import Outcome, Started, is_unchanged, run_if_changed, start_run
@@ -68,13 +69,26 @@ class Run:
         outcome = self.outcomes[name]
         logger.info("%s: %s", name, f"done in {self.seconds[name]:.1f} s" if outcome == "ran" else outcome)
 
-    def register(self) -> registration.Registration:
-        """Register the result; the same result is registered once."""
+    def register(self, flow_run: dict[str, str] | None = None) -> registration.Registration:
+        """Register the result; the same result is registered once.
+
+        Args:
+            flow_run: Prefect's run, as `flows.links.flow_run_facts`; None: there is none.
+        """
         origin = provenance(self.ws, self.seconds)
+        if flow_run is not None:
+            origin["flow_run"] = flow_run
         if self.settings.register_.save_experiment:
             name = registration.experiment_name(self.ws, self.settings)
             origin["experiment"] = {"name": name, "commit": save_experiment(self.ws, name)}
         return registration.register(self.ws, self.settings, origin)
+
+    def report(self, registered: registration.Registration) -> None:
+        """Draw the page of the registered version."""
+        from tasks.report.draw import draw_of_run  # here: torch takes seconds
+
+        drawn = draw_of_run(self.ws, registered, self.settings.promote)
+        logger.info("report: %s", drawn.file)
 
     def summary(self, registered: registration.Registration) -> Summary:
         """What the person sees at the end."""
@@ -108,4 +122,5 @@ def finished(workspace: str) -> Summary | None:
         if not run.is_done():
             return None
         check_base_fits(run.ws, run.settings)
-        return run.summary(run.register())
+        registered = run.register()
+        return run.summary(registered) if is_drawn(run.ws, registered) else None

@@ -36,7 +36,7 @@ STAGES = {
         Stage("materialize", "materialize", "Write base times masks into artifacts/pruned."),
         Stage("evaluate", "evaluate_pruned", "Measure artifacts/pruned into metrics/evaluation.json."),
         Stage("tasks", "evaluate_tasks", "Ask both models the zero-shot tasks, into metrics/tasks.json."),
-        Stage("report", "draw_plots", "Draw plots/layers.png and plots/norms.png."),
+        Stage("plots", "draw_plots", "Draw plots/layers.png and plots/norms.png."),
     )
 }
 

@@ -158,6 +158,7 @@ def opening_commands(ws: Workspace, tracking_uri: str) -> dict[str, str]:
         "MLflow UI": tracking_uri if tracking_uri.startswith("http") else mlflow,
         "Prefect UI": shown_address(api).removesuffix("/api") if api else f"{_tool('dass')} ui{of_ws}",
         "this result": f"{_tool('dass')} show{of_ws}",
+        "report": str(ws.report),
     }
 
 

@@ -9,8 +9,8 @@ from ruamel.yaml import YAML
 from tasks.calibration import cache_windows
 from tasks.evaluation.stages import evaluate_dense, evaluate_pruned
 from tasks.evaluation.zero_shot import evaluate_tasks
+from tasks.plots import draw_plots
 from tasks.pruning.stages import materialize, prune
-from tasks.report import draw_plots
 from tasks.sources.base import fetch_base
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace

@@ -4,25 +4,18 @@ Nothing here trusts what a pruning run said of itself but its masks; tensors are
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dass.masks.matrices import SPELLED, matrices, projections_of
 from dass.masks.updates import Updates
-from dass.method.methods import PROJECTIONS, Projection, competition_axis
+from dass.method.methods import Projection, competition_axis
 from dass.method.pattern import Pattern, parse_pattern
 from dass.model.checkpoint import Checkpoint
-
-_SPELLED: dict[str, tuple[Projection, ...]] = {
-    **{projection: (projection,) for projection in PROJECTIONS},
-    "w1": ("gate_proj",),
-    "w3": ("up_proj",),
-    "w2": ("down_proj",),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""What a stored matrix holds, by the last part of its name: gate's rows before up's."""
 
 
 class ProofError(Exception):
@@ -125,7 +118,7 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
             raise ProofError(f"{name}: the manifest says nothing of its layer.")
         layer = layers[int(number[1])]
         pattern = _pattern(prune, layer)
-        for projection, matrix in _matrices(name, keep, masks):
+        for projection, matrix in chain.from_iterable(matrices(keep, _held(name, masks))):
             for axis in _axes(projection, pattern, prune):
                 _check_groups(f"{name} ({projection})", matrix, pattern, axis, exact=prune["allocation"] == "uniform")
             removed.setdefault((layer["layer"], projection), []).append(matrix.numel() - int(matrix.count_nonzero()))
@@ -148,23 +141,13 @@ def _axes(projection: Projection, pattern: Pattern, prune: Mapping[str, Any]) ->
     return [competition_axis(projection, prune["method"], pattern, prune["layout"])]
 
 
-def _matrices(name: str, keep: Tensor, masks: Mapping[str, Tensor]) -> Iterator[tuple[Projection, Tensor]]:
-    held = _projections(name, keep, masks)
-    for expert in keep.view(-1, *keep.shape[-2:]):
-        yield from zip(held, expert.chunk(len(held)), strict=True)
-
-
-def _projections(name: str, keep: Tensor, masks: Mapping[str, Tensor]) -> tuple[Projection, ...]:
-    spelled = name.removesuffix(".weight").rpartition(".")[2]
-    if spelled in _SPELLED:
-        return _SPELLED[spelled]
-    # A model nobody listed: of the three matrices side by side, down is the one that lies the other way.
-    beside = name.removesuffix(".weight").rpartition(".")[0]
-    shapes = [tuple(masks[other].shape) for other in masks if other.startswith(f"{beside}.")]
-    shape = tuple(keep.shape)
-    if len(shapes) == 3 and shape != shape[::-1]:
-        return ("down_proj",) if shapes.count(shape) == 1 else ("gate_proj",)
-    raise ProofError(f"{name}: expected a matrix called {', '.join(_SPELLED)}, to know along which axis it is pruned.")
+def _held(name: str, masks: Mapping[str, Tensor]) -> tuple[Projection, ...]:
+    held = projections_of(name, masks)
+    if not held:
+        raise ProofError(
+            f"{name}: expected a matrix called {', '.join(SPELLED)}, to know along which axis it is pruned."
+        )
+    return held
 
 
 def _check_groups(what: str, keep_OC: Tensor, pattern: Pattern, axis: int | None, *, exact: bool) -> None:

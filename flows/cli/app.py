@@ -17,6 +17,7 @@ Prune the MLPs of a GLU language model with DaSS, measure what that cost, versio
     dass run --workspace my-model                do everything in it
     dass run -S prune.sparsity=0.6               change a setting, then run
     dass show                                    the result again
+    dass report                                  the same as a page for a browser
     dass history                                 every version, and who decided what
     dass promote                                 make the newest version champion, if every rule holds
     dass verify champion                         prove it: files, ledger, weights, pattern, configuration

@@ -1,4 +1,4 @@
-"""Commands that make and run a pipeline: init, run, show, serve, ui."""
+"""Commands that make and run a pipeline: init, run, show, report, serve, ui."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +129,36 @@ def show(
         print_json(record)
     else:
         show_table(render(record))
+
+
+@app.command()
+def report(
+    version: Annotated[
+        str | None, typer.Argument(help="A registered version's number or alias. Without it: the workspace's result.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: plots/report.html, of a VERSION report_vN.html."),
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a version's page: one HTML file that fetches nothing. Figures with intervals, rules, layers, history.
+
+    The end of a run draws it too, and MLflow has it among the run's artifacts.
+
+    \b
+        dass report
+        dass report champion --output champion.html
+    """
+    ws = open_workspace(workspace)
+    from tasks.report.draw import draw
+
+    drawn = draw(ws, version, output)
+    if as_json:
+        print_json(drawn.as_json())
+    else:
+        print(f"Drew {drawn.file}: {drawn.model} version {drawn.version}, {drawn.size / 1e6:.1f} MB")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The steps of a promotion: the proof, the decision rule by rule, and its record."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from tasks.promotion.champion import ALIAS, RolledBack, crown, roll_back, settle
 from tasks.promotion.gates import Evidence, Ruling, judge
 from tasks.promotion.verification import Proof, verify_version
 from tasks.registry.chain import Chain
-from tasks.registry.checked import checked_version, registration_of
+from tasks.registry.checked import CheckedVersion, checked_version, registration_of
 from tasks.registry.ledger import Ledger
 from tasks.registry.publishing import anchor_ledger
 from tasks.registry.tracking import tracking
@@ -19,7 +20,6 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from rich.table import Table
 
 
@@ -129,22 +129,14 @@ def decide(
         ledger.check_allowed("promoted", ledger.chain())
         repaired = settle(client, model, ws)
         version = checked_version(client, model, number, ws)
-        manifest, evaluation, said = (version.record(name) for name in (MANIFEST, EVALUATION, VERSION))
-        tasks, manifest_digest = version.tasks, version.entry.manifest
+        evidence = evidence_of(version)
+        manifest_digest = version.entry.manifest
 
         def judged(chain: Chain) -> dict[str, Any] | None:
             champion = chain.champion
             if champion == number:
                 raise InputError(f"{model} version {number} is the {ALIAS} already.")
-            evidence = Evidence(
-                manifest,
-                evaluation,
-                tasks,
-                said["git"]["dirty"],
-                None if proof is None else proof.failed,
-                None if champion is None else _ratio(client, model, champion, chain),
-            )
-            rulings[:] = judge(rules, evidence)
+            rulings[:] = judge(rules, evidence(None if proof is None else proof.failed, champion, chain))
             passed = all(each.passed for each in rulings)
             record = {"passed": passed, "rules": [each.as_json() for each in rulings]}
             ledger.record("gate", number, manifest_digest, record)
@@ -196,7 +188,26 @@ def go_back(ws: Workspace, model: str, reason: str, to: str | None) -> RolledBac
         return done
 
 
-def _ratio(client: "MlflowClient", model: str, champion: str, chain: Chain) -> float:
+def evidence_of(version: CheckedVersion) -> Callable[[str | None, str | None, Chain], Evidence]:
+    """What a version is judged by. Its files are read once; the rest is told, since it may change meanwhile.
+
+    Returns:
+        Of the proof (None: not asked for), the champion's number and the ledger: the evidence.
+
+    Raises:
+        SignatureError: a record is not what was signed.
+    """
+    manifest, evaluation, said = (version.record(name) for name in (MANIFEST, EVALUATION, VERSION))
+    tasks = version.tasks
+
+    def evidence(proof: str | None, champion: str | None, chain: Chain) -> Evidence:
+        ratio = None if champion in (None, version.number) else _ratio(version.model, str(champion), chain)
+        return Evidence(manifest, evaluation, tasks, said["git"]["dirty"], proof, ratio)
+
+    return evidence
+
+
+def _ratio(model: str, champion: str, chain: Chain) -> float:
     """The present champion's perplexity ratio, as it was registered."""
     entry, _ = registration_of(chain, model, champion)
     ratio: float = entry.details["figures"]["ratio"]

@@ -5,6 +5,7 @@ entry and the alias come last. The same result registered again is the version t
 """
 
 import json
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dass.files import sha256_file
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.attempts import Attempt, begin, clear, forget, unfinished
 from tasks.registry.checked import registration_of
+from tasks.registry.description import description
 from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.ledger import Ledger
 from tasks.registry.place import artifacts, local_path
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["ALIAS", "Registration", "check_reachable", "is_registered", "register"]
 
 _METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
+_NOT_IN_METRICS = re.compile(r"[^\w.\- :]", re.ASCII)
+_LONGEST_METRIC = 250
 _DATASET_DIGEST = 36  # MLflow's longest
 
 
@@ -84,7 +88,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         workspace: every stage has run.
         settings: what it ran with.
         provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}, and "experiment":
-            {"name", "commit"} when the workspace was saved as a DVC experiment.
+            {"name", "commit"} when the workspace was saved as a DVC experiment, and "flow_run": {"id", "name"} and
+            perhaps "url" when Prefect conducts.
 
     Raises:
         InputError: a stage has not run, a file was changed since its stage wrote it, or the experiment or the signing
@@ -102,6 +107,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         existing = registered_before(workspace, client, model, result.digest)
         if existing is not None:
             return _registration(workspace, client, existing, created=False)
+        from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
         from tasks.registry.unchanged import check_unchanged  # here: torch takes seconds
 
         check_unchanged(workspace, settings)
@@ -109,7 +116,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         check_may_register(workspace, client, model)  # before anything is written
         tags = _tags(result, provenance, fingerprint(public_key()))
         attempt = begin(workspace, store, experiment, model)
-        with _cleared(workspace, client, attempt), _run(client, attempt, _run_name(settings), tags) as run_id:
+        note = {MLFLOW_RUN_NOTE: description(model, result, provenance)}
+        with _cleared(workspace, client, attempt), _run(client, attempt, _run_name(settings), tags | note) as run_id:
             model_id, signature = _log_model(
                 client, workspace, settings, provenance, experiment, run_id, tags, result.digest
             )
@@ -261,7 +269,8 @@ def _log_metrics(
     result: Result,
     seconds: dict[str, float],
 ) -> None:
-    """The figures, seconds a stage, and for each layer (as step) its shares, error, norms and seconds."""
+    """The figures; along windows and by token frequency (place as step); seconds a stage; and for each layer (as step)
+    its shares, error, norms and seconds."""
     from mlflow.entities import Metric
 
     from tasks.pruning.stages import (
@@ -270,7 +279,9 @@ def _log_metrics(
 
     layer_seconds = seconds_per_layer(workspace)
     now = int(datetime.now(UTC).timestamp() * 1000)
-    metrics = [Metric(name, value, now, 0, model_id=model_id) for name, value in result.figures.items()]
+    metrics = [Metric(_metric(name), value, now, 0, model_id=model_id) for name, value in result.figures.items()]
+    for name, values in result.series.items():
+        metrics += [Metric(_metric(name), value, now, step) for step, value in enumerate(values)]
     metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
     for layer in result.manifest["layers"]:
         step = layer["layer"]
@@ -281,6 +292,11 @@ def _log_metrics(
         metrics += [Metric(name, value, now, step) for name, value in values.items()]
     for start in range(0, len(metrics), _METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+
+
+def _metric(name: str) -> str:
+    """A figure's name as MLflow takes it: a text or a task may be called anything."""
+    return _NOT_IN_METRICS.sub("_", name)[:_LONGEST_METRIC]
 
 
 def _log_files(workspace: Workspace, client: "MlflowClient", run_id: str, settings: Settings) -> None:
@@ -333,6 +349,7 @@ def _tags(result: Result, provenance: dict[str, Any], key: str) -> dict[str, str
         "git_dirty": "unknown" if dirty is None else str(dirty).lower(),
         **{f"dvc.{path}": md5 for path, md5 in provenance["dvc"].items()},
         **{f"dvc_experiment.{what}": value for what, value in provenance.get("experiment", {}).items()},
+        **{f"prefect.flow_run_{what}": value for what, value in provenance.get("flow_run", {}).items()},
     }
 
 

@@ -76,6 +76,16 @@ class Result:
         values = flat({**self.evaluation, "tasks": task_figures(self.tasks)})
         return {name: value for name, value in values.items() if type(value) in (int, float)}
 
+    @property
+    def series(self) -> dict[str, list[float]]:
+        """Every list of numbers that was measured along something (by_...), under a dotted name."""
+        lists = {name: value for name, value in flat(self.evaluation).items() if isinstance(value, list)}
+        return {
+            name: list(map(float, values))
+            for name, values in lists.items()
+            if ".by_" in name and values and all(type(value) in (int, float) for value in values)
+        }
+
 
 def task_figures(tasks: dict[str, Any]) -> dict[str, Any]:
     """What is measured of metrics/tasks.json: of each task both models' metrics and their difference, and the means."""

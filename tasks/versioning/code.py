@@ -16,7 +16,7 @@ STAGE_MODULES = {
     "materialize": "tasks.pruning.stages",
     "evaluate": "tasks.evaluation.stages",
     "tasks": "tasks.evaluation.zero_shot",
-    "report": "tasks.report",
+    "plots": "tasks.plots",
 }
 
 # Changing these cannot change a result: how settings are read, where files lie, how progress is shown.

@@ -77,8 +77,13 @@ class Workspace:
 
     @property
     def plots(self) -> Path:
-        """PNG plots."""
+        """PNG plots, and the page."""
         return self.root / "plots"
+
+    @property
+    def report(self) -> Path:
+        """The page about the version that the last run registered. Of the registry, so no stage makes it."""
+        return self.plots / "report.html"
 
     @property
     def private(self) -> Path:
@@ -96,7 +101,7 @@ class Workspace:
         folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation, self.measures, self.answers]
         measured = [self.metrics / "evaluation.json", self.metrics / "tasks.json"]
         files = [*measured, self.plots / "layers.png", self.plots / "norms.png"]
-        return [*folders, *files, self.root / "mlflow.db", self.root / "mlartifacts", self.private]
+        return [*folders, *files, self.report, self.root / "mlflow.db", self.root / "mlartifacts", self.private]
 
     @property
     def work(self) -> Path:

@@ -28,6 +28,7 @@ COMMANDS = (
     "prune",
     "materialize",
     "evaluate",
+    "plots",
     "report",
     "export-audit",
     "audit",

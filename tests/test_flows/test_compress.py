@@ -16,7 +16,7 @@ from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
 
 UNCHANGED = dict.fromkeys(
-    ("sources", "calibration", "baseline", "prune", "materialize", "evaluate", "report"), "unchanged"
+    ("sources", "calibration", "baseline", "prune", "materialize", "evaluate", "plots"), "unchanged"
 )
 
 
@@ -45,7 +45,7 @@ def test_a_run_prunes_measures_and_registers(first_answer: dict[str, Any]) -> No
     assert first_answer["ratio"] == first_answer["pruned"] / first_answer["dense"]
     assert first_answer["sparsity"]["mlp"] == 0.5
     assert (first_answer["model"], first_answer["version"], first_answer["created"]) == ("tiny-dass", "1", True)
-    assert set(first_answer["open"]) == {"MLflow UI", "Prefect UI", "this result"}
+    assert set(first_answer["open"]) == {"MLflow UI", "Prefect UI", "this result", "report"}
 
 
 def test_after_a_run_dvc_is_clean_and_a_second_run_does_nothing(commands: Commands, finished: Workspace) -> None:
@@ -80,7 +80,7 @@ def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
     assert answer["changed"] == {"prune.sparsity": {"before": 0.5, "now": 0.25}}
     assert answer["sparsity"]["mlp"] == 0.25
     ran = {name for name, outcome in answer["stages"].items() if outcome == "ran"}
-    assert ran == {"prune", "materialize", "evaluate", "report"}
+    assert ran == {"prune", "materialize", "evaluate", "plots"}
     assert answer["version"] == "2"
 
     back = commands.run(finished, "-S", "prune.sparsity=0.5")

@@ -1,6 +1,7 @@
-"""Stage `report`: two plots of what pruning did to each layer. Equal masks give equal bytes."""
+"""Stage `plots`: two plots of what pruning did to each layer. Equal masks give equal bytes."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,23 @@ def norms_by_layer(statistics: dict[str, Tensor]) -> list[Tensor]:
     return [torch.cat(found[layer]) for layer in sorted(found)]
 
 
+def norm_quantiles(norms: list[Tensor], shares: Iterable[float]) -> dict[float, list[float]]:
+    """For each share, the norm below which that share of a layer's neurons lies, layer by layer.
+
+    A dead neuron's norm is 0, which has no place on a logarithmic axis: it is given the axis' lower edge.
+    """
+    ordered = [norm_I.double().sort().values for norm_I in norms]
+    edge = _lower_edge(norms)
+    return {
+        share: [max(float(norm_I[round(share * (len(norm_I) - 1))]), edge) for norm_I in ordered] for share in shares
+    }
+
+
+def _lower_edge(norms: list[Tensor]) -> float:
+    """Half the smallest norm that is not 0."""
+    return min((float(norm_I[norm_I > 0].min()) for norm_I in norms if norm_I.any()), default=1.0) / 2
+
+
 def layers_figure(manifest: dict[str, Any]) -> Figure:
     """Sparsity of each projection and relative output error of the MLP, per layer."""
     layers = manifest["layers"]
@@ -93,19 +111,13 @@ def norms_figure(manifest: dict[str, Any], norms: list[Tensor]) -> Figure:
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    ordered = [norm_I.double().sort().values for norm_I in norms]
-    # A dead neuron's norm is 0, which has no place on this axis: its band then ends at the lower edge.
-    least = min((float(norm_I[norm_I > 0].min()) for norm_I in ordered if norm_I.any()), default=1.0)
-
-    def quantiles(share: float) -> list[float]:
-        return [max(float(norm_I[round(share * (len(norm_I) - 1))]), least / 2) for norm_I in ordered]
-
+    quantiles = norm_quantiles(norms, [share for band in _BANDS for share in band[:2]] + [0.5])
     indices = range(len(norms))
     for low, high, colour, label in _BANDS:
-        axes.fill_between(indices, quantiles(low), quantiles(high), color=colour, linewidth=0, label=label)
-    axes.plot(indices, quantiles(0.5), "o-", color="black", markersize=3, label="median")
+        axes.fill_between(indices, quantiles[low], quantiles[high], color=colour, linewidth=0, label=label)
+    axes.plot(indices, quantiles[0.5], "o-", color="black", markersize=3, label="median")
     tokens = manifest["calibration"]["tokens"]
-    axes.set(ylabel=f"‖z‖₂ of a neuron over {tokens:,} tokens", yscale="log", ylim=(least / 2, None))
+    axes.set(ylabel=f"‖z‖₂ of a neuron over {tokens:,} tokens", yscale="log", ylim=(_lower_edge(norms), None))
     axes.set_title(f"Norms of the {len(norms[0]):,} intermediate neurons of each layer, on the calibration windows")
     figure.legend(ncols=len(_BANDS) + 1, loc="outside lower center")
     _number_layers(axes, len(norms))

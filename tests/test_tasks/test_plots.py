@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
-from tasks.report import draw_plots, layers_figure, norms_figure
+from tasks.plots import draw_plots, layers_figure, norms_figure
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 from tests.models import LAYERS

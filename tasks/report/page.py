@@ -1,0 +1,78 @@
+"""The page itself: one HTML file that fetches nothing. Every text in it may be anybody's, and is escaped."""
+
+import base64
+import hashlib
+from functools import cache
+from importlib import resources
+
+from tasks.report import anatomy, cost, origin
+from tasks.report.blocks import Section
+from tasks.report.facts import Facts
+from tasks.report.file import GENERATOR
+
+VEGA_LITE = "6.1"
+"""The version that altair writes for; altair's own tests pair it with the bundle."""
+
+
+def sections_of(facts: Facts) -> list[Section]:
+    """The parts of a page, in order; what there is nothing to say about is left out."""
+    wanted = [
+        cost.headline(facts),
+        cost.verdicts(facts),
+        cost.perplexity(facts),
+        cost.tasks(facts),
+        cost.divergence(facts),
+        cost.generations(facts),
+        anatomy.layers(facts),
+        anatomy.neurons(facts),
+        origin.change(facts),
+        origin.provenance(facts),
+        origin.history(facts),
+        origin.verify(facts),
+    ]
+    return [section for section in wanted if section is not None]
+
+
+def render(facts: Facts) -> str:
+    """The page as HTML. Equal facts give equal pages.
+
+    Its policy names its scripts by their digests: a browser runs these and no other, whatever a text holds.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("tasks.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":")}
+    sections = sections_of(facts)
+    scripts = [_library(), _file("page.js")]
+    return environment.get_template("page.html.j2").render(
+        generator=f"{GENERATOR} {facts.origin.get('dass', '')}".strip(),
+        facts=facts,
+        sections=sections,
+        charts={chart.name: chart.spec for section in sections for chart in section.charts},
+        style=_file("page.css"),
+        scripts=scripts,
+        digests=[_sha256(script) for script in scripts],
+    )
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and vega-embed in one script, as it may stand inside a page."""
+    from vl_convert import javascript_bundle
+
+    bundle: str = javascript_bundle(vl_version=VEGA_LITE)
+    return bundle.replace("\r\n", "\n").replace("</script", r"<\/script").replace("<!--", r"<\!--").strip()
+
+
+def _file(name: str) -> str:
+    return (resources.files("tasks.report") / "template" / name).read_text(encoding="utf-8").strip()
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
