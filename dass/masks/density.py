@@ -6,6 +6,7 @@ Axes: I intermediate neurons of a layer's MLPs, the experts of a mixture one aft
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -31,13 +32,20 @@ class NeuronDensity:
     removed: int
     severed: int
 
-    def binned(self, bins: int) -> list[float]:
-        """Mean share kept in `bins` equal parts of the neurons, from those that keep least to those that keep most.
+    def binned(self, bins: int) -> list[tuple[float, float, float]]:
+        """Neurons ordered from those that keep least to those that keep most, in `bins` parts as equal as can be.
 
-        A layer with fewer neurons than bins has one bin a neuron.
+        Returns:
+            Of each part: where it begins and ends, as shares of the neurons, and the mean share kept. A layer with
+            fewer neurons than bins has one part a neuron.
         """
-        ordered_I = self.kept_I.sort().values
-        return [float(part.mean()) for part in ordered_I.tensor_split(min(bins, len(ordered_I)))]
+        parts = self.kept_I.sort().values.tensor_split(min(bins, len(self.kept_I)))
+        ends = [0, *accumulate(map(len, parts))]
+        total = ends[-1]
+        return [
+            (begin / total, end / total, float(part.mean()))
+            for (begin, end), part in zip(pairwise(ends), parts, strict=True)
+        ]
 
 
 def neuron_densities(masks: Mapping[str, Tensor]) -> list[NeuronDensity]:

@@ -147,8 +147,6 @@ def neurons(facts: Facts) -> Section:
 def _density_rows(facts: Facts) -> list[dict[str, Any]]:
     rows = []
     for each in facts.densities:
-        bins = each.binned(_BINS)
-        for at, kept in enumerate(bins):
-            edges = {"from": round(at / len(bins), 4), "to": round((at + 1) / len(bins), 4)}
-            rows.append({"layer": each.layer, **edges, "kept": round(kept, 4)})
+        for begin, end, kept in each.binned(_BINS):
+            rows.append({"layer": each.layer, "from": round(begin, 4), "to": round(end, 4), "kept": round(kept, 4)})
     return rows

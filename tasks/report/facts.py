@@ -17,7 +17,7 @@ from tasks.promotion.history import diff
 from tasks.registry.chain import Chain
 from tasks.registry.checked import CHAMPION, CheckedVersion, checked_version
 from tasks.registry.signing import SignatureError
-from tasks.registry.tracking import tracking, tracking_uri
+from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST, MASKS, SETTINGS, STATISTICS, VERSION
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -50,7 +50,7 @@ class Facts:
     Attributes:
         model, number: which version.
         run_id: the MLflow run that recorded it.
-        tracking_uri: where MLflow keeps it, without credentials.
+        tracking_uri: where MLflow keeps it, without credentials; no path of this machine, for the page may travel.
         manifest, evaluation, settings, origin: its records (origin is version.json).
         tasks: metrics/tasks.json as it was registered; None: no zero-shot task was evaluated.
         chain: the ledger, which holds.
@@ -109,7 +109,7 @@ def read_facts(ws: Workspace, model: str, wanted: str, rules: Promote) -> Facts:
             model,
             version.number,
             str(version.made.run_id),
-            shown_address(tracking_uri(ws)),
+            "mlflow.db of the workspace" if is_embedded(ws) else shown_address(tracking_uri(ws)),
             records[MANIFEST],
             records[EVALUATION],
             records[SETTINGS],

@@ -2,16 +2,13 @@
 
 import base64
 import hashlib
-from functools import cache
 from importlib import resources
 
 from tasks.report import anatomy, cost, origin
 from tasks.report.blocks import Section
 from tasks.report.facts import Facts
 from tasks.report.file import GENERATOR
-
-VEGA_LITE = "6.1"
-"""The version that altair writes for; altair's own tests pair it with the bundle."""
+from tasks.report.library import library
 
 
 def sections_of(facts: Facts) -> list[Section]:
@@ -49,7 +46,7 @@ def render(facts: Facts) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":")}
     sections = sections_of(facts)
-    scripts = [_library(), _file("page.js")]
+    scripts = [library(), _file("page.js")]
     return environment.get_template("page.html.j2").render(
         generator=f"{GENERATOR} {facts.origin.get('dass', '')}".strip(),
         facts=facts,
@@ -59,15 +56,6 @@ def render(facts: Facts) -> str:
         scripts=scripts,
         digests=[_sha256(script) for script in scripts],
     )
-
-
-@cache
-def _library() -> str:
-    """Vega, Vega-Lite and vega-embed in one script, as it may stand inside a page."""
-    from vl_convert import javascript_bundle
-
-    bundle: str = javascript_bundle(vl_version=VEGA_LITE)
-    return bundle.replace("\r\n", "\n").replace("</script", r"<\/script").replace("<!--", r"<\!--").strip()
 
 
 def _file(name: str) -> str:

@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from dass.files import read_json
+from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
 
@@ -46,6 +50,31 @@ def test_a_run_prunes_measures_and_registers(first_answer: dict[str, Any]) -> No
     assert first_answer["sparsity"]["mlp"] == 0.5
     assert (first_answer["model"], first_answer["version"], first_answer["created"]) == ("tiny-dass", "1", True)
     assert set(first_answer["open"]) == {"MLflow UI", "Prefect UI", "this result", "report"}
+
+
+def test_mlflow_and_prefect_name_each_others_run_and_mlflow_has_the_page(
+    first_answer: dict[str, Any], finished: Workspace
+) -> None:
+    with tracking(finished) as client:
+        tags = client.get_run(first_answer["run_id"]).data.tags
+        assert "report.html" in {file.path for file in client.list_artifacts(first_answer["run_id"])}
+    with get_client(sync_client=True) as prefect:
+        run = prefect.read_flow_run(UUID(tags["prefect.flow_run_id"]))
+        artifacts = prefect.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        )
+    assert run.name == tags["prefect.flow_run_name"]
+    assert tags["prefect.flow_run_url"].endswith(f"/flow-runs/flow-run/{run.id}")
+    (artifact,) = artifacts
+    assert f"MLflow run `{first_answer['run_id']}`" in str(artifact.data)
+    assert "registered model `tiny-dass`, version `1`" in str(artifact.data)
+
+
+def test_a_page_that_is_gone_is_drawn_again(commands: Commands, finished: Workspace) -> None:
+    before = finished.report.read_bytes()
+    finished.report.unlink()
+    assert commands.run(finished)["stages"] == UNCHANGED
+    assert finished.report.read_bytes() == before
 
 
 def test_after_a_run_dvc_is_clean_and_a_second_run_does_nothing(commands: Commands, finished: Workspace) -> None:

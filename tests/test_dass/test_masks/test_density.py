@@ -26,8 +26,9 @@ def test_a_neurons_density_counts_its_rows_and_its_column() -> None:
 
 def test_bins_go_from_the_least_to_the_most_kept() -> None:
     (layer,) = neuron_densities(mlp(GATE, UP, DOWN))
-    assert layer.binned(3) == layer.binned(100) == pytest.approx([0.0, 2 / 6, 1.0])
-    assert layer.binned(1) == pytest.approx([8 / 18])
+    assert layer.binned(3) == layer.binned(100)
+    assert [kept for *_, kept in layer.binned(3)] == pytest.approx([0.0, 2 / 6, 1.0])
+    assert layer.binned(2) == [(0.0, 2 / 3, pytest.approx(1 / 6)), (2 / 3, 1.0, 1.0)]
 
 
 def test_layers_come_in_order_of_their_numbers() -> None:

@@ -17,7 +17,7 @@ import torch
 from mlflow import MlflowClient
 
 from dass.errors import InputError, UnavailableError
-from dass.files import read_json, sha256_file
+from dass.files import read_json, sha256_file, write_json
 from tasks.registry import ledger, ledger_run, publishing
 from tasks.registry.checked import checked_version
 from tasks.registry.loading import load
@@ -130,6 +130,41 @@ def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Wo
     assert manifest["calibration"]["digest"].startswith(datasets["calibration"].digest)
     assert datasets["evaluation"].name == "held_out.txt"
     assert read_json(finished.evaluation / "dense.json")["digest"] in datasets["evaluation"].source
+
+
+def test_the_run_describes_itself_and_names_prefects_run(finished: Workspace, settings: Settings) -> None:
+    flow_run = {"id": "0f1e", "name": "brave-owl", "url": "https://prefect.example/flow-runs/flow-run/0f1e"}
+    made = register(finished, settings, {**PROVENANCE, "flow_run": flow_run})
+    tags = client_of(finished).get_run(made.run_id).data.tags
+    assert {name: tags[f"prefect.flow_run_{name}"] for name in flow_run} == flow_run
+    described = tags["mlflow.note.content"]
+    for words in (
+        "| model | `tiny` |",
+        "| ratio | ",
+        "tokens of `./text.txt`",
+        "[brave-owl](<https://prefect.example/flow-runs/flow-run/0f1e>), `0f1e`",
+        "| DVC `artifacts/base` | md5 `aa.dir` |",
+        "report.html",
+    ):
+        assert words in described, words
+
+
+def test_figures_along_something_have_their_place_as_step_and_any_name_is_taken(
+    finished: Workspace, settings: Settings
+) -> None:
+    measured = read_json(finished.metrics / "evaluation.json")
+    measured["divergence"] = {"kl": 0.25, "by_position": [0.5, 0.25]}
+    measured["texts"] = {"code / ../ <é>": {"ratio": 2.0}}
+    measured["interval"] = {"ratio": [1.0, 2.0]}
+    write_json(finished.metrics / "evaluation.json", measured)
+    made = register(finished, settings, PROVENANCE)
+    client = client_of(finished)
+    metrics = client.get_run(made.run_id).data.metrics
+    assert metrics["divergence.kl"] == 0.25
+    assert metrics["texts.code _ .._ ___.ratio"] == 2.0
+    assert "interval.ratio" not in metrics
+    along = client.get_metric_history(made.run_id, "divergence.by_position")
+    assert sorted((each.step, each.value) for each in along) == [(0, 0.5), (1, 0.25)]
 
 
 def test_masks_restored_from_a_cache_register_without_seconds(finished: Workspace, settings: Settings) -> None:

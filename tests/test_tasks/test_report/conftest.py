@@ -15,7 +15,7 @@ from tests.test_tasks.test_promotion.test_verification import PROVENANCE
 from tests.workspaces import change_settings, finish_workspace
 
 RULES = Promote(max_ratio=100.0, margin=10.0)
-MODEL = "<b>tiny</b> & 'co' \"x\""
+MODEL = "<b>tiny & 'co' \"x\""
 
 
 @pytest.fixture(scope="session")
