@@ -8,9 +8,6 @@ from tasks.report.blocks import NONE, Cell, Chart, Section, Table, interval, num
 from tasks.report.charts import along, dense_and_pruned
 from tasks.report.facts import Facts
 
-_METRICS = ("acc_norm", "acc", "exact_match")
-"""Of a task's metrics, the one that is shown first: what the harness itself prefers."""
-
 
 def headline(facts: Facts) -> Section:
     """One table: what it was, what it is, and how sure that is."""
@@ -65,7 +62,7 @@ def _level(facts: Facts) -> str:
 
 def verdicts(facts: Facts) -> Section | None:
     """Whether the figures can be trusted, and which rules of promotion hold."""
-    told = [*facts.evaluation.get("verdicts", []), *(facts.tasks or {}).get("verdicts", [])]
+    told = [*facts.evaluation.get("verdicts", []), *facts.tasks.get("verdicts", [])]
     tables = []
     if told:
         rows = [[Cell(str(each.get("verdict")), mark="bad"), text(each.get("told"))] for each in told]
@@ -152,7 +149,7 @@ def tasks(facts: Facts) -> Section | None:
         spec = dense_and_pruned(bars, "accuracy (share of documents), ± standard error", ".4f")
         charts.append(Chart("tasks", "Zero-shot accuracy of the dense and of the pruned model", _bars_told(bars), spec))
     notes = []
-    mean = (facts.tasks or {}).get("mean", {})
+    mean = facts.tasks.get("mean") or {}
     if mean:
         means = ", ".join(f"{model} {number(mean.get(model), '{:.4f}').text}" for model in ("dense", "pruned"))
         notes.append(f"Mean over the tasks: {means}.")
@@ -169,12 +166,13 @@ def tasks(facts: Facts) -> Section | None:
 
 
 def _tasks(facts: Facts) -> dict[str, Any]:
-    found: dict[str, Any] = (facts.tasks or {}).get("tasks", {})
+    found: dict[str, Any] = facts.tasks.get("tasks", {})
     return found
 
 
 def _first_metric(task: dict[str, Any]) -> str:
-    return next((name for name in [*_METRICS, *_metrics(task)] if name in task["dense"]), "acc")
+    chosen = task.get("metric")
+    return str(chosen) if chosen else next(iter(_metrics(task)), "acc")
 
 
 def _metrics(task: dict[str, Any]) -> list[str]:

@@ -25,8 +25,6 @@ from tasks.workspace.settings import Promote
 
 logger = logging.getLogger("dass")
 
-TASKS = "dass/tasks.json"
-
 
 @dataclass(frozen=True)
 class Change:
@@ -52,7 +50,7 @@ class Facts:
         run_id: the MLflow run that recorded it.
         tracking_uri: where MLflow keeps it, without credentials; no path of this machine, for the page may travel.
         manifest, evaluation, settings, origin: its records (origin is version.json).
-        tasks: metrics/tasks.json as it was registered; None: no zero-shot task was evaluated.
+        tasks: metrics/tasks.json as it was registered; {"tasks": {}} where no zero-shot task was asked.
         chain: the ledger, which holds.
         rulings: the rules of promotion as they would be judged now.
         proof: "verified" or "failed", as the ledger last says; None: not yet.
@@ -69,7 +67,7 @@ class Facts:
     evaluation: dict[str, Any]
     settings: dict[str, Any]
     origin: dict[str, Any]
-    tasks: dict[str, Any] | None
+    tasks: dict[str, Any]
     chain: Chain
     rulings: list[Ruling]
     proof: str | None
@@ -114,7 +112,7 @@ def read_facts(ws: Workspace, model: str, wanted: str, rules: Promote) -> Facts:
             records[EVALUATION],
             records[SETTINGS],
             records[VERSION],
-            version.record(TASKS) if TASKS in version.signed else None,
+            version.tasks,
             version.chain,
             *_judged(version, rules),
             densities,

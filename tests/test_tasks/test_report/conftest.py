@@ -81,6 +81,7 @@ def full(plain: Facts) -> Facts:
     }
     task = {
         "documents": 400,
+        "metric": "acc_norm",
         "version": 1.0,
         "dense": {"acc": 0.58, "acc_stderr": 0.02, "acc_norm": 0.52, "acc_norm_stderr": 0.025},
         "pruned": {"acc": 0.51, "acc_stderr": 0.021, "acc_norm": 0.49, "acc_norm_stderr": 0.026},
