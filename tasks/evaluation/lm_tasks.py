@@ -5,7 +5,7 @@ Imports lm_eval, which takes seconds: import this inside a function.
 
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,21 +107,19 @@ def _asked(
         data: dict[str, str | None] = {ON_HUB: commit}
         _check_examples(name, config, shots, {split: len(rows) for split, rows in data_set.items()})
     else:
-        asked = config.get("test_split") or config.get("validation_split")
+        asked = _asked_split(config)
         for split, source in sources.items():
             files[asked if split == ASKED else split] = read_task_documents(source, (pins or {}).get(split), root)
         _check_splits(name, config, asked, list(files))
         _check_examples(name, config, shots, {split: len(documents.rows) for split, documents in files.items()})
-        for documents in files.values():
-            check_fields(name, wanted_fields(config), documents)
-        data_set = DatasetDict({split: _rows(name, documents) for split, documents in files.items()})
-        data = {split: documents.sha256 for split, documents in files.items()}
+        for each in files.values():
+            check_fields(name, wanted_fields(config), each)
+        data_set = DatasetDict({split: _rows(name, each) for split, each in files.items()})
+        data = {split: each.sha256 for split, each in files.items()}
         config |= {split: config.get(split) if config.get(split) in files else None for split in _SPLITS}
     task = _task(name, config, data_set)
-    asked_split = config.get("test_split") or config.get("validation_split")
-    return AskedTask(
-        name, task, _check_documents(name, task, evaluate.limit, files.get(asked_split)), shots, data, digest
-    )
+    documents = _check_documents(name, task, evaluate.limit, files.get(_asked_split(config)))
+    return AskedTask(name, task, documents, shots, data, digest)
 
 
 def _config(name: str, definition: Definition) -> dict[str, Any]:
@@ -158,7 +156,12 @@ def _shots(name: str, config: Mapping[str, Any], wanted: int | None) -> int:
     return int(own or 0) if wanted is None or own == 0 else wanted
 
 
-def _check_splits(name: str, config: Mapping[str, Any], asked: str | None, given: Iterable[str]) -> None:
+def _asked_split(config: Mapping[str, Any]) -> str:
+    """Whose documents lm_eval asks."""
+    return str(config.get("test_split") or config.get("validation_split"))
+
+
+def _check_splits(name: str, config: Mapping[str, Any], asked: str, given: list[str]) -> None:
     known = [split for split in dict.fromkeys(config.get(key) for key in _SPLITS) if split]
     for split in given:
         if split not in known:
@@ -173,7 +176,7 @@ def _check_examples(name: str, config: Mapping[str, Any], shots: int, sizes: Map
     if not shots or fewshot.get("samples") is not None:
         return
     keys = ("fewshot_split", "training_split", "validation_split")
-    split = fewshot.get("split") or next((config[key] for key in keys if config.get(key)), None)
+    split = str(fewshot.get("split") or next((config[key] for key in keys if config.get(key)), ""))
     there = f"there is {', '.join(sizes)}" if sizes else "there is none"
     if split not in sizes:
         wanted = f"its split {split}" if split else "a split of their own"
@@ -181,8 +184,7 @@ def _check_examples(name: str, config: Mapping[str, Any], shots: int, sizes: Map
             f"evaluate.num_fewshot: the {shots} examples of {name} come from {wanted}, and {there}. "
             f"Give it (evaluate.task_files: {{{name}: {{SPLIT: FILE}}}}) or set evaluate.num_fewshot to 0."
         )
-    asked = config.get("test_split") or config.get("validation_split")
-    if sizes[split] < shots + (split == asked):
+    if sizes[split] < shots + (split == _asked_split(config)):
         raise InputError(
             f"evaluate.num_fewshot is {shots}: the split {split} of {name} has {sizes[split]} documents. Use fewer."
         )

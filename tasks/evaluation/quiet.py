@@ -32,7 +32,7 @@ def quiet() -> Generator[Told]:
     from datasets import disable_progress_bars
     from tqdm import tqdm
 
-    class Silent(tqdm):  # type: ignore[type-arg]
+    class Silent(tqdm):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **{**options, "disable": True})
 

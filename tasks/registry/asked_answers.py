@@ -79,7 +79,7 @@ def answers_table(rows: Iterable[Row]) -> "Table":
     table = Table("task", "doc", "expected", "dense", "pruned", "", title="Answers", title_justify="left")
     for row in rows:
         expected = row.choices[row.target] if row.target is not None else " | ".join(row.choices)
-        told = {(True, False): "lost", (False, True): "gained"}.get(row.right, "")
+        told = "lost" if row.right == (True, False) else "gained" if row.right == (False, True) else ""
         shown = [escape(_short(text)) for text in (expected, _given(row, row.dense), _given(row, row.pruned))]
         table.add_row(row.task, str(row.doc), *shown, told)
     return table

@@ -1,14 +1,18 @@
 """The zero-shot tasks that lm_eval knows by name: what each is called, and which data set its documents come from.
 
-lm_eval reads some ten thousand files to find that out, which takes seconds: it is kept for this user.
+A task whose file is called like itself is found by that. For all others lm_eval reads some ten thousand files, which
+takes many seconds: what it finds is kept for this user.
 """
 
 import json
 import logging
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from importlib.metadata import version as version_of
+from functools import cache
+from importlib.metadata import distribution
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from dass.errors import InputError
@@ -41,7 +45,7 @@ class Definition:
 
 def lm_eval_version() -> str:
     """The installed one."""
-    return version_of("lm_eval")
+    return distribution("lm_eval").version
 
 
 def single_tasks(names: list[str]) -> dict[str, Definition]:
@@ -55,13 +59,10 @@ def single_tasks(names: list[str]) -> dict[str, Definition]:
     """
     if not names:
         return {}
-    known = _index()
     found: dict[str, Definition] = {}
 
     def take(name: str, within: tuple[str, ...]) -> None:
-        definition = known.get(name)
-        if definition is None:
-            raise unknown_task(name, "evaluate.tasks", known)
+        definition = _definition(name, "evaluate.tasks")
         if definition.kind == "class":
             raise InputError(
                 f"evaluate.tasks: {name} is a Python class of lm_eval's, not a definition that documents can be put "
@@ -85,35 +86,64 @@ def check_task_names(names: list[str], setting: str) -> None:
     Raises:
         InputError: with the nearest names.
     """
-    known = _index() if names else {}
     for name in names:
-        if name not in known:
-            raise unknown_task(name, setting, known)
+        _definition(name, setting)
 
 
-def unknown_task(name: str, setting: str, known: dict[str, Definition]) -> InputError:
+@cache
+def _definition(name: str, setting: str) -> Definition:
+    kept = cache_folder() / "lm_eval" / f"tasks-{lm_eval_version()}.json"
+    known = _read(kept)
+    if known is None and (definition := definition_by_file_name(name)) is not None:
+        return definition
+    known = known or _made(kept)
+    if name in known:
+        return known[name]
     near = get_close_matches(name, known, n=4, cutoff=0.5)
     told = f"Nearest: {', '.join(near)}." if near else "See: lm-eval ls tasks"
-    return InputError(f"{setting}: lm_eval {lm_eval_version()} knows no task {name!r}. {told}")
+    raise InputError(f"{setting}: lm_eval {lm_eval_version()} knows no task {name!r}. {told}")
 
 
-_KEPT: dict[str, dict[str, Definition]] = {}  # by version, for this process
+def definition_by_file_name(name: str) -> Definition | None:
+    """The task that the first file of its name defines; None where there is no such file, or it says otherwise."""
+    files = [line.partition(",")[0] for line in (distribution("lm_eval").read_text("RECORD") or "").splitlines()]
+    for file in sorted(file for file in files if file.startswith("lm_eval/tasks/") and file.endswith(f"/{name}.yaml")):
+        config = _yaml_loader().load_yaml(_folder().parents[1] / file, resolve_func=False)
+        if config.get("task") == name and not {"class", "group"} & set(config):
+            return _task(config, file.removeprefix("lm_eval/tasks/"))
+    return None
 
 
-def _index() -> dict[str, Definition]:
-    version = lm_eval_version()
-    if version not in _KEPT:
-        kept = cache_folder() / "lm_eval" / f"tasks-{version}.json"
-        _KEPT[version] = _read(kept) or _made(kept)
-    return _KEPT[version]
+@cache
+def _yaml_loader() -> ModuleType:
+    """lm_eval's own reader of definitions, by itself: the package around it takes seconds to import."""
+    spec = spec_from_file_location("lm_eval_yaml_loader", _folder() / "_yaml_loader.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
+def _folder() -> Path:
+    """Where lm_eval keeps its definitions."""
+    return Path(str(distribution("lm_eval").locate_file("lm_eval/tasks")))
+
+
+def _task(config: dict[str, Any], file: str) -> Definition:
+    writes = config.get("output_type", "generate_until") == "generate_until"
+    kind: Kind = "class" if "class" in config else "task"
+    return Definition(kind, file, str(config.get("dataset_path") or ""), writes=writes)
+
+
+@cache
 def _read(kept: Path) -> dict[str, Definition] | None:
+    """What was kept; None: nothing yet, or it is damaged and made again."""
     try:
         values = json.loads(kept.read_text(encoding="utf-8"))
         return {name: Definition(**{**each, "members": tuple(each["members"])}) for name, each in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # none yet, or damaged: made again
+        return None
 
 
 def _made(kept: Path) -> dict[str, Definition]:
@@ -122,29 +152,25 @@ def _made(kept: Path) -> dict[str, Definition]:
     try:
         with complete_file(kept) as temporary:
             temporary.write_text(json.dumps({name: asdict(each) for name, each in found.items()}), encoding="utf-8")
+        _read.cache_clear()
     except OSError:
         logger.debug("Not kept in %s: read again next time.", kept)
     return found
 
 
 def _from_lm_eval() -> dict[str, Definition]:
-    from lm_eval import tasks as lm_eval_tasks
+    from lm_eval.tasks import TaskManager
 
-    top = Path(str(lm_eval_tasks.__file__)).parent
-    found = {}
-    for name, entry in lm_eval_tasks.TaskManager().task_index.items():
+    found, top = {}, _folder()
+    for name, entry in TaskManager().task_index.items():
         config: dict[str, Any] = entry.cfg or {}
-        file = entry.yaml_path.relative_to(top).as_posix() if entry.yaml_path else ""
         match entry.kind.name:
             case "GROUP":
-                members = tuple(map(_member, config.get("task") or ()))
-                found[name] = Definition("group", members=members)
+                found[name] = Definition("group", members=tuple(map(_member, config.get("task") or ())))
             case "TAG":
                 found[name] = Definition("group", members=tuple(sorted(entry.tags)))
-            case kind:
-                data_set = str(config.get("dataset_path") or "")
-                writes = config.get("output_type", "generate_until") == "generate_until"
-                found[name] = Definition("class" if kind == "PY_TASK" else "task", file, data_set, writes=writes)
+            case _:
+                found[name] = _task(config, entry.yaml_path.relative_to(top).as_posix())
     return found
 
 
