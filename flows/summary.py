@@ -87,7 +87,7 @@ class Summary:
             and {key: value for key, value in divergence.items() if not isinstance(value, list) and key != "tokens"},
             texts={name: text["ratio"] for name, text in evaluation["texts"].items()},
             overlap={name: each["share"] for name, each in evaluation["overlap"].items()},
-            verdicts=evaluation["verdicts"],
+            verdicts=[*evaluation["verdicts"], *tasks.get("verdicts", [])],
             context_length=evaluation["context_length"],
             tokens=evaluation["tokens"],
             sparsity=evaluation["sparsity"],

@@ -78,7 +78,8 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
         told = {True: "made from files that were not committed", False: "", None: "not made in a git repository"}
         dirty = evidence.git_dirty
         rulings.append(Ruling("clean_git", True, None if dirty is None else not dirty, dirty is False, told[dirty]))
-    for each in evaluation.get("verdicts", []):  # asked of every version: what such figures say is not known
+    found = [*evaluation.get("verdicts", []), *evidence.tasks.get("verdicts", [])]
+    for each in found:  # asked of every version: what such figures say is not known
         rulings.append(Ruling(each["verdict"], "none", "found", False, each["told"]))
     if rules.proof:
         rulings.append(_proof(evidence.proof))

@@ -100,6 +100,12 @@ def test_a_task_may_lose_as_much_as_its_rule_allows() -> None:
     assert refused.value == pytest.approx(0.05)
 
 
+def test_a_verdict_on_a_task_is_no_smaller_matter_than_one_on_the_text() -> None:
+    told = {"verdict": "anomalous", "told": "arc: the pruned model takes choice 0 of all 12 documents"}
+    (ruling,) = judge(Promote(proof=False), evidence(tasks={"tasks": {}, "verdicts": [told]}))
+    assert (ruling.rule, ruling.passed, ruling.told) == ("anomalous", False, told["told"])
+
+
 def test_a_drop_that_must_be_certain_is_the_far_end_of_its_interval() -> None:
     assert one("max_task_drop", {"arc": {"drop": 0.06}}).passed
     assert one("max_task_drop", {"arc": {"drop": 0.08, "certain": True}}).passed
