@@ -40,10 +40,16 @@ class Table:
     folded: bool = False
 
     @property
+    def of_facts(self) -> bool:
+        """Whether each row is a name and what it stands for."""
+        return self.columns[0] == ""
+
+    @property
     def numeric(self) -> list[bool]:
         """Which columns hold numbers only."""
         return [
-            bool(self.rows) and all(row[at].order is not None or row[at].text in ("", "–") for row in self.rows)
+            any(row[at].order is not None for row in self.rows)
+            and all(row[at].order is not None or row[at] == NONE for row in self.rows)
             for at in range(len(self.columns))
         ]
 
@@ -57,12 +63,14 @@ class Chart:
         title: what it shows.
         told: the same in a sentence, for those who do not see it.
         spec: Vega-Lite's.
+        in_table: whether a table under it says all of that, so that the sentence is only read out.
     """
 
     name: str
     title: str
     told: str
     spec: dict[str, Any]
+    in_table: bool = False
 
 
 @dataclass(frozen=True)

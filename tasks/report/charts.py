@@ -17,6 +17,7 @@ _ERROR = "#D55E00"
 _BANDS = (("0", "100", 0.25), ("5", "95", 0.35), ("25", "75", 0.6))
 _NORMS = "#009E73"
 _HEIGHT = 240
+_NUMBERED = 12
 
 Rows = Sequence[dict[str, Any]]
 
@@ -32,7 +33,7 @@ def _drawable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _finished(chart: "altair.Chart | altair.LayerChart", height: int = _HEIGHT) -> dict[str, Any]:
+def _finished(chart: "altair.Chart | altair.LayerChart | altair.FacetChart", height: int = _HEIGHT) -> dict[str, Any]:
     """As wide as its place on the page; without a background; text and lines in the page's colours."""
     styled = (
         chart.properties(width="container", height=height, background="transparent")
@@ -111,7 +112,7 @@ def by_layer_and_projection(rows: Rows, axis: str, form: str, *, whole: bool) ->
         _base(rows)
         .mark_bar()
         .encode(
-            x=_layers(),
+            x=_layers(rows),
             xOffset=altair.XOffset("projection:N", sort=order),
             y=altair.Y("value:Q", title=axis, scale=scale, axis=altair.Axis(format=form, tickCount=5)),
             color=altair.Color(
@@ -137,7 +138,7 @@ def by_layer(rows: Rows, axis: str, form: str, *, bars: bool = False) -> dict[st
     base = _base(rows)
     marked = base.mark_bar(color=_ERROR) if bars else base.mark_line(color=_ERROR, point={"color": _ERROR, "size": 40})
     chart = marked.encode(
-        x=_layers(),
+        x=_layers(rows),
         y=altair.Y("value:Q", title=axis, scale=altair.Scale(zero=True), axis=altair.Axis(format=form, tickCount=5)),
         tooltip=["layer:O", altair.Tooltip("value:Q", title=axis, format=form)],
     )
@@ -181,18 +182,18 @@ def density_map(rows: Rows) -> dict[str, Any]:
         _base(rows)
         .mark_rect()
         .encode(
-            x=_layers(),
+            x=_layers(rows),
             y=altair.Y(
                 "from:Q",
                 title="neurons of the layer, least kept first",
-                axis=altair.Axis(format="%", tickCount=5),
+                axis=altair.Axis(format="%", tickCount=5, grid=False),
                 scale=altair.Scale(domain=[0, 1]),
             ),
             y2="to:Q",
             color=altair.Color(
                 "kept:Q",
                 title="weights kept",
-                scale=altair.Scale(scheme="cividis", domain=[0, 1]),
+                scale=altair.Scale(scheme="cividis", zero=False, nice=True),
                 legend=altair.Legend(format="%", title="weights kept", gradientLength=160),
             ),
             tooltip=[
@@ -207,7 +208,7 @@ def density_map(rows: Rows) -> dict[str, Any]:
 
 
 def along(rows: Rows, across: str, axis: str) -> dict[str, Any]:
-    """A value along an ordered axis: a line with points.
+    """A value along an ordered axis: a line with points where places are numbered, bars where they are named.
 
     Args:
         rows: {"at", "value"}, in order; numbers or words.
@@ -216,32 +217,26 @@ def along(rows: Rows, across: str, axis: str) -> dict[str, Any]:
     """
     import altair
 
-    numbered = all(isinstance(row["at"], int | float) for row in rows)
-    x = (
-        altair.X("at:Q", title=across, axis=altair.Axis(tickCount=8), scale=altair.Scale(nice=False, zero=False))
-        if numbered
-        else altair.X("at:O", title=across, sort=None, axis=altair.Axis(labelAngle=0, labelOverlap=True))
-    )
-    chart = (
-        _base(rows)
-        .mark_line(color=_ERROR, point={"color": _ERROR, "size": 30})
-        .encode(
-            x=x,
-            y=altair.Y("value:Q", title=axis, scale=altair.Scale(zero=True), axis=altair.Axis(tickCount=5)),
-            tooltip=[
-                altair.Tooltip("at:Q" if numbered else "at:N", title=across),
-                altair.Tooltip("value:Q", title=axis, format=".4~g"),
-            ],
-        )
-    )
-    return _finished(chart, 200)
+    y = altair.Y("value:Q", title=axis, scale=altair.Scale(zero=True), axis=altair.Axis(tickCount=5))
+    told = altair.Tooltip("value:Q", title=axis, format=".4~g")
+    base = _base(rows)
+    if all(isinstance(row["at"], int | float) for row in rows):
+        x = altair.X("at:Q", title=across, axis=altair.Axis(tickCount=8), scale=altair.Scale(nice=False, zero=False))
+        line = base.mark_line(color=_ERROR, point={"color": _ERROR, "size": 30})
+        return _finished(line.encode(x=x, y=y, tooltip=[altair.Tooltip("at:Q", title=across), told]), 200)
+    words = altair.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=4)
+    named = altair.X("at:O", title=across, sort=None, axis=words)
+    bars = base.mark_bar(color=_ERROR)
+    return _finished(bars.encode(x=named, y=y, tooltip=[altair.Tooltip("at:N", title=across), told]), 200)
 
 
-def _layers() -> "altair.X":
-    """Layers as places of their own; of many only some are numbered."""
+def _layers(rows: Rows) -> "altair.X":
+    """Layers as places of their own; of many only some are numbered, evenly."""
     import altair
 
-    return altair.X("layer:O", title="decoder layer", axis=altair.Axis(labelAngle=0, labelOverlap=True, grid=False))
+    layers = sorted({row["layer"] for row in rows})
+    numbered = layers[:: -(-len(layers) // _NUMBERED)]
+    return altair.X("layer:O", title="decoder layer", axis=altair.Axis(labelAngle=0, values=numbered, grid=False))
 
 
 def _tight(rows: Rows) -> "altair.Scale":

@@ -96,10 +96,14 @@ def verdicts(facts: Facts) -> Section | None:
 def _rule(ruling: Ruling) -> list[Cell]:
     open_ = ruling.value is None and not ruling.passed
     holds = Cell("not measured") if open_ else Cell("yes", mark="good") if ruling.passed else Cell("no", mark="bad")
-    limit, value = (
-        number(each, "{:.4g}") if type(each) in (int, float) else text(each) for each in (ruling.limit, ruling.value)
-    )
-    return [text(ruling.rule), limit, value, holds, text(ruling.told or None)]
+    return [text(ruling.rule), _asked(ruling.limit), _asked(ruling.value), holds, text(ruling.told or None)]
+
+
+def _asked(value: Any) -> Cell:
+    """A limit or what was found for it."""
+    if isinstance(value, bool):
+        return text("yes" if value else "no")
+    return number(value, "{:.4g}")
 
 
 def perplexity(facts: Facts) -> Section | None:
@@ -125,7 +129,7 @@ def perplexity(facts: Facts) -> Section | None:
             ]
         )
     title = "Perplexity of the dense and of the pruned model"
-    chart = Chart("perplexity", title, _bars_told(bars), dense_and_pruned(bars, "perplexity (by token)", ".3f"))
+    chart = Chart("perplexity", title, _bars_told(bars), dense_and_pruned(bars, "perplexity (by token)", ".3f"), True)
     columns = ["text", "dense", "pruned", "ratio", "interval", "KL, nats a token", "same top token", "tokens"]
     return Section("perplexity", "Perplexity", charts=[chart], tables=[_without_empty("By text", columns, rows)])
 
@@ -135,7 +139,8 @@ def tasks(facts: Facts) -> Section | None:
     found = _tasks(facts)
     if not found:
         return None
-    bars, rows = [], []
+    bars: list[dict[str, Any]] = []
+    rows: list[list[Cell]] = []
     for name, task in found.items():
         metric = _first_metric(task)
         for model in ("dense", "pruned"):
@@ -146,8 +151,10 @@ def tasks(facts: Facts) -> Section | None:
         rows += _task_rows(name, task)
     charts = []
     if bars:
-        spec = dense_and_pruned(bars, "accuracy (share of documents), ± standard error", ".4f")
-        charts.append(Chart("tasks", "Zero-shot accuracy of the dense and of the pruned model", _bars_told(bars), spec))
+        spec = dense_and_pruned(bars, "accuracy (share), ± standard error", ".4f")
+        charts.append(
+            Chart("tasks", "Zero-shot accuracy of the dense and of the pruned model", _bars_told(bars), spec, True)
+        )
     notes = []
     mean = facts.tasks.get("mean") or {}
     if mean:
@@ -203,7 +210,7 @@ def _with_error(measured: dict[str, Any], metric: str) -> Cell:
 
 def _flips(name: str, task: dict[str, Any]) -> list[Cell]:
     differs = task.get("difference", {})
-    of_metric = differs.get(_first_metric(task)) or next(iter(differs.values()), {})
+    of_metric: dict[str, Any] = differs.get(_first_metric(task)) or next(iter(differs.values()), {})
     return [
         text(name),
         text(task.get("version")),
@@ -222,7 +229,7 @@ def divergence(facts: Facts) -> Section | None:
         ("by_position", "position in the window (token)", "KL divergence along the window"),
         (
             "by_frequency",
-            "how frequent the token is (rarest to most frequent)",
+            "frequency of the token (band)",
             "KL divergence by frequency of the token",
         ),
     ):
@@ -252,7 +259,7 @@ def generations(facts: Facts) -> Section | None:
     pairs = []
     for each in facts.evaluation.get("generations", []):
         at, distinct = each.get("diverges_at"), each.get("distinct3", {})
-        told = "the same to the end" if at is None else f"the same for {at} tokens"
+        told = "the same to the end" if at is None else f"the same up to token {at}"
         if distinct:
             told += ", different 3-grams: " + ", ".join(f"{name} {value:.0%}" for name, value in distinct.items())
         pairs.append((str(each.get("prompt")), str(each.get("dense")), str(each.get("pruned")), told))

@@ -1,5 +1,6 @@
 """Where a version comes from, what was decided about it, and how anybody can check that."""
 
+import json
 import re
 from shlex import quote
 from typing import Any
@@ -81,44 +82,43 @@ def provenance(facts: Facts) -> Section:
     manifest, origin, evaluation = facts.manifest, facts.origin, facts.evaluation
     base, calibration, engine = manifest["base"], manifest["calibration"], manifest["engine"]
     entry = facts.chain.registered(facts.number)
-    made = [
-        ["base", _source(base)],
-        ["base digest", digest(base["digest"])],
-        ["tokenizer digest", digest(base.get("tokenizer"))],
-        ["licence of the base", text(base.get("license"))],
-        ["pruned by", text(described(manifest["settings"]["prune"]))],
-        ["masks digest", digest(manifest["masks"]["digest"])],
-        ["computed", text(f"{engine['device']}, {engine['dtype']}, engine {engine['version']}")],
-        ["versions", text(", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))],
-        ["commit", Cell(origin["git"]["commit"], code=True) if origin["git"]["commit"] else text("not in git")],
-        ["files not committed", text({True: "yes", False: "no", None: "not known"}[origin["git"]["dirty"]])],
-        ["registered", text(entry.time.replace("T", " ").partition(".")[0] + " UTC" if entry else None)],
-        ["signed by", text(entry.actor if entry else None)],
-        ["signing key", digest(origin.get("key"))],
-        ["MLflow", text(facts.tracking_uri, code=True)],
-        ["MLflow run", text(facts.run_id, code=True)],
+    made: list[tuple[str, Cell]] = [
+        ("base", _source(base)),
+        ("base digest", digest(base["digest"])),
+        ("tokenizer digest", digest(base.get("tokenizer"))),
+        ("licence of the base", text(base.get("license"))),
+        ("pruned by", text(described(manifest["settings"]["prune"]))),
+        ("masks digest", digest(manifest["masks"]["digest"])),
+        ("computed", text(f"{engine['device']}, {engine['dtype']}, engine {engine['version']}")),
+        ("versions", text(", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))),
+        ("commit", Cell(origin["git"]["commit"], code=True) if origin["git"]["commit"] else text("not in git")),
+        ("files not committed", text({True: "yes", False: "no", None: "not known"}[origin["git"]["dirty"]])),
+        ("registered", text(entry.time.replace("T", " ").partition(".")[0] + " UTC" if entry else None)),
+        ("signed by", text(entry.actor if entry else None)),
+        ("signing key", digest(origin.get("key"))),
+        ("MLflow", text(facts.tracking_uri, code=True)),
+        ("MLflow run", text(facts.run_id, code=True)),
     ]
     windows = calibration["settings"]
-    measured = facts.settings.get("evaluate", {})
     sources = facts.settings.get("sources", {})
-    seen = [
-        ["text", _source(calibration["source"]), _source(sources.get("evaluation"))],
-        [
+    seen: list[tuple[str, Cell, Cell]] = [
+        ("text", _source(calibration["source"]), _source(sources.get("evaluation"))),
+        (
             "sha256",
             digest(calibration["source"].get("sha256")),
             digest((sources.get("evaluation") or {}).get("sha256")),
-        ],
-        ["windows", number(windows.get("samples"), "{:,}"), number(evaluation.get("windows"), "{:,}")],
-        [
+        ),
+        ("windows", number(windows.get("samples"), "{:,}"), number(evaluation.get("windows"), "{:,}")),
+        (
             "tokens a window",
             number(windows.get("sequence_length"), "{:,}"),
             number(evaluation.get("context_length"), "{:,}"),
-        ],
-        ["tokens", number(calibration.get("tokens"), "{:,}"), number(evaluation.get("tokens"), "{:,}")],
-        ["documents", number(calibration.get("documents"), "{:,}"), text(None)],
-        ["seed", text(windows.get("seed")), text(measured.get("seed"))],
-        ["BOS before each window", text(_yes(calibration.get("bos"))), text(_yes(evaluation.get("bos")))],
-        ["digest of the tokens", digest(calibration.get("digest")), digest(evaluation.get("digest"))],
+        ),
+        ("tokens", number(calibration.get("tokens"), "{:,}"), number(evaluation.get("tokens"), "{:,}")),
+        ("documents", number(calibration.get("documents"), "{:,}"), text(None)),
+        ("seed", text(windows.get("seed")), text(None)),
+        ("BOS before each window", text(_yes(calibration.get("bos"))), text(_yes(evaluation.get("bos")))),
+        ("digest of the tokens", digest(calibration.get("digest")), digest(evaluation.get("digest"))),
     ]
     tables = [
         Table("What it was made from", ["", ""], [[text(name), cell] for name, cell in made]),
@@ -196,7 +196,10 @@ def verify(facts: Facts) -> Section:
             "dass export-audit history.zip && dass audit history.zip",
             "the ledger, without MLflow and without a workspace",
         ),
-        (f"python -c {quote(f'import dass; dass.load({shown!r})')}", "load it; what is not as signed is refused"),
+        (
+            f"python -c {quote(f'import dass; dass.load({json.dumps(shown)})')}",
+            "load it; what is not as signed is refused",
+        ),
     ]
     key = facts.origin.get("key")
     notes = [f"This page is a picture, not a proof. It was drawn from files signed with key {key}."]
