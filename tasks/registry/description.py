@@ -15,7 +15,7 @@ def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
         provenance: as `tasks.registry.registration.register` takes.
     """
     manifest, evaluation = result.manifest, result.evaluation
-    interval = evaluation.get("interval", {}).get("ratio")
+    interval = (evaluation.get("interval") or {}).get("ratio")
     sure = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
     calibration, read = manifest["calibration"], result.evaluation_set["source"]
     rows = [

@@ -281,7 +281,7 @@ def _log_metrics(
     now = int(datetime.now(UTC).timestamp() * 1000)
     metrics = [Metric(_metric(name), value, now, 0, model_id=model_id) for name, value in result.figures.items()]
     for name, series in result.series.items():
-        metrics += [Metric(_metric(name), value, now, step) for step, value in enumerate(series)]
+        metrics += [Metric(_metric(name), value, now, step) for step, value in series]
     metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
     for layer in result.manifest["layers"]:
         step = layer["layer"]

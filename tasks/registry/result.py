@@ -77,14 +77,16 @@ class Result:
         return {name: value for name, value in values.items() if type(value) in (int, float)}
 
     @property
-    def series(self) -> dict[str, list[float]]:
-        """Every list of numbers that was measured along something (by_...), under a dotted name."""
-        lists = {name: value for name, value in flat(self.evaluation).items() if isinstance(value, list)}
-        return {
-            name: list(map(float, values))
-            for name, values in lists.items()
-            if ".by_" in name and values and all(type(value) in (int, float) for value in values)
-        }
+    def series(self) -> dict[str, list[tuple[int, float]]]:
+        """What metrics/evaluation.json has along bands (by_...): a dotted name -> where each begins, and the figure."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for name, bands in flat(self.evaluation).items():
+            if ".by_" in name:
+                for band in bands:
+                    for key, value in band.items():
+                        if key not in ("from", "to") and type(value) in (int, float):
+                            found.setdefault(f"{name}.{key}", []).append((band["from"], value))
+        return found
 
 
 def task_figures(tasks: dict[str, Any]) -> dict[str, Any]:

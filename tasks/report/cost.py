@@ -12,14 +12,14 @@ from tasks.report.facts import Facts
 def headline(facts: Facts) -> Section:
     """One table: what it was, what it is, and how sure that is."""
     evaluation = facts.evaluation
-    ratio = evaluation.get("interval", {})
+    ratio = evaluation.get("interval") or {}
     rows = [
         _perplexity_row(name, evaluation, key)
         for key, name in _PERPLEXITIES.items()
-        if key in evaluation["dense"] and key in evaluation["pruned"]
+        if None not in (evaluation["dense"].get(key), evaluation["pruned"].get(key))
     ]
     rows.append([text("perplexity ratio"), NONE, NONE, number(evaluation["ratio"]), interval(ratio.get("ratio"))])
-    divergence = evaluation.get("divergence", {})
+    divergence = evaluation.get("divergence") or {}
     for key, name, form in _DIVERGENCES:
         if key in divergence:
             rows.append([text(name), NONE, NONE, number(divergence[key], form), NONE])
@@ -56,8 +56,12 @@ def _perplexity_row(name: str, evaluation: dict[str, Any], key: str) -> list[Cel
 
 
 def _level(facts: Facts) -> str:
-    levels = [facts.evaluation.get("interval", {}).get("level", 0.95)]
-    return f"{levels[0]:.0%} interval"
+    level = (facts.evaluation.get("interval") or {}).get("level", 0.95)
+    return f"{level:.0%} interval"
+
+
+VERDICTS = ("incomplete", "anomalous")
+"""Rulings that no setting asks for; they have a table of their own."""
 
 
 def verdicts(facts: Facts) -> Section | None:
@@ -67,10 +71,9 @@ def verdicts(facts: Facts) -> Section | None:
     if told:
         rows = [[Cell(str(each.get("verdict")), mark="bad"), text(each.get("told"))] for each in told]
         tables.append(Table("Verdicts against the figures", ["verdict", "why"], rows))
-    if facts.rulings:
-        tables.append(
-            Table("Rules of promotion", ["rule", "limit", "value", "holds", ""], list(map(_rule, facts.rulings)))
-        )
+    rulings = [each for each in facts.rulings if each.rule not in VERDICTS]
+    if rulings:
+        tables.append(Table("Rules of promotion", ["rule", "limit", "value", "holds", ""], list(map(_rule, rulings))))
     overlap = facts.evaluation.get("overlap", {})
     if overlap:
         rows = [
@@ -81,7 +84,7 @@ def verdicts(facts: Facts) -> Section | None:
     if not tables:
         return None
     notes = [] if told else ["No verdict stands against the figures."] if "verdicts" in facts.evaluation else []
-    if facts.rulings:
+    if rulings:
         notes.append(
             "Rules as params.yaml has them now, judged on the registered figures. "
             + {
@@ -109,22 +112,22 @@ def _asked(value: Any) -> Cell:
 def perplexity(facts: Facts) -> Section | None:
     """Dense against pruned, text by text."""
     evaluation = facts.evaluation
-    texts: dict[str, Any] = {"held-out text": evaluation, **evaluation.get("texts", {})}
+    texts: dict[str, Any] = {"evaluation": evaluation, **evaluation.get("texts", {})}
     bars, rows = [], []
     for name, measured in texts.items():
         pair = {model: measured.get(model, {}).get("perplexity") for model in ("dense", "pruned")}
         if None in pair.values():
             continue
         bars += [{"name": name, "model": model, "value": value} for model, value in pair.items()]
-        of_text, ratio = measured.get("interval", {}), measured.get("ratio")
+        of_text, moved = measured.get("interval") or {}, measured.get("divergence") or {}
         rows.append(
             [
                 text(name),
                 *map(number, pair.values()),
-                number(ratio),
+                number(measured.get("ratio")),
                 interval(of_text.get("ratio")),
-                number(measured.get("divergence", {}).get("kl"), "{:.4f}"),
-                share(measured.get("divergence", {}).get("top1_agreement")),
+                number(moved.get("kl"), "{:.4f}"),
+                share(moved.get("top1_agreement")),
                 number(measured.get("tokens"), "{:,}"),
             ]
         )
@@ -223,13 +226,13 @@ def _flips(name: str, task: dict[str, Any]) -> list[Cell]:
 
 def divergence(facts: Facts) -> Section | None:
     """Where the pruned model's predictions moved: along the window, and for rare and frequent tokens."""
-    measured = facts.evaluation.get("divergence", {})
+    measured = facts.evaluation.get("divergence") or {}
     charts = []
     for key, across, title in (
-        ("by_position", "position in the window (token)", "KL divergence along the window"),
+        ("by_position", "position in the window (tokens)", "KL divergence along the window"),
         (
             "by_frequency",
-            "frequency of the token (band)",
+            "how often the token occurs in the text (times)",
             "KL divergence by frequency of the token",
         ),
     ):
@@ -241,27 +244,30 @@ def divergence(facts: Facts) -> Section | None:
 
 
 def _points(values: Any) -> list[dict[str, Any]]:
-    """What a list of figures holds, be they numbers or records with one called kl."""
+    """The bands that a divergence was measured in, by where they begin and end; or one figure a place."""
     points = []
     for at, each in enumerate(values if isinstance(values, list) else []):
         value = each.get("kl") if isinstance(each, dict) else each
-        where = next((each[key] for key in _PLACES if key in each), at) if isinstance(each, dict) else at
         if type(value) in (int, float):
-            points.append({"at": where if isinstance(where, int | float | str) else str(where), "value": value})
+            points.append({"at": _band(each) if isinstance(each, dict) else at, "value": value})
     return points
 
 
-_PLACES = ("position", "from", "band", "start", "name")
+def _band(each: dict[str, Any]) -> str:
+    """From where to where, as words."""
+    least, most = each.get("from"), each.get("to")
+    return f"{least:,} and more" if most is None else f"{least:,}" if most == least else f"{least:,} to {most:,}"
 
 
 def generations(facts: Facts) -> Section | None:
     """What both models write behind the same prompts."""
     pairs = []
     for each in facts.evaluation.get("generations", []):
-        at, distinct = each.get("diverges_at"), each.get("distinct3", {})
+        at, distinct = each.get("diverges_at"), each.get("distinct3") or {}
         told = "the same to the end" if at is None else f"the same up to token {at}"
         if distinct:
-            told += ", different 3-grams: " + ", ".join(f"{name} {value:.0%}" for name, value in distinct.items())
+            shares = ", ".join(f"{name} {share(value, 0).text}" for name, value in distinct.items())
+            told += f", different 3-grams: {shares}"
         pairs.append((str(each.get("prompt")), str(each.get("dense")), str(each.get("pruned")), told))
     if not pairs:
         return None

@@ -74,6 +74,8 @@ def _moved_charts(masks: list[dict[str, Any]]) -> list[Chart]:
 
 
 def _value(value: Any) -> Cell:
+    if value is None or isinstance(value, bool):
+        return text(json.dumps(value))
     return number(value, "{:.6g}") if type(value) in (int, float) else text(redacted(str(value)))
 
 
@@ -131,7 +133,7 @@ def provenance(facts: Facts) -> Section:
     if origin.get("dvc"):
         rows = [[text(path, code=True), digest(md5)] for path, md5 in origin["dvc"].items()]
         tables.append(Table("Data in DVC", ["path", "md5"], rows, folded=True))
-    settings = [[text(key, code=True), text(redacted(str(value)))] for key, value in flat(facts.settings).items()]
+    settings = [[text(key, code=True), _value(value)] for key, value in flat(facts.settings).items()]
     tables.append(Table("All settings", ["setting", "value"], settings, folded=True))
     return Section("provenance", "Where it comes from", tables=tables)
 

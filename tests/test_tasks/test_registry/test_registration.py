@@ -153,9 +153,9 @@ def test_figures_along_something_have_their_place_as_step_and_any_name_is_taken(
     finished: Workspace, settings: Settings
 ) -> None:
     measured = read_json(finished.metrics / "evaluation.json")
-    measured["divergence"] = {"kl": 0.25, "by_position": [0.5, 0.25]}
-    measured["texts"] = {"code / ../ <é>": {"ratio": 2.0}}
-    measured["interval"] = {"ratio": [1.0, 2.0]}
+    bands = [{"from": 1, "to": 3, "kl": 0.5}, {"from": 4, "to": None, "kl": 0.25}]
+    measured["divergence"] |= {"kl": 0.25, "by_position": bands, "by_frequency": []}
+    measured["texts"] = {"code / ../ <é>": {**measured, "ratio": 2.0, "texts": {}}}
     write_json(finished.metrics / "evaluation.json", measured)
     made = register(finished, settings, PROVENANCE)
     client = client_of(finished)
@@ -163,8 +163,8 @@ def test_figures_along_something_have_their_place_as_step_and_any_name_is_taken(
     assert metrics["divergence.kl"] == 0.25
     assert metrics["texts.code _ .._ ___.ratio"] == 2.0
     assert "interval.ratio" not in metrics
-    along = client.get_metric_history(made.run_id, "divergence.by_position")
-    assert sorted((each.step, each.value) for each in along) == [(0, 0.5), (1, 0.25)]
+    along = client.get_metric_history(made.run_id, "divergence.by_position.kl")
+    assert sorted((each.step, each.value) for each in along) == [(1, 0.5), (4, 0.25)]
 
 
 def test_masks_restored_from_a_cache_register_without_seconds(finished: Workspace, settings: Settings) -> None:

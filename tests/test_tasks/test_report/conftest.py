@@ -63,8 +63,8 @@ def full(plain: Facts) -> Facts:
             "kl": 0.3456,
             "top1_agreement": 0.71,
             "top5_overlap": 0.62,
-            "by_position": [0.5, 0.4, 0.3],
-            "by_frequency": [{"band": "1 to 10", "kl": 0.9}, {"band": "11 to 100", "kl": 0.2}],
+            "by_position": [{"from": 1, "to": 15, "kl": 0.5}, {"from": 16, "to": 31, "kl": 0.3}],
+            "by_frequency": [{"from": 1, "to": 1, "kl": 0.9}, {"from": 2, "to": None, "kl": 0.2}],
         },
         "texts": {"<i>code</i>": {"dense": {"perplexity": 3.0}, "pruned": {"perplexity": 4.5}, "ratio": 1.5}},
         "generations": [
@@ -76,7 +76,7 @@ def full(plain: Facts) -> Facts:
                 "diverges_at": 0,
             }
         ],
-        "overlap": {"held-out text": {"share": 0.125, "grams": 1000}},
+        "overlap": {"evaluation": {"share": 0.125, "grams": 1000}},
         "verdicts": [{"verdict": "anomalous", "told": "pruned is better than dense"}],
     }
     task = {

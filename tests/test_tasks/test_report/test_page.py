@@ -59,7 +59,11 @@ def names(facts: Facts) -> list[str]:
 
 def test_what_was_not_measured_has_no_section(plain: Facts, full: Facts) -> None:
     always = ["headline", "rules", "perplexity", "layers", "neurons", "change", "provenance", "history", "verify"]
-    assert names(plain) == always
+    nothing = {"interval": None, "divergence": None, "generations": [], "overlap": {}, "verdicts": [], "texts": {}}
+    bare = replace(plain, evaluation={**plain.evaluation, **nothing})
+    assert names(bare) == always
+    assert "None" not in Read(render(bare)).words
+    assert set(names(plain)) - set(always) == {"divergence", "generations"}
     assert set(names(full)) - set(always) == {"tasks", "divergence", "generations"}
 
 
