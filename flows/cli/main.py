@@ -1,5 +1,6 @@
 """The command line. It reads arguments and prints; the work is elsewhere, and imported when it is wanted."""
 
+import gc
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ from tasks.workspace.patience import patience
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    gc.set_threshold(100_000, 20, 100)  # what imports make stays: looking at it again is a tenth of the start
     escape_what_cannot_be_shown()
     interruption = Interruption()
     status = run_command(sys.argv[1:], interruption)
