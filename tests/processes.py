@@ -138,9 +138,10 @@ def anchor_head(uri: str, workspace: Workspace, model: str, dies_before: int) ->
 
     def dying(folder: Path, *arguments: str, **options: Any) -> Any:
         nonlocal left
-        left -= bool({"hash-object", "mktree", "commit-tree", "update-ref", "push"} & set(arguments))
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if {"hash-object", "mktree", "commit-tree", "update-ref", "push"} & set(arguments):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
         return ask(folder, *arguments, **options)
 
     setattr(git, "_ask", dying)  # noqa: B010  (in this process, which is for one call)

@@ -288,9 +288,8 @@ def _check_files(ws: Workspace, client: "MlflowClient", model: str, folder: Path
 def _check_ledger(ws: Workspace, client: "MlflowClient", model: str, number: str | None) -> str:
     """The chain is whole and signed by keys that may, the version is in it, and the aliases are where it put them."""
     ledger = Ledger.open(client, model, ws)
-    chain = ledger.chain()
+    chain = check_anchor(ws, model, git_store(ws), ledger.chain)
     ledger.check_heads(chain.entries)
-    check_anchor(ws, model, git_store(ws), chain)
     entry = chain.registered(_known(model, number))
     if entry is None:
         raise BrokenLedger(f"version {number} is not in the ledger of {model}.")

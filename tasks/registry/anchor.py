@@ -8,6 +8,7 @@ fetched it sees a ledger that was cut or rewritten afterwards:
 
 import json
 import logging
+from collections.abc import Callable
 from urllib.parse import quote
 
 from dass.errors import InputError
@@ -30,16 +31,25 @@ def ref_of(model: str) -> str:
     return PREFIX + quote(model, safe="").replace(".", "%2E").replace("~", "%7E")  # git takes neither everywhere
 
 
-def check_anchor(ws: Workspace, model: str, store: str, chain: Chain) -> None:
+def check_anchor(ws: Workspace, model: str, store: str, read: Callable[[], Chain]) -> Chain:
     """Compare a ledger with what the workspace's repository remembers of it.
+
+    Args:
+        ws, model, store: which ledger, remembered where.
+        read: reads the ledger; called behind what is remembered, since others write both meanwhile.
+
+    Returns:
+        The ledger, as it was read.
 
     Raises:
         BrokenLedger: it was cut, rewritten or exchanged since.
         InputError: what is remembered cannot be read, or git refuses.
     """
     seen = anchored(ws, model, store)
+    chain = read()
     if seen is not None:
         seen.check(chain, f"{ref_of(model)} in git")
+    return chain
 
 
 def anchored(ws: Workspace, model: str, store: str) -> Seen | None:

@@ -135,9 +135,7 @@ def anchor_ledger(workspace: Workspace, client: "MlflowClient", model: str) -> N
     """Compare the ledger with its head in the workspace's git repository, and put the newest one there."""
     ledger = Ledger.open(client, model, workspace)
     store = git_store(workspace)
-    chain = ledger.chain()
-    check_anchor(workspace, model, store, chain)
-    anchor(workspace, model, store, chain)
+    anchor(workspace, model, store, check_anchor(workspace, model, store, ledger.chain))
 
 
 def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tasks.registry import keys
 from tasks.registry.anchor import anchor, anchored, check_anchor, git_store, ref_of
-from tasks.registry.chain import BrokenLedger
+from tasks.registry.chain import BrokenLedger, Chain
 from tasks.registry.ledger import Ledger
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
@@ -129,6 +129,19 @@ def test_an_older_head_never_takes_a_newer_ones_place(ws: Workspace, ledger: Led
     assert anchored(ws, ledger.model, git_store(ws)) == newest
 
 
+def test_an_entry_written_and_anchored_while_the_ledger_is_read_is_no_cut(ws: Workspace, ledger: Ledger) -> None:
+    store = git_store(ws)
+    anchor(ws, ledger.model, store, ledger.chain())
+
+    def read_while_another_writes() -> Chain:
+        chain = ledger.chain()
+        ledger.record("gate", "1", manifest_of("1"), {})
+        anchor(ws, ledger.model, store, ledger.chain())
+        return chain
+
+    check_anchor(ws, ledger.model, store, read_while_another_writes)
+
+
 def test_processes_that_anchor_at_once_leave_the_newest_head(ws: Workspace, ledger: Ledger, here: Store) -> None:
     for _ in range(3):
         ledger.record("gate", "1", manifest_of("1"), {})
@@ -145,7 +158,7 @@ def test_one_killed_before_every_write_is_made_up_for_by_the_next(ws: Workspace,
         last = ledger.entries()[-1]
         process = start(anchor_head, here.uri, ws, ledger.model, step)
         process.join(120)
-        check_anchor(ws, ledger.model, git_store(ws), ledger.chain())  # it lags or is there, and is never wrong
+        check_anchor(ws, ledger.model, git_store(ws), ledger.chain)  # it lags or is there, and is never wrong
         seen = anchored(ws, ledger.model, git_store(ws))
         assert seen is not None
         assert seen.n == last.n or process.exitcode == -signal.SIGKILL
@@ -171,16 +184,16 @@ def test_a_cut_ledger_is_seen_by_a_clone_that_never_read_it(
     assert here.execute(sql, ledger.run_id, f"entry.{last.n:06d}") == 1
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "new user"))
     other = Workspace(tmp_path / "other")
-    chain = Ledger.open(ledger._client, ledger.model, other).chain()
+    read = Ledger.open(ledger._client, ledger.model, other).chain
     with pytest.raises(
         BrokenLedger, match=rf"entry {last.n}, which refs/dass/ledger/.* in git remembers, is not there"
     ):
-        check_anchor(other, ledger.model, git_store(other), chain)
+        check_anchor(other, ledger.model, git_store(other), read)
 
 
 def test_outside_git_nothing_is_done(ledger: Ledger, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     ws = Workspace(tmp_path / "plain")
     anchor(ws, ledger.model, git_store(ws), ledger.chain())
-    check_anchor(ws, ledger.model, git_store(ws), ledger.chain())
+    check_anchor(ws, ledger.model, git_store(ws), ledger.chain)
     assert list(ws.root.iterdir()) == []
