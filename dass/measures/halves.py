@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.modeling_outputs import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
 _PROBED = 16  # tokens on which the halves are compared with the whole
 
