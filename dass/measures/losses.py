@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dass")
 
-_BATCH_TOKENS = 4096
+# Of a batch. On a CPU more tokens leave the cache, and every product gets slower.
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 # Of a slice. Logits are by far the largest tensor, and larger slices are no faster.
 _LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
 # Of a batch whose logits cannot be had in slices.
@@ -87,11 +88,12 @@ def token_losses(
     device = model.device if parts is None else parts.device
     parts = parts or halves(model, windows_WL[0].to(device))
     vocabulary = model.config.get_text_config().vocab_size
-    rows = max(1, (batch_tokens or _BATCH_TOKENS) // length)
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    rows = max(1, (batch_tokens or _BATCH_TOKENS[kind]) // length)
     if parts is None:
         logger.info("%s: no body and head found that give its logits; small batches.", type(model).__name__)
         rows = max(1, min(rows, _LOGITS_OF_A_BATCH // vocabulary // length))
-    step = max(1, _LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE["cuda"]) // vocabulary)
+    step = max(1, _LOGITS_AT_ONCE[kind] // vocabulary)
     losses_WL = torch.empty(windows, length - 1)
     for start in range(0, windows, rows):
         batch_WL = windows_WL[start : start + rows].to(device)

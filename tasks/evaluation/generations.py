@@ -15,7 +15,7 @@ from tasks.sources.tokens import encode
 
 logger = logging.getLogger("dass")
 
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 10, 24, 32
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 10, 24, 24
 
 _LOOKED_AT = 1 << 20  # characters of the text
 _SHORTEST = 12  # words of a paragraph that a prompt is taken from

@@ -21,8 +21,8 @@ from dass.measures.losses import Slice
 from tasks.evaluation.texts import MAIN
 
 TOKENS, LOSSES, DIVERGENCE = "tokens.safetensors", "losses.safetensors", "divergence.safetensors"
-HIDDEN_AT_MOST = 1 << 29
-"""Bytes of hidden states of one text: the windows beyond are not compared token by token."""
+HIDDEN_TOKENS = 4096
+"""Whose hidden states are kept of one text; windows beyond are not compared. A token that is costs a third more."""
 
 
 def key_of(name: str) -> str:
@@ -38,7 +38,7 @@ def windows_of(evaluation: Path, name: str) -> Tensor:
 
 
 class HiddenStates:
-    """Collects the hidden states of the first windows of a text, up to HIDDEN_AT_MOST bytes and at least one window."""
+    """Collects the hidden states of the first windows of a text, HIDDEN_TOKENS at most and at least one window."""
 
     def __init__(self, windows_WL: Tensor) -> None:
         self._windows, self._scored = len(windows_WL), windows_WL.shape[1] - 1
@@ -50,7 +50,7 @@ class HiddenStates:
             return
         if self._kept_NH is None:
             width, dtype = piece.hidden_nH.shape[1], piece.hidden_nH.dtype
-            fitting = max(1, HIDDEN_AT_MOST // (self._scored * width * dtype.itemsize))
+            fitting = max(1, HIDDEN_TOKENS // (self._scored + 1))
             self._kept_NH = torch.empty(min(self._windows, fitting) * self._scored, width, dtype=dtype)
         place = self._kept_NH[piece.start : piece.start + len(piece.hidden_nH)]
         place.copy_(piece.hidden_nH[: len(place)])

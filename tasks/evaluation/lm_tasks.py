@@ -5,8 +5,9 @@ Imports lm_eval, which takes seconds: import this inside a function.
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ class AskedTask:
             self.task.doc_to_choice(self.task.eval_docs[0]) if self.task.OUTPUT_TYPE == "multiple_choice" else [""]
         )
         return self.documents * len(choices)
+
+    def texts(self) -> Iterator[str]:
+        """Each document's question with its choices, as a person would read it."""
+        for document in islice(self.task.eval_docs, self.documents):
+            choices = self.task.doc_to_choice(document) if self.task.OUTPUT_TYPE == "multiple_choice" else []
+            yield " ".join([str(self.task.doc_to_text(document)), *map(str, choices)])
 
 
 def asked_tasks(evaluate: Evaluate, pins: Mapping[str, Any] | None, root: Path) -> list[AskedTask]:

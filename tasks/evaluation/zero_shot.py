@@ -21,6 +21,7 @@ from dass.model.checkpoint import Checkpoint
 from dass.model.pretrained import load_model, load_tokenizer
 from tasks.evaluation.answers import ANSWERS, Answer, Row, write_answers
 from tasks.evaluation.dense_cache import keep_answers, kept_answers
+from tasks.evaluation.overlap import calibration_grams
 from tasks.evaluation.paired import difference
 from tasks.evaluation.request_log import RequestLog
 from tasks.evaluation.scored import Scored, main_metric
@@ -28,6 +29,7 @@ from tasks.evaluation.task_check import check_tokenizer
 from tasks.evaluation.task_verdicts import verdicts
 from tasks.sources.pinned import read_pins
 from tasks.sources.task_definitions import single_tasks
+from tasks.sources.tokens import encode
 from tasks.workspace.devices import choose_device, choose_dtype
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress_bar
@@ -35,6 +37,7 @@ from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from tasks.evaluation.asked_model import HarnessModel
     from tasks.evaluation.lm_tasks import AskedTask
@@ -59,7 +62,7 @@ def evaluate_tasks(ws: Workspace, settings: Settings) -> None:
     rows: list[Row] = []
     record: dict[str, Any] = {"tasks": {}}
     if settings.evaluate.tasks:
-        for folder, stage in ((ws.base, "sources"), (ws.pruned, "materialize")):
+        for folder, stage in ((ws.base, "sources"), (ws.calibration, "calibration"), (ws.pruned, "materialize")):
             if not folder.is_dir():
                 raise InputError(f"No {folder}. Run: dass run, or dvc repro {stage}")
         check_tokenizer(ws, settings)
@@ -70,13 +73,21 @@ def evaluate_tasks(ws: Workspace, settings: Settings) -> None:
             if name not in pins:
                 raise InputError(f"{ws.lock_file.name} does not name the documents of {name}. Run: dass pin")
         asked = asked_tasks(settings.evaluate, pins, ws.root)
-        record, rows = _Asking(ws, settings).ask(asked)
+        asking = _Asking(ws, settings)
+        record, rows = asking.ask(asked)
+        record["overlap"] = _overlaps(ws, asked, asking.tokenizer)
     with complete_folder(ws.answers) as folder:
         write_answers(folder / ANSWERS, rows)
         if rows:
             record["answers"] = {"rows": len(rows), "sha256": sha256_file(folder / ANSWERS)}
     write_json(ws.metrics / RESULT, record)
     shutil.rmtree(_work(ws), ignore_errors=True)
+
+
+def _overlaps(ws: Workspace, asked: "list[AskedTask]", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """How much of each task the calibration windows hold, by name."""
+    known = calibration_grams(ws)
+    return {each.name: known.share_of(encode(tokenizer, text) for text in each.texts()) for each in asked}
 
 
 def _work(ws: Workspace) -> Path:

@@ -67,7 +67,9 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
         rulings.append(_task_drop(task, limit, evidence.tasks["tasks"].get(task), task in rules.optional_tasks))
     rulings += _divergence(rules, evaluation.get("divergence"))
     if rules.max_overlap is not None:
-        rulings.append(_overlap(rules.max_overlap, evaluation.get("overlap", {})))
+        tasks = {f"task {name}": each for name, each in evidence.tasks.get("overlap", {}).items()}
+        texts = {f"text {name}": each for name, each in evaluation.get("overlap", {}).items()}
+        rulings.append(_overlap(rules.max_overlap, texts | tasks if texts else {}))
     if rules.max_layer_error is not None:
         rulings.append(_layer_error(rules.max_layer_error, evidence.manifest["layers"]))
     if rules.kernel is not None:
@@ -125,14 +127,14 @@ def _divergence(rules: Promote, measured: dict[str, Any] | None) -> list[Ruling]
 
 
 def _overlap(limit: float, measured: dict[str, dict[str, Any]]) -> Ruling:
-    """The text that overlaps most decides; one without a single 13-gram cannot be judged."""
+    """The text or task that overlaps most decides; one without a single 13-gram cannot be judged."""
     shares = {name: each["share"] for name, each in measured.items()}
     if not shares or None in shares.values():
         unknown = ", ".join(name for name, share in shares.items() if share is None)
         return Ruling("max_overlap", limit, None, False, f"not measured {f'of {unknown}' if unknown else ''}".rstrip())
     worst = max(shares, key=lambda name: shares[name])
     ruling = _at_most("max_overlap", limit, shares[worst])
-    told = f"text {worst}: {shares[worst]:.1%} of its 13-grams are in the calibration windows"
+    told = f"{worst}: {shares[worst]:.1%} of its 13-grams are in the calibration windows"
     return Ruling("max_overlap", limit, ruling.value, ruling.passed, "" if ruling.passed else told)
 
 

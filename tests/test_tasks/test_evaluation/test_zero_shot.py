@@ -15,6 +15,7 @@ import torch
 from dass.errors import InputError, NumericalError
 from dass.files import read_json
 from dass.model.pretrained import load_model
+from tasks.calibration import cache_windows
 from tasks.evaluation import zero_shot
 from tasks.evaluation.answers import read_answers
 from tasks.evaluation.paired import difference
@@ -67,6 +68,8 @@ def test_figures_are_those_of_the_answers_and_of_every_document(asked: tuple[Wor
     assert [(row.task, row.doc) for row in rows] == [(task, doc) for task in ("arc_easy", "piqa") for doc in range(12)]
     assert [row.target for row in rows] == [0, 1, 2, 3] * 3 + [0, 1] * 6
     assert rows[1].choices == arc_documents()[1]["choices"]["text"]
+    assert {name: each["share"] for name, each in record["overlap"].items()} == {"arc_easy": 0.0, "piqa": 0.0}
+    assert all(each["grams"] > 12 for each in record["overlap"].values())
     for name, entry in record["tasks"].items():
         its = [row for row in rows if row.task == name]
         for which in ("dense", "pruned"):
@@ -86,6 +89,22 @@ def test_figures_are_those_of_the_answers_and_of_every_document(asked: tuple[Wor
     assert record["mean"]["pruned"] == pytest.approx(
         sum(each["pruned"]["acc"] for each in record["tasks"].values()) / 2
     )
+
+
+def test_documents_that_were_calibrated_on_are_found(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    (ws.root / "text.txt").write_text(
+        "".join(f"{each['goal']} {each['sol1']} {each['sol2']}" for each in piqa_documents())
+    )
+    settings = change_settings(
+        ws,
+        calibration__samples=1,
+        evaluate__tasks=settings.evaluate.tasks,
+        evaluate__task_files=settings.evaluate.task_files,
+    )
+    cache_windows(ws, settings)
+    evaluate_tasks(ws, settings)
+    assert result(ws)["overlap"]["piqa"]["share"] > 0
 
 
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:

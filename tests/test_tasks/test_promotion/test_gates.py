@@ -83,7 +83,20 @@ def test_the_text_that_overlaps_most_decides() -> None:
     assert one("max_overlap", 0.1, evaluation={**MEASURED, "overlap": overlap}).passed
     assert not one("max_overlap", 0.1, evaluation=MEASURED).passed
     overlap["short"] = {"share": None, "grams": 0}  # type: ignore[dict-item]
-    assert one("max_overlap", 0.1, evaluation={**MEASURED, "overlap": overlap}).told == "not measured of short"
+    assert one("max_overlap", 0.1, evaluation={**MEASURED, "overlap": overlap}).told == "not measured of text short"
+
+
+def test_a_task_whose_documents_were_calibrated_on_is_refused() -> None:
+    known = {**MEASURED, "overlap": {"evaluation": {"share": 0.0, "grams": 9}}}
+    tasks = {"tasks": {}, "overlap": {"arc": {"share": 0.25, "grams": 8}}}
+    refused = one("max_overlap", 0.1, evaluation=known, tasks=tasks)
+    assert (refused.value, refused.told) == (0.25, "task arc: 25.0% of its 13-grams are in the calibration windows")
+
+
+def test_a_verdict_on_a_task_refuses_too() -> None:
+    tasks = {"tasks": {}, "verdicts": [{"verdict": "incomplete", "told": "arc"}]}
+    (refused,) = judge(Promote(proof=False), evidence(tasks=tasks))
+    assert (refused.rule, refused.passed, refused.told) == ("incomplete", False, "arc")
 
 
 @pytest.mark.parametrize("verdict", ["anomalous", "incomplete"])
