@@ -86,7 +86,9 @@ class Summary:
             divergence=divergence
             and {key: value for key, value in divergence.items() if not isinstance(value, list) and key != "tokens"},
             texts={name: text["ratio"] for name, text in evaluation["texts"].items()},
-            overlap={name: each["share"] for name, each in evaluation["overlap"].items()},
+            overlap={
+                name: each["share"] for name, each in {**evaluation["overlap"], **tasks.get("overlap", {})}.items()
+            },
             verdicts=[*evaluation["verdicts"], *tasks.get("verdicts", [])],
             context_length=evaluation["context_length"],
             tokens=evaluation["tokens"],

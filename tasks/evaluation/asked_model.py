@@ -23,7 +23,8 @@ class HarnessModel(HFLM):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=rows)
         self.before_batch: Callable[[], None] = lambda: None
-        self._embedded = len(model.get_input_embeddings().weight)
+        embedding: Any = model.get_input_embeddings()
+        self._embedded = len(embedding.weight)
 
     def _model_call(self, *arguments: Any, **options: Any) -> torch.Tensor:
         self.before_batch()
