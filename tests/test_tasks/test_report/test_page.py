@@ -59,7 +59,14 @@ def names(facts: Facts) -> list[str]:
 
 def test_what_was_not_measured_has_no_section(plain: Facts, full: Facts) -> None:
     always = ["headline", "rules", "perplexity", "layers", "neurons", "change", "provenance", "history", "verify"]
-    nothing = {"interval": None, "divergence": None, "generations": [], "overlap": {}, "verdicts": [], "texts": {}}
+    nothing: dict[str, Any] = {
+        "interval": None,
+        "divergence": None,
+        "generations": [],
+        "overlap": {},
+        "verdicts": [],
+        "texts": {},
+    }
     bare = replace(plain, evaluation={**plain.evaluation, **nothing})
     assert names(bare) == always
     assert "None" not in Read(render(bare)).words
