@@ -58,6 +58,7 @@ bench: $(READY)
 	@.venv/bin/python -m benchmarks.speed $(FRESH)
 	@.venv/bin/python -m benchmarks.growth $(FRESH)
 	@.venv/bin/python -m benchmarks.many_masks $(FRESH)
+	@.venv/bin/python -m benchmarks.evaluation $(FRESH)
 	@.venv/bin/python -m benchmarks.shape_7b $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 

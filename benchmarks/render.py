@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command, gpu, growth, many_masks, shape_7b, speed
+from benchmarks import command, evaluation, gpu, growth, many_masks, shape_7b, speed
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.results import Record
 from dass.errors import InputError
@@ -69,6 +69,14 @@ SECTIONS = (
         many_masks.table,
         "Propagation dense: norms are collected in one pass through the dense model; methods, patterns and alphas then "
         "make their masks from them without a token.",
+    ),
+    Section(
+        "Evaluation against a plain loop",
+        "evaluation.json",
+        "python -m benchmarks.evaluation",
+        evaluation.table,
+        "Perplexity of the dense model over the same windows, float32. The plain loop asks for all logits of a batch "
+        "and for their cross entropy; the fastest of all batch sizes and thread counts is shown. Medians over turns.",
     ),
     Section(
         "LLaMA-2-7B's shape on the CPU",
