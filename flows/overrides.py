@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -111,8 +111,21 @@ def _put(document: CommentedMap, key: str, value: Any, origin: str) -> Any:
     before = _plain(place.get(last))
     # Quoted, so that a reader of YAML 1.1 does not take 2:4 for the number 124.
     ratio = isinstance(value, str) and re.fullmatch(r"\d+(:\d+)+", value)
-    place[last] = DoubleQuotedScalarString(value) if ratio else value
+    is_section = isinstance(place.get(last), CommentedMap) and not place[last].fa.flow_style()
+    if ratio:
+        place[last] = DoubleQuotedScalarString(value)
+    else:
+        place[last] = value if is_section else _on_one_line(value)
     return before
+
+
+def _on_one_line(value: Any) -> Any:
+    """A list or mapping in brackets: entries below one another would be parted from the comment beside the key."""
+    if not isinstance(value, list | dict) or isinstance(value, CommentedMap | CommentedSeq):
+        return value
+    made: Any = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
+    made.fa.set_flow_style()
+    return made
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """`-S section.key=value` writes params.yaml, comments and all, or refuses in one line and writes nothing."""
 
 import io
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from dass.errors import InputError
-from flows.overrides import change_settings
+from flows.initialise import template
+from flows.overrides import change_settings, rewrite
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Source, load_settings
+from tasks.workspace.small_files import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 BOMB = "".join(
@@ -144,3 +147,20 @@ def test_settings_that_are_not_accepted_are_not_written(ws: Workspace) -> None:
     with pytest.raises(InputError, match="no such device"):
         change_settings(ws, ["engine.device=cuda"], accept=refuse)
     assert ws.params.read_bytes() == before
+
+
+def test_lists_and_mappings_are_changed_again_and_again() -> None:
+    text = template("params.yaml")
+    for key, value in (
+        ("evaluate.tasks", ["piqa", "arc_easy"]),
+        ("evaluate.task_files", {"piqa": {"validation": "a.jsonl", "train": "b.jsonl"}}),
+        ("promote.max_task_drop", {"piqa": {"drop": 0.1, "certain": True}}),
+        ("evaluate.tasks", []),
+        ("evaluate.task_files", {}),
+        ("promote.max_task_drop", {}),
+        ("evaluate.tasks", ["piqa"]),
+    ):
+        _, text, _ = rewrite(text, [(key, value)], "-S")
+        section, name = key.split(".")
+        assert parse_yaml(text, "params.yaml")[section][name] == value
+    assert re.search(r"^  tasks: \[piqa\] +# zero-shot tasks by", text, re.MULTILINE)
