@@ -28,8 +28,10 @@ COMMANDS = (
     "prune",
     "materialize",
     "evaluate",
+    "tasks",
     "plots",
     "report",
+    "answers",
     "export-audit",
     "audit",
 )

@@ -35,6 +35,7 @@ def test_a_new_workspace_has_the_default_settings_and_dvc_reads_its_pipeline(tmp
         "prune",
         "materialize",
         "evaluate",
+        "tasks",
         "plots",
     }
     assert "sources" in dvc(ws.root, "stage", "list").stdout
