@@ -79,7 +79,7 @@ def verdicts(facts: Facts) -> Section | None:
         rows = [
             [text(name), share(each.get("share")), number(each.get("grams"), "{:,}")] for name, each in overlap.items()
         ]
-        columns = ["text or task", "13-grams also in the calibration windows", "13-grams"]
+        columns = ["text or task", "13-grams it shares with the calibration", "13-grams"]
         tables.append(Table("Overlap with the calibration text", columns, rows))
     if not tables:
         return None
@@ -98,7 +98,7 @@ def verdicts(facts: Facts) -> Section | None:
 
 def _rule(ruling: Ruling) -> list[Cell]:
     open_ = ruling.value is None and not ruling.passed
-    holds = Cell("not measured") if open_ else Cell("yes", mark="good") if ruling.passed else Cell("no", mark="bad")
+    holds = Cell("not judged") if open_ else Cell("yes", mark="good") if ruling.passed else Cell("no", mark="bad")
     return [text(ruling.rule), _asked(ruling.limit), _asked(ruling.value), holds, text(ruling.told or None)]
 
 
