@@ -159,7 +159,7 @@ def test_readme_s_lines_for_a_model_of_one_s_own(machine: Machine) -> None:
         elif words[:1] == ["dass"] and words[1] not in ("serve", "ui"):  # they run until stopped: test_serve.py
             typed.append(words[1])
             result = machine.types(line.replace("org/name@revision", model), here)[0]
-    assert typed == ["init", "run", "show"]
+    assert typed == ["init", "run", "show", "report"]
     settings = load_settings(here / "params.yaml")
     assert (settings.prune.pattern, settings.calibration.samples) == ("2:4", 128)
     assert settings.register_.model in result
