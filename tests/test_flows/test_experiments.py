@@ -28,6 +28,7 @@ def committed(finished: Workspace, commands: Commands) -> Workspace:
     return finished
 
 
+@pytest.mark.slow
 def test_the_version_names_an_experiment_that_holds_its_settings(committed: Workspace, commands: Commands) -> None:
     options = ["-S", "register.save_experiment=true", "-S", "prune.sparsity=0.4"]
     version = commands.run(committed, *options)["version"]

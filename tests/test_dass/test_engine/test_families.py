@@ -113,6 +113,7 @@ def test_the_checks_above_can_fail() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_under_a_mistral_config_gets_the_masks_it_gets_as_a_llama(
     real_base: Callable[[Path], Path], tmp_path: Path
 ) -> None:

@@ -444,7 +444,12 @@ def test_a_hub_model_that_cannot_be_had_is_one_line(ws: Workspace, hub: str) -> 
     ("params", "expected", "continuation"),
     [
         ("params.yaml", ["Hello", "Ġ", "1", "2", "Ġworlds", "ĠĠ", "7"], "Paris"),
-        ("examples/gemma-3-270m/params.yaml", ["Hello", "▁", "1", "2", "▁worlds", "▁▁", "7"], "France"),
+        pytest.param(
+            "examples/gemma-3-270m/params.yaml",
+            ["Hello", "▁", "1", "2", "▁worlds", "▁▁", "7"],
+            "France",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["SmolLM2-135M", "Gemma-3-270m"],
 )
