@@ -251,7 +251,13 @@ def prune_checkpoint(
                     on_layer(record.report)
         with complete_folder(folder_out) as writing:
             found = apply_to_checkpoint(
-                base, run.masks, writing, run.updates, settings=what.named, history=history(folder_in)
+                base,
+                run.masks,
+                writing,
+                run.updates,
+                tuned=run.updates.tuned(run.masks),
+                settings=what.named,
+                history=history(folder_in),
             )
             check_replaceable(folder_out, overwrite)  # once more: hours have passed
     finally:

@@ -219,7 +219,7 @@ class CheckpointRun:
     def _replay(self, index: int) -> None:
         masks = MaskFile(self.mask_file(index))
         updates = Updates([path for path in [self.updates_file(index)] if path.exists()])
-        weights = {name: updates.weight(name, masks[name]) for name in updates}
+        weights = {name: updates.weight(name, masks.get(name)) for name in updates}
         self._pruner.replay_layer(
             index, self._decoder.from_stored(index, masks), self._decoder.from_stored(index, weights)
         )

@@ -10,7 +10,7 @@ A file's tensors are bytes. Its metadata has one key, "dass", a JSON object: "fo
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -187,10 +187,11 @@ def apply_to_checkpoint(
     folder: Path,
     updates: Updates | None = None,
     *,
+    tuned: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
     history: Mapping[str, Any] | None = None,
 ) -> Contents:
-    """Write base × masks into `folder`: removed weights are +0.0, every other byte of the weights is the base's.
+    """Write base × masks into `folder`: removed weights are +0.0, what no update names is the base's byte for byte.
 
     Config, tokenizer, chat templates and licence come along, with the keys that older transformers read
     (`write_older_keys`), the base's model card as BASE_README.md. What configs refer to
@@ -201,7 +202,8 @@ def apply_to_checkpoint(
         base: the dense checkpoint.
         masks: stored tensor name -> keep mask.
         folder: where to.
-        updates: new values of the kept weights of some tensors; those replace the base's.
+        updates: new values of the kept weights of some tensors, and tuned tensors whole; those replace the base's.
+        tuned: the tensors without a mask that `updates` may hold.
         settings: what was asked for, for dass.json.
         history: how the base was pruned before (`dass.masks.pruned_record.history`), for dass.json.
 
@@ -213,13 +215,13 @@ def apply_to_checkpoint(
     """
     check_masks_fit(base, masks)
     if updates:
-        updates.check_fit(masks, base.dtype)
+        updates.check_fit(masks, base, tuned)
 
     def pruned(name: str, weight: Tensor) -> Tensor | None:
-        if name not in masks:
-            return None
-        keep = masks[name]
-        return updates.weight(name, keep) if updates and name in updates else weight.masked_fill_(~keep, 0.0)
+        keep = masks.get(name)
+        if updates and name in updates:
+            return updates.weight(name, keep)
+        return None if keep is None else weight.masked_fill_(~keep, 0.0)
 
     found = contents(base.folder)
     beside, dropped = write_beside(base.folder, found, folder)

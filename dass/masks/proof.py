@@ -4,7 +4,7 @@ Nothing here trusts what a pruning run said of itself but its masks; tensors are
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import Any
 
@@ -22,17 +22,24 @@ class ProofError(Exception):
     """Something is not as the masks and the manifest say. The message is one line and names the first place."""
 
 
-def prove_weights(base: Checkpoint, pruned: Checkpoint, masks: Mapping[str, Tensor], updates: Updates | None) -> None:
+def prove_weights(
+    base: Checkpoint,
+    pruned: Checkpoint,
+    masks: Mapping[str, Tensor],
+    updates: Updates | None,
+    tuned: Collection[str] = (),
+) -> None:
     """Compare every tensor of a pruned checkpoint with what base, masks and updates make of it.
 
-    Removed weights are +0.0; kept ones are the base's bits, or those of `updates` where it names the tensor; every
-    other tensor, and the files' headers, are the base's bytes.
+    Removed weights are +0.0; kept ones are the base's bits, or those of `updates` where it names the tensor; tensors
+    that `tuned` names are those of `updates`; every other tensor, and the files' headers, are the base's bytes.
 
     Args:
         base: the dense checkpoint.
         pruned: the checkpoint in question.
         masks: stored tensor name -> keep mask, bool.
-        updates: new values of the kept weights of some of these tensors.
+        updates: new values of the kept weights of some of these tensors, and tuned tensors whole.
+        tuned: the tensors without a mask that the signed record lets differ from the base's.
 
     Raises:
         ProofError: names the first tensor and entry that differ, and how; or the masks are for another base.
@@ -41,14 +48,23 @@ def prove_weights(base: Checkpoint, pruned: Checkpoint, masks: Mapping[str, Tens
         if name not in base.stored:
             raise ProofError(f"the masks name {name}, which the base does not hold: they belong to another base.")
     for name in updates or ():
-        if name not in masks:
+        if name not in masks and name not in tuned:
             raise ProofError(f"the updates name {name}, which the masks do not: they belong to another run.")
+    for name in tuned:
+        if name in masks or name not in base.stored or updates is None or name not in updates:
+            raise ProofError(f"{name} is said to be tuned, and there is no new value of it for this base.")
     _compare_layouts(base, pruned)
     for name in base.stored:
         expected, found = base.bits(name), pruned.bits(name)
         if name not in masks:
+            how = "is not pruned, and differs from the base's"
+            if updates is not None and name in tuned:
+                how = "is tuned, and differs from the stored value"
+                expected = _bits(updates[name], like=expected)
+                if expected.shape != found.shape:
+                    raise ProofError(f"{name} is stored as {tuple(expected.shape)}, and the base's is another shape.")
             if (at := _first_difference(expected, found)) is not None:
-                raise ProofError(f"{name} is not pruned, and differs from the base's at {at}.")
+                raise ProofError(f"{name} {how} at {at}.")
             continue
         keep = masks[name]
         if keep.shape != base.shape(name):

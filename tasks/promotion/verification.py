@@ -19,7 +19,7 @@ from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file
 from dass.masks.mask_file import MaskFile, check_masks_fit
 from dass.masks.proof import ProofError, prove_patterns, prove_weights
-from dass.masks.updates import Updates
+from dass.masks.updates import named_updates
 from dass.model.checkpoint import Checkpoint
 from tasks.promotion.champion import check_alias
 from tasks.promotion.configuration import check_configuration
@@ -306,19 +306,18 @@ def _known(model: str, number: str | None) -> str:
 def _check_weights(folder: Path, base_folder: Callable[[], Path]) -> str:
     """The pruned checkpoint is its base times its masks."""
     manifest, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
-    masks, updates = MaskFile(folder / MASKS), Updates(sorted((folder / UPDATES).glob("*.safetensors")))
+    masks = MaskFile(folder / MASKS)
     if masks.digest != manifest["masks"]["digest"]:
         raise ProofError(
             f"the masks' digest is {masks.digest[:16]}, the manifest says {manifest['masks']['digest'][:16]}."
         )
-    stored = manifest["updates"]["digest"] if manifest["updates"] else None
-    if (updates.digest if updates else None) != stored:
-        raise ProofError("the updated weights are not those the manifest names.")
+    updates, tuned = named_updates(masks, [(folder / UPDATES, manifest["updates"])])
     base = Checkpoint(base_folder())
     if version["artifact"] == "masks":
         check_masks_fit(base, masks)
+        updates.check_fit(masks, base, tuned)
         return "the masks are the manifest's and fit its base; the weights are made from them when they are loaded"
-    prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None)
+    prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None, tuned)
     changed = (
         f"{len(updates)} tensors have the new values the manifest names" if updates else "kept ones are the base's"
     )

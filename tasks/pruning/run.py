@@ -20,7 +20,7 @@ from dass.engine.run import CheckpointRun, LayerRecord
 from dass.errors import InputError
 from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, removed_shares, save_masks
-from dass.masks.updates import Updates
+from dass.masks.updates import updates_in
 from dass.method.plan import Plan
 from dass.model.checkpoint import Checkpoint
 from dass.model.streaming import StreamedDecoder
@@ -115,7 +115,7 @@ class PruningRun:
                 shutil.rmtree(other)
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
-        masks, updates = MaskFile(folder / MASKS), updates_of(folder)
+        masks, updates = MaskFile(folder / MASKS), updates_in(folder / UPDATES)
         reports = [asdict(report) for report in self._run.reports()]
         for report in reports:
             del report["seconds"]
@@ -132,8 +132,15 @@ class PruningRun:
             },
             "masks": {"file": MASKS, "digest": masks.digest},
             "statistics": {"file": STATISTICS, "sha256": sha256_file(folder / STATISTICS)},
-            # What changed besides zeros: the kept weights of these tensors.
-            "updates": {"folder": UPDATES, "digest": updates.digest, "tensors": sorted(updates)} if updates else None,
+            # What changed besides zeros: the kept weights of these tensors, and tensors without a mask as a whole.
+            "updates": {
+                "folder": UPDATES,
+                "digest": updates.digest,
+                "tensors": sorted(updates),
+                "tuned": updates.tuned(masks),
+            }
+            if updates
+            else None,
             "sparsity": removed_shares(masks, Checkpoint(self._base_folder)),
             "layers": reports,
         }
@@ -141,11 +148,6 @@ class PruningRun:
 
 def _collected(plan: Plan) -> list[Any]:
     return [plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens]
-
-
-def updates_of(masks_folder: Path) -> Updates:
-    """New values of kept weights in artifacts/masks; empty for methods that have none."""
-    return Updates(sorted((masks_folder / UPDATES).glob("*.safetensors")))
 
 
 def read_stage(path: Path, stage: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dass.engine.run import LayerRecord, finished_reports
 from dass.errors import InputError
 from dass.files import complete_folder
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
+from dass.masks.updates import named_updates
 from dass.model.checkpoint import Checkpoint
-from tasks.pruning.run import MANIFEST, MASKS, PruningRun, read_stage, updates_of
+from tasks.pruning.run import MANIFEST, MASKS, UPDATES, PruningRun, read_stage
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress
 from tasks.workspace.settings import Settings
@@ -55,13 +56,15 @@ def materialize(workspace: Workspace, settings: Settings) -> None:
     manifest = read_stage(workspace.masks / MANIFEST, "prune")
     if manifest["base"]["digest"] != source["digest"]:
         raise InputError(f"{workspace.masks} was made from another base than {workspace.base}. Run: dass run")
+    masks = MaskFile(workspace.masks / MASKS)
+    updates, tuned = named_updates(masks, [(workspace.masks / UPDATES, manifest["updates"])])
     with complete_folder(workspace.pruned) as folder:
-        masks = MaskFile(workspace.masks / MASKS)
         left = apply_to_checkpoint(
             Checkpoint(workspace.base),
             masks,
             folder,
-            updates_of(workspace.masks),
+            updates,
+            tuned=tuned,
             settings=manifest["settings"]["prune"],
             history=source.get("pruned"),
         )

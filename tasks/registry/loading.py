@@ -17,7 +17,7 @@ from dass.errors import InputError, UnavailableError
 from dass.files import complete_folder, digest_of, read_json, scratch_folder, sha256_file
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
 from dass.masks.pruned_record import RECORD
-from dass.masks.updates import Updates
+from dass.masks.updates import named_updates
 from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import contents
 from dass.model.config_bounds import check_config_bounds
@@ -230,18 +230,16 @@ def _copy(checkpoint: Path, target: Path) -> None:
 def _apply_masks(folder: Path, target: Path, base: Path | None, ws: Workspace | None) -> None:
     """Base × masks, after both were found to be what the manifest says."""
     manifest = _record(folder, MANIFEST)
-    masks, updates = MaskFile(folder / MASKS), Updates(sorted((folder / UPDATES).glob("*.safetensors")))
+    masks = MaskFile(folder / MASKS)
     if masks.digest != manifest["masks"]["digest"]:
         raise InputError(
             f"{folder / MASKS} has digest {masks.digest}, and its manifest says {manifest['masks']['digest']}: "
             "these are other masks."
         )
-    said = (manifest["updates"] or {}).get("digest")
-    if (updates.digest if updates else None) != said:
-        raise InputError(f"{folder / UPDATES} does not hold the updates that the manifest names ({said}).")
+    updates, tuned = named_updates(masks, [(folder / UPDATES, manifest["updates"])])
     with base_of(ws, manifest, base) as dense:
         how = {"settings": manifest["settings"]["prune"], "history": manifest["base"].get("pruned")}
-        apply_to_checkpoint(Checkpoint(dense), masks, target, updates, **how)
+        apply_to_checkpoint(Checkpoint(dense), masks, target, updates, tuned=tuned, **how)
 
 
 def _files_of(manifest: dict[str, Any]) -> dict[str, str]:

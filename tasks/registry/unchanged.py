@@ -14,8 +14,9 @@ from dass.masks.beside import differing_keys, prove_beside
 from dass.masks.mask_file import MaskFile
 from dass.masks.proof import ProofError
 from dass.masks.pruned_record import RECORD, read_record
+from dass.masks.updates import named_updates
 from dass.model.checkpoint_folder import BASE_CARD, CARD, contents
-from tasks.pruning.run import MANIFEST, MASKS, STATISTICS, read_stage, updates_of
+from tasks.pruning.run import MANIFEST, MASKS, STATISTICS, UPDATES, read_stage
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -61,11 +62,13 @@ def _check_base(ws: Workspace, files: Mapping[str, str]) -> None:
 
 
 def _check_masks(ws: Workspace, manifest: Mapping[str, Any]) -> None:
-    masks, updates = ws.masks / MASKS, updates_of(ws.masks)
+    masks, updates = ws.masks / MASKS, ws.masks / UPDATES
     if MaskFile(masks).digest != manifest["masks"]["digest"]:
         raise _changed(masks, "these are not the masks that manifest.json names", "prune")
-    if (updates.digest if updates else None) != (manifest["updates"] or {}).get("digest"):
-        raise _changed(ws.masks / "updates", "these are not the new values that manifest.json names", "prune")
+    try:
+        named_updates(MaskFile(masks), [(updates, manifest["updates"])])
+    except InputError:
+        raise _changed(updates, "these are not the new values that manifest.json names", "prune") from None
     statistics = ws.masks / STATISTICS
     if sha256_file(statistics) != manifest["statistics"]["sha256"]:
         raise _changed(statistics, "it is not the file that manifest.json names", "prune")

@@ -13,7 +13,7 @@ from torch import Tensor
 import dass
 from dass.masks.mask_file import MaskFiles
 from dass.masks.proof import ProofError, prove_patterns, prove_weights
-from dass.masks.updates import Updates
+from dass.masks.updates import Updates, save_updates
 from dass.method.plan import plan
 from dass.model.checkpoint import Checkpoint
 from tests.models import EVERY_FAMILY, save_tiny_checkpoint, tiny_model, tiny_tokens
@@ -129,6 +129,29 @@ def test_new_values_that_the_manifest_does_not_name_are_no_base_times_masks(tmp_
     pruned = Pruned(tmp_path, method="sparsegpt", pattern="2:4")
     with pytest.raises(ProofError, match="is kept, and is not the base's"):
         prove_weights(pruned.base, Checkpoint(pruned.folder), pruned.masks, None)
+
+
+def test_a_tuned_tensor_is_the_stored_one_and_no_other_may_differ(pruned: Pruned, tmp_path: Path) -> None:
+    tuned = pruned.base.load([OUTSIDE])[OUTSIDE] * 2
+    save_updates({OUTSIDE: tuned}, pruned.masks, tmp_path / "000.safetensors")
+    updates = Updates([tmp_path / "000.safetensors"])
+    with pytest.raises(ProofError, match="the updates name .*q_proj.weight, which the masks do not"):
+        prove_weights(pruned.base, Checkpoint(pruned.folder), pruned.masks, updates)
+    with pytest.raises(ProofError, match=r"q_proj.weight is tuned, and differs from the stored value at \(0, 0\)"):
+        prove_weights(pruned.base, Checkpoint(pruned.folder), pruned.masks, updates, [OUTSIDE])
+    pruned.change(OUTSIDE, lambda weight: weight * 2)
+    prove_weights(pruned.base, Checkpoint(pruned.folder), pruned.masks, updates, [OUTSIDE])
+    with pytest.raises(ProofError, match="k_proj.weight is said to be tuned, and there is no new value of it"):
+        prove_weights(
+            pruned.base,
+            Checkpoint(pruned.folder),
+            pruned.masks,
+            updates,
+            [OUTSIDE, OUTSIDE.replace("q_proj", "k_proj")],
+        )
+    pruned.change(OUTSIDE.replace("q_proj", "k_proj"), put((3, 2), 0.5))
+    with pytest.raises(ProofError, match=r"k_proj.weight is not pruned, and differs from the base's at \(3, 2\)"):
+        prove_weights(pruned.base, Checkpoint(pruned.folder), pruned.masks, updates, [OUTSIDE])
 
 
 def test_a_missing_or_additional_tensor_is_named(pruned: Pruned) -> None:

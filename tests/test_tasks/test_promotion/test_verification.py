@@ -18,15 +18,19 @@ from transformers import AutoModelForCausalLM
 from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, save_masks
+from dass.masks.updates import save_updates, updates_in
 from tasks.promotion.verification import Proof, _step, verify_all, verify_folder, verify_named, verify_version
+from tasks.pruning.stages import prune
 from tasks.registry import signing
 from tasks.registry.entry import parse
+from tasks.registry.loading import checkpoint_of
 from tasks.registry.registration import register
 from tasks.registry.tracking import TrackingError, tracking
 from tasks.registry.version_folder import MANIFEST, MASKS
 from tasks.registry.versions import find_version, folder_of
 from tasks.workspace.folder import Workspace
-from tests.workspaces import STAGES, change_settings, copy_workspace, finish_workspace
+from tasks.workspace.settings import Settings
+from tests.workspaces import STAGES, change_settings, copy_workspace, finish_workspace, start_workspace
 
 PROVENANCE: dict[str, Any] = {
     "git_commit": "0123abc",
@@ -128,6 +132,47 @@ def test_other_kinds_of_versions_are_proved(changes: dict[str, Any], tmp_path: P
     register(workspace, settings, PROVENANCE)
     proof = prove(workspace)
     assert not proof.failed, proof
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def tune_a_norm(workspace: Workspace, _: Settings) -> None:
+    """What a method writes that also changes a tensor without a mask: behind stage prune."""
+    (workspace.masks / "updates").mkdir()
+    norm = load_file(workspace.base / "model.safetensors")[NORM]
+    save_updates({NORM: norm * 1.5}, {}, workspace.masks / "updates" / "001.safetensors")
+    manifest, updates = read_json(workspace.masks / "manifest.json"), updates_in(workspace.masks / "updates")
+    manifest["updates"] = {"folder": "updates", "digest": updates.digest, "tensors": [NORM], "tuned": [NORM]}
+    write_json(workspace.masks / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("artifact", ["checkpoint", "masks"])
+def test_a_tuned_tensor_is_proved_and_its_flipped_bytes_are_caught(artifact: str, tmp_path: Path) -> None:
+    workspace, settings = start_workspace(tmp_path, register__artifact=artifact)
+    for stage in STAGES:
+        stage(workspace, settings)
+        if stage is prune:
+            tune_a_norm(workspace, settings)
+    register(workspace, settings, PROVENANCE)
+    assert not prove(workspace).failed
+    draw = random.Random(1)
+    with stored(workspace) as folder:
+        values = folder / "dass" / "updates" / "001.safetensors"
+        content = values.read_bytes()
+        for _ in range(20):
+            at = draw.randrange(len(content))
+            values.write_bytes(content[:at] + bytes([content[at] ^ (1 << draw.randrange(8))]) + content[at + 1 :])
+            assert "files" in prove(workspace).failed, at
+        values.write_bytes(content)
+        base = load_file(workspace.base / "model.safetensors")
+        with checkpoint_of(folder, ws=workspace) as checkpoint:
+            made = load_file(checkpoint / "model.safetensors")
+        assert torch.equal(made[NORM], base[NORM] * 1.5)
+        assert torch.equal(made["model.norm.weight"], base["model.norm.weight"])
+        if artifact == "checkpoint":
+            rewrite(folder, lambda weight, _: weight.mul_(2), NORM)
+            assert f"{NORM} is tuned, and differs from the stored value at (0,)" in told(prove(workspace), "weights")
 
 
 def test_a_flipped_byte_is_caught_wherever_it_is(ws: Workspace) -> None:
