@@ -42,7 +42,8 @@ class PlanOptions(TypedDict, total=False):
 
     layout: "paper", "contraction" or "transposable". update: "none", "reconstruct" or "reconstruct-mlp". allocation:
     "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and the re-fit.
-    min_expert_tokens: experts routed fewer tokens are judged on all of their layer's.
+    min_expert_tokens: experts routed fewer tokens are judged on all of their layer's. refine: "none" or "swaps", at
+    most `max_swaps` a row.
     """
 
     layout: str
@@ -52,6 +53,8 @@ class PlanOptions(TypedDict, total=False):
     propagation: str
     damping: float | None
     min_expert_tokens: int
+    refine: str
+    max_swaps: int
 
 
 @dataclass(frozen=True)

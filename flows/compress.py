@@ -87,6 +87,13 @@ def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arriv
         told.append(f"relative output error {report.relative_error:.4g}")
     if report.damping is not None:
         told.append(f"damping {report.damping:g}")
+    if report.refined:
+        swaps = sum(each["swaps"] for each in report.refined.values())
+        left = ", ".join(
+            f"{name} {each['error_after'] / each['error_before'] if each['error_before'] else 1.0:.3f}"
+            for name, each in report.refined.items()
+        )
+        told.append(f"{swaps:,.0f} swaps left of the squared error {left}")
     if report.starved_experts:
         told.append(f"judged on all tokens, for want of routed ones: {', '.join(report.starved_experts)}")
     get_run_logger().info("layer %d: %s; %s", index, "; ".join(told), how)

@@ -9,7 +9,7 @@ Axes: S windows, B windows of a batch, T tokens a window, H hidden, I intermedia
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,8 @@ class LayerReport:
         runs_2_4: per projection, whether sparse tensor cores can run the matrix: 2:4 along in_features.
         damping: λ that SparseGPT's Hessians took; None for the other methods.
         starved_experts: experts routed fewer than `min_expert_tokens` tokens, judged on all of the layer's tokens.
+        refined: what swaps did, per projection, all MLPs of the layer together: swaps, error_before and error_after
+            (`dass.method.swaps.Refinement`); empty where none were asked for.
         seconds: wall time.
     """
 
@@ -62,6 +64,7 @@ class LayerReport:
     runs_2_4: dict[Projection, bool]
     damping: float | None = None
     starved_experts: list[str] = field(default_factory=list)
+    refined: dict[Projection, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -292,6 +295,10 @@ def layer_report(
         kept, weights = sum(int(mask.count_nonzero()) for mask in masks), sum(mask.numel() for mask in masks)
         sparsity[projection] = 1.0 - kept / weights
         runs[projection] = all(runs_on_sparse_tensor_cores(mask, dtype) for mask in masks)
+    refined: dict[Projection, dict[str, float]] = {}
+    for projection in PROJECTIONS:
+        if parts := [each.refinements[projection] for each in pruned if projection in each.refinements]:
+            refined[projection] = asdict(sum(parts[1:], parts[0]))
     dampings = [each.damping for each in pruned if each.damping is not None]
     return LayerReport(
         layer=index,
@@ -302,6 +309,7 @@ def layer_report(
         runs_2_4=runs,
         damping=max(dampings, default=None),
         starved_experts=[mlp.name for mlp, seen in zip(mlps, statistics, strict=True) if seen.starved],
+        refined=refined,
     )
 
 

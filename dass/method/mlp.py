@@ -4,7 +4,7 @@ Pure: tensors in, tensors out, no model and no tokens. Axes: O out_features, C i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from dass.method.score import importance
 from dass.method.sparsegpt import DEFAULT_DAMPING as SPARSEGPT_DAMPING
 from dass.method.sparsegpt import sparsegpt
 from dass.method.statistics import MlpStatistics
+from dass.method.swaps import Refinement, refine
 from dass.method.transposable import transposable_mask
 
 INPUTS: tuple[Projection, ...] = ("gate_proj", "up_proj")
@@ -31,11 +32,13 @@ class PrunedMlp:
         keep: bool, True = kept, shape of each weight.
         weights: new values of the matrices that were updated (removed ones +0.0); the others only lose weights.
         damping: the λ SparseGPT's Hessians took, as a share of their mean diagonal; None for the other methods.
+        refinements: what swaps did to each matrix, where the plan asks for them.
     """
 
     keep: dict[Projection, Tensor]
     weights: dict[Projection, Tensor]
     damping: float | None = None
+    refinements: dict[Projection, Refinement] = field(default_factory=dict)
 
     def with_weights(self, weights: Mapping[Projection, Tensor]) -> "PrunedMlp":
         """The same masks with further new values."""
@@ -45,18 +48,24 @@ class PrunedMlp:
 def prune_mlp(
     weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan, pattern: Pattern
 ) -> PrunedMlp:
-    """Masks of gate, up and down; SparseGPT also gives new values.
+    """Masks of gate, up and down, refined where the plan says so; SparseGPT also gives new values.
 
     Args:
         weights: gate, up (I, H) and down (H, I), dense, any float dtype.
-        statistics: of this MLP, with Gram matrices for SparseGPT.
-        plan: method, layout, alpha, damping.
+        statistics: of this MLP, with Gram matrices for SparseGPT and for swaps.
+        plan: method, layout, alpha, damping, refinement.
         pattern: the pattern of this layer.
 
     Raises:
         InputError: groups that do not tile a matrix.
         NumericalError: a Hessian no damping makes invertible.
     """
+    chosen = _chosen(weights, statistics, plan, pattern)
+    return _refined(chosen, weights, statistics, plan, pattern) if plan.refine == "swaps" else chosen
+
+
+def _chosen(weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan, pattern: Pattern) -> PrunedMlp:
+    """What the method alone makes of an MLP."""
     if plan.method == "sparsegpt":
         return _sparsegpt(weights, statistics, plan, pattern)
     keep: dict[Projection, Tensor] = {}
@@ -67,6 +76,38 @@ def prune_mlp(
         else:
             keep[projection] = keep_mask(score_OC, pattern, plan.axis(projection))
     return PrunedMlp(keep, {})
+
+
+def _refined(
+    pruned: PrunedMlp, weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan, pattern: Pattern
+) -> PrunedMlp:
+    """The same counts, other weights: swaps lower each matrix's error on the inputs it gets from dense ones."""
+    refined = {
+        name: refine(
+            weights[name],
+            pruned.keep[name],
+            _gram(name, statistics),
+            pattern,
+            plan.axis(name),
+            transposable=_in_blocks(name, plan),
+            max_swaps=plan.max_swaps,
+            values_OC=pruned.weights.get(name),
+        )
+        for name in PROJECTIONS
+    }
+    return replace(
+        pruned,
+        keep={name: each.keep_OC for name, each in refined.items()},
+        weights={name: each.values_OC for name, each in refined.items() if each.values_OC is not None},
+        refinements={name: each.refinement for name, each in refined.items()},
+    )
+
+
+def _gram(name: Projection, statistics: MlpStatistics) -> Tensor:
+    """XᵀX of what a matrix is given in the dense MLP."""
+    gram_CC = statistics.gram_z_II if name == "down_proj" else statistics.gram_x_HH
+    assert gram_CC is not None
+    return gram_CC
 
 
 def refit_inputs(
@@ -114,10 +155,10 @@ def _sparsegpt(
     damping = SPARSEGPT_DAMPING if plan.damping is None else plan.damping
     results = {}
     for projection in PROJECTIONS:
-        gram_CC = statistics.gram_z_II if projection == "down_proj" else statistics.gram_x_HH
-        assert gram_CC is not None
         choose = transposable_mask if _in_blocks(projection, plan) else None
-        results[projection] = sparsegpt(weights[projection], gram_CC, pattern, damping, choose=choose)
+        results[projection] = sparsegpt(
+            weights[projection], _gram(projection, statistics), pattern, damping, choose=choose
+        )
     return PrunedMlp(
         {name: result.keep_OC for name, result in results.items()},
         {name: result.weight_OC for name, result in results.items()},

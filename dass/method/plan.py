@@ -12,8 +12,11 @@ from dass.method.pattern import Pattern, is_number, parse_pattern
 Update = Literal["none", "reconstruct", "reconstruct-mlp"]
 Allocation = Literal["uniform", "owl"]
 Propagation = Literal["pruned", "dense"]
+Refine = Literal["none", "swaps"]
 
 DEFAULT_MIN_EXPERT_TOKENS = 256
+DEFAULT_MAX_SWAPS = 100
+"""Swaps that a row may take part in: the most that arXiv 2512.10922 shows."""
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -33,6 +36,8 @@ class Plan:
         propagation: whether a layer's statistics come from pruned or from dense predecessors.
         damping: λ of SparseGPT and of the re-fit; None takes each one's default.
         min_expert_tokens: an expert routed fewer tokens than this is judged on all tokens of its layer.
+        refine: whether weights are swapped inside their groups once the score has chosen, to lower the output error.
+        max_swaps: a row of a matrix takes part in no more swaps than this.
     """
 
     method: Method
@@ -45,6 +50,8 @@ class Plan:
     propagation: Propagation = "pruned"
     damping: float | None = None
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
+    refine: Refine = "none"
+    max_swaps: int = DEFAULT_MAX_SWAPS
 
     @property
     def named(self) -> dict[str, Any]:
@@ -59,12 +66,14 @@ class Plan:
     @property
     def needs_gram_x(self) -> bool:
         """Whether XᵀX of the MLP's input is needed."""
-        return self.changes_kept_weights
+        return self.changes_kept_weights or self.refine == "swaps"
 
     @property
     def needs_gram_z(self) -> bool:
         """Whether ZᵀZ of the dense intermediate activations is needed (a re-fit takes the pruned ones')."""
-        return self.method == "sparsegpt" or (self.update != "none" and self.propagation == "dense")
+        if self.method == "sparsegpt" or self.refine == "swaps":
+            return True
+        return self.update != "none" and self.propagation == "dense"
 
     def axis(self, projection: Projection) -> int | None:
         """The axis along which this projection's weights compete."""
@@ -84,6 +93,8 @@ def plan(
     propagation: str = "pruned",
     damping: float | None = None,
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS,
+    refine: str = "none",
+    max_swaps: int = DEFAULT_MAX_SWAPS,
 ) -> Plan:
     """Check what is asked for.
 
@@ -97,8 +108,12 @@ def plan(
         raise InputError(f"alpha is {alpha}: expected a finite exponent of 0 or more, for example {DEFAULT_ALPHA}.")
     if damping is not None and not 0.0 < damping <= 10.0:
         raise InputError(f"damping is {damping}: expected a share above 0 and up to 10, for example 0.01.")
-    if not isinstance(min_expert_tokens, int) or isinstance(min_expert_tokens, bool) or min_expert_tokens < 0:
-        raise InputError(f"min_expert_tokens is {min_expert_tokens!r}: expected 0 or more tokens.")
+    for name, count, least, what in (
+        ("min_expert_tokens", min_expert_tokens, 0, "tokens"),
+        ("max_swaps", max_swaps, 1, "swaps a row"),
+    ):
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise InputError(f"{name} is {count!r}: expected {least} or more {what}.")
     made = Plan(
         _one_of("method", method, get_args(Method)),
         parse_pattern(pattern, sparsity),
@@ -110,6 +125,8 @@ def plan(
         _one_of("propagation", propagation, get_args(Propagation)),
         damping,
         min_expert_tokens,
+        _one_of("refine", refine, get_args(Refine)),
+        max_swaps,
     )
     _check_together(made)
     return made

@@ -53,12 +53,14 @@ def layers(facts: Facts) -> Section:
 
 
 def _layers_table(found: list[dict[str, Any]]) -> Table:
+    refined = any(layer.get("refined") for layer in found)
     columns = [
         "layer",
         "pattern",
         "gate",
         "up",
         "down",
+        *(["swaps", "squared error they left"] if refined else []),
         "output error",
         "least ‖z‖",
         "median ‖z‖",
@@ -74,12 +76,23 @@ def _layers_table(found: list[dict[str, Any]]) -> Table:
                 number(layer["layer"], "{}"),
                 text(layer["pattern"]),
                 *(share(layer["sparsity"].get(name)) for name in PROJECTIONS),
+                *(_swaps(layer["refined"]) if refined else []),
                 number(layer["relative_error"], "{:.4f}"),
                 *norms,
                 text(", ".join(runs) or "none"),
             ]
         )
     return Table(f"All {len(found)} layers", columns, rows, folded=True)
+
+
+def _swaps(refined: dict[str, dict[str, float]]) -> list[Any]:
+    """How many weights came back by swaps, and what share of each matrix's squared error is left."""
+    left = [
+        f"{name.removesuffix('_proj')} {refined[name]['error_after'] / refined[name]['error_before']:.0%}"
+        for name in PROJECTIONS
+        if name in refined and refined[name]["error_before"]
+    ]
+    return [number(sum(each["swaps"] for each in refined.values()), "{:,.0f}"), text(", ".join(left) or "none")]
 
 
 def neurons(facts: Facts) -> Section:

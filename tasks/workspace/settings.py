@@ -10,7 +10,16 @@ from pydantic_core import ErrorDetails
 from dass.errors import InputError
 from dass.method.allocation import DEFAULT_BOUND
 from dass.method.methods import Layout, Method
-from dass.method.plan import DEFAULT_MIN_EXPERT_TOKENS, Allocation, Plan, Propagation, Update, plan
+from dass.method.plan import (
+    DEFAULT_MAX_SWAPS,
+    DEFAULT_MIN_EXPERT_TOKENS,
+    Allocation,
+    Plan,
+    Propagation,
+    Refine,
+    Update,
+    plan,
+)
 from tasks.workspace.small_files import parse_yaml, read_small
 
 Bos = Literal["auto", "always", "never"]
@@ -92,6 +101,8 @@ class Prune(_Section):
     propagation: Propagation = "pruned"
     damping: float | None = None
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
+    refine: Refine = "none"
+    max_swaps: int = DEFAULT_MAX_SWAPS
 
     @field_validator("sparsity", "alpha", "owl_bound", "damping", mode="before")
     @classmethod
