@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TypedDict, Unpack
 
 import torch
@@ -16,18 +16,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dass.arguments import check_callback, check_device, check_dtype, check_path
+from dass.engine.choice import Choice
 from dass.engine.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
 from dass.engine.fits import check_fits
 from dass.engine.hidden import Place
 from dass.engine.layerwise import Buffering, wanted_by
 from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, write_parameters
 from dass.engine.run import CheckpointRun
-from dass.engine.windows import check_tokens, check_windows
+from dass.engine.search import Search
+from dass.engine.windows import check_tokens, check_windows, hold_back
 from dass.errors import InputError
 from dass.files import clear_leftovers, complete_folder, digest_of, sha256_file
 from dass.masks.mask_file import apply_to_checkpoint
 from dass.masks.pruned_record import check_replaceable, history, told
-from dass.method.methods import DEFAULT_ALPHA
+from dass.method.methods import DEFAULT_ALPHA, Score
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan, plan
 from dass.model.checkpoint import Checkpoint
@@ -43,7 +45,8 @@ class PlanOptions(TypedDict, total=False):
     layout: "paper", "contraction" or "transposable". update: "none", "reconstruct" or "reconstruct-mlp". allocation:
     "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and the re-fit.
     min_expert_tokens: experts routed fewer tokens are judged on all of their layer's. refine: "none" or "swaps", at
-    most `max_swaps` a row.
+    most `max_swaps` a row. auto_windows, auto_budget: the calibration windows that method "auto" judges by, and
+    how many changes of a layer it tries.
     """
 
     layout: str
@@ -55,6 +58,8 @@ class PlanOptions(TypedDict, total=False):
     min_expert_tokens: int
     refine: str
     max_swaps: int
+    auto_windows: int
+    auto_budget: int
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,12 @@ class PruneReport:
     Attributes:
         keep: parameter name ("model.layers.0.mlp.gate_proj.weight") -> bool tensor of the weight's shape, True = kept.
         layers: one report per decoder layer.
+        choice: what method "auto" has tried and chosen; None: a method was named.
     """
 
     keep: dict[str, Tensor]
     layers: list[LayerReport]
+    choice: Choice | None = None
 
     @property
     def sparsity(self) -> float:
@@ -85,11 +92,13 @@ class CheckpointReport:
         layers: one report per decoder layer.
         resumed: how many of them an earlier run had finished.
         left: files of the input's folder that are not part of the checkpoint that was read, and stayed behind.
+        choice: what method "auto" has tried and chosen; None: a method was named.
     """
 
     layers: list[LayerReport]
     resumed: int
     left: list[str]
+    choice: Choice | None = None
 
 
 def prune(
@@ -113,10 +122,11 @@ def prune(
     Args:
         model: a transformers causal LM, float32, bfloat16 or float16, on any one device.
         input_ids: calibration tokens, LongTensor (samples, length).
-        method: "dass", "wanda", "magnitude" or "sparsegpt".
+        method: "dass", "wanda", "magnitude" or "sparsegpt"; "auto": for each layer Wanda's or DaSS's score, so that
+            the whole model's predictions stay nearest to the dense one's.
         sparsity: share of MLP weights to remove; None means 0.5, or what an N:M pattern implies.
         pattern: "unstructured", or "N:M" (keep N of every M).
-        alpha: exponent of the neuron norm in DaSS's gate and up scores.
+        alpha: exponent of the neuron norm in DaSS's gate and up scores; "auto" tries 0.5, 1, 1.5 and this one.
         batch_tokens: tokens computed at once; None chooses by device.
         hidden_states: where the calibration hidden states lie: "auto", "device", "host" or "disk".
         on_layer: called with each layer's report as it is done.
@@ -142,35 +152,68 @@ def prune(
     keep: dict[str, Tensor] = {}
     layers: list[LayerReport] = []
     with borrowed(model):
-        for result in _layers(decoder, input_ids, what, buffering):
+        prepared = _prepare(decoder, input_ids, what, buffering)
+        for result in _layers(decoder, prepared, what, buffering):
             keep |= result.keep
             layers.append(result.report)
             if on_layer is not None:
                 on_layer(result.report)
-    return PruneReport(keep, layers)
+    return PruneReport(keep, layers, prepared.choice)
 
 
-def _layers(decoder: Decoder, input_ids_ST: Tensor, what: Plan, buffering: Buffering) -> Iterator[LayerResult]:
-    """Prune a model in memory, layer by layer."""
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before the first layer of a model in memory is pruned.
+
+    Attributes:
+        fitted_ST: the windows it is pruned with.
+        statistics: of each dense layer; empty where they are not needed.
+        patterns, scores: of each layer.
+        choice: how the scores were chosen; None: the plan names them.
+    """
+
+    fitted_ST: Tensor
+    statistics: list[LayerStatistics]
+    patterns: list[Pattern]
+    scores: list[Score]
+    choice: Choice | None
+
+
+def _prepare(decoder: Decoder, input_ids_ST: Tensor, what: Plan, buffering: Buffering) -> _Prepared:
     check_fits(decoder, what)
+    fitted_ST, held_back_WT = hold_back(input_ids_ST, what)
     patterns: list[Pattern] = [what.pattern] * len(decoder)
     statistics: list[LayerStatistics] = []
     if what.propagation == "dense" or what.allocation != "uniform":
         wanted = (
             wanted_by(what) if what.propagation == "dense" else replace(wanted_by(what), gram_x=False, gram_z=False)
         )
-        statistics = list(dense_statistics(decoder, input_ids_ST, wanted, buffering=buffering))
+        statistics = list(dense_statistics(decoder, fitted_ST, wanted, buffering=buffering))
     if what.allocation != "uniform":
         outliers = [layer_outliers(decoder, index, seen) for index, seen in enumerate(statistics)]
         patterns = allocate(decoder, outliers, what)
+    if what.method != "auto":
+        return _Prepared(fitted_ST, statistics, patterns, [what.score] * len(decoder), None)
+    of_layer = statistics.__getitem__ if what.propagation == "dense" else None
+    with TemporaryDirectory(prefix="dass-auto-") as folder:
+        search = Search(
+            decoder, fitted_ST, held_back_WT, what, patterns, Path(folder), statistics=of_layer, buffering=buffering
+        )
+        choice = search.choose()
+    return _Prepared(fitted_ST, statistics, patterns, choice.scores, choice)
+
+
+def _layers(decoder: Decoder, prepared: _Prepared, what: Plan, buffering: Buffering) -> Iterator[LayerResult]:
+    """Prune a model in memory, layer by layer."""
+    patterns, scores = prepared.patterns, prepared.scores
     if what.propagation == "dense":
-        for index, seen in enumerate(statistics):
-            result = prune_from_statistics(decoder, index, seen, what, patterns[index])
+        for index, seen in enumerate(prepared.statistics):
+            result = prune_from_statistics(decoder, index, seen, what, patterns[index], scores[index])
             prefix = f"{decoder.layer_name(index)}."
             write_parameters(decoder.structure(index), result.keep, result.weights, prefix)
             yield result
         return
-    pruner = LayerwisePruner(decoder, input_ids_ST, what, patterns=patterns, buffering=buffering)
+    pruner = LayerwisePruner(decoder, prepared.fitted_ST, what, patterns=patterns, scores=scores, buffering=buffering)
     with closing(pruner):
         for index in range(len(decoder)):
             yield pruner.prune_layer(index)
@@ -233,6 +276,7 @@ def prune_checkpoint(
     decoder = StreamedDecoder(folder_in, check_device(device), check_dtype(dtype))
     check_fits(decoder, what)
     check_windows(decoder, input_ids)
+    what.check_samples(len(input_ids))
     base = Checkpoint(folder_in)
     folder_out.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder_out.parent, folder_out.name)
@@ -247,6 +291,7 @@ def prune_checkpoint(
     try:
         run = CheckpointRun(decoder, input_ids, what, folder, buffering=buffering, checkpoint_every=checkpoint_every)
         with closing(run):
+            choice = run.choice
             for index in range(run.layer_count):
                 record = run.layer(index)
                 layers.append(record.report)
@@ -269,7 +314,7 @@ def prune_checkpoint(
     for line in (found.told(folder_in), told(folder_in, history(folder_in))):
         if line is not None:
             warnings.warn(line, stacklevel=2)
-    return CheckpointReport(layers, run.finished, found.left)
+    return CheckpointReport(layers, run.finished, found.left, choice)
 
 
 def _check_places(folder_in: Path, folder_out: Path, work: Path | str | None, overwrite: bool) -> None:

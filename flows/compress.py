@@ -15,6 +15,7 @@ from tasks.pruning.fits import check_base_fits
 from tasks.registry.registration import Registration
 
 if TYPE_CHECKING:
+    from dass.engine.choice import Choice
     from dass.engine.run import LayerRecord
     from tasks.pruning.run import PruningRun
 
@@ -61,14 +62,24 @@ def measure_dense(run: Run) -> None:
 
 
 def prune(run: Run) -> None:
-    """The prune stage: one Prefect task per decoder layer."""
+    """The prune stage: one Prefect task per decoder layer; with `method: auto` one before them that chooses."""
 
     def work() -> None:
         from tasks.pruning.stages import prune  # here, because a run that skips this stage needs no torch
 
-        prune(run.ws, run.settings, do_layer=_prune_layer)
+        prune(run.ws, run.settings, do_layer=_prune_layer, choose=_choose_scores)
 
     run.stage("prune", work)
+
+
+def _choose_scores(pruning_run: "PruningRun") -> "Choice | None":
+    return choose_scores(quote(pruning_run))
+
+
+@task(name="choose scores", **_PLAIN)
+def choose_scores(pruning_run: Any) -> "Choice | None":  # Any: as `prune_layer`
+    chosen: Choice | None = pruning_run.choose()
+    return chosen
 
 
 def _prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":
@@ -82,7 +93,7 @@ def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arriv
     report = record.report
     shares = ", ".join(f"{projection} {share:.4f}" for projection, share in report.sparsity.items())
     how = "finished by an earlier run" if record.resumed else f"{report.seconds:.1f} s"
-    told = [f"sparsity {shares}"]
+    told = [f"by {report.score}", f"sparsity {shares}"]
     if report.relative_error is not None:
         told.append(f"relative output error {report.relative_error:.4g}")
     if report.damping is not None:

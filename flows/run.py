@@ -93,7 +93,8 @@ class Run:
     def summary(self, registered: registration.Registration) -> Summary:
         """What the person sees at the end."""
         evaluation, tasks = (read_json(self.ws.metrics / name) for name in ("evaluation.json", "tasks.json"))
-        return Summary.of(evaluation, tasks, registered, self.outcomes, self.seconds)
+        manifest = read_json(self.ws.masks / "manifest.json")
+        return Summary.of(evaluation, tasks, manifest, registered, self.outcomes, self.seconds)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.registry.result import tasks_told
+from tasks.registry.result import scores_told, tasks_told
 from tasks.registry.tracking import tracking_uri as full_tracking_uri
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -35,6 +35,7 @@ class Summary:
         context_length: tokens a window, without which a perplexity says little.
         tokens: predicted tokens.
         sparsity: shares of zeros in the pruned checkpoint, {"mlp", "model"}.
+        auto: what `method: auto` chose and how far ahead it is; None: a method was named.
         tasks: metrics/tasks.json.
         stages: stage -> "ran", "restored" or "unchanged".
         seconds: stage -> seconds in this run.
@@ -57,6 +58,7 @@ class Summary:
     context_length: int
     tokens: int
     sparsity: dict[str, float]
+    auto: str | None
     tasks: dict[str, Any]
     stages: dict[str, str]
     seconds: dict[str, float]
@@ -72,11 +74,12 @@ class Summary:
         cls,
         evaluation: dict[str, Any],
         tasks: dict[str, Any],
+        manifest: dict[str, Any],
         registration: "Registration",
         stages: dict[str, str],
         seconds: dict[str, float],
     ) -> "Summary":
-        """Put together from metrics/evaluation.json, metrics/tasks.json and what the registry answered."""
+        """Put together from the metrics, the masks' manifest and what the registry answered."""
         interval, divergence = evaluation["interval"], evaluation["divergence"]
         return cls(
             dense=evaluation["dense"]["perplexity"],
@@ -93,6 +96,7 @@ class Summary:
             context_length=evaluation["context_length"],
             tokens=evaluation["tokens"],
             sparsity=evaluation["sparsity"],
+            auto=scores_told(manifest),
             tasks=tasks,
             stages=stages,
             seconds=seconds,
@@ -129,6 +133,8 @@ class Summary:
         table.add_row("measured on", f"{self.tokens:,} tokens, context length {self.context_length}")
         for name, told in tasks_told(self.tasks).items():
             table.add_row(name, told)
+        if self.auto is not None:
+            table.add_row("auto chose", self.auto)
         table.add_row("MLP sparsity", f"{self.sparsity['mlp']:.2%}")
         table.add_row("model sparsity", f"{self.sparsity['model']:.2%}")
         table.add_row(

@@ -15,18 +15,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dass.engine.layerwise import Buffering, LayerwisePass, Wanted
-from dass.engine.pruner import LayerResult, joined, layer_report
+from dass.engine.pruner import LayerResult, Made, joined, layer_report
 from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError
 from dass.files import complete_file
 from dass.method.allocation import outlier_ratio, owl_patterns
+from dass.method.methods import Score
 from dass.method.mlp import prune_mlp, refit_down, refit_inputs
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan
 from dass.method.score import ActivationNorms, importance
 from dass.method.statistics import MlpStatistics
 from dass.model.decoder import Decoder
-from dass.model.glu import find_glus, parameters_of
+from dass.model.glu import GluMlp, find_glus, parameters_of
 
 LayerStatistics = Mapping[str, MlpStatistics]
 """Statistics of a layer's MLPs by full name ("model.layers.0.mlp")."""
@@ -68,9 +69,22 @@ def dense_statistics(
 
 
 def prune_from_statistics(
-    decoder: Decoder, index: int, statistics: LayerStatistics, plan: Plan, pattern: Pattern
+    decoder: Decoder,
+    index: int,
+    statistics: LayerStatistics,
+    plan: Plan,
+    pattern: Pattern,
+    score: Score | None = None,
 ) -> LayerResult:
     """Masks of one layer, and new values where the plan wants them, without a token.
+
+    Args:
+        decoder: the model. Not changed.
+        index: the layer.
+        statistics: of its MLPs.
+        plan: what is asked for.
+        pattern: the layer's.
+        score: what its weights are chosen by; None is the plan's.
 
     Raises:
         InputError: statistics of another model, or without the Gram matrices that the plan needs.
@@ -79,21 +93,42 @@ def prune_from_statistics(
     prefix = decoder.layer_name(index)
     seen = [_of(statistics, f"{prefix}.{mlp.name}", mlp.sizes, plan) for mlp in mlps]
     stored = decoder.stored_weights(index, parameters_of(mlps))
+    made = _made(mlps, seen, stored, plan, pattern, plan.score if score is None else score)
+    return LayerResult(
+        layer_report(index, pattern, mlps, made, seen, next(iter(stored.values())).dtype),
+        dict(statistics),
+        {f"{prefix}.{name}": mask for name, mask in made.keep.items()},
+        {f"{prefix}.{name}": value for name, value in made.values.items()},
+    )
+
+
+def make_from_statistics(
+    decoder: Decoder, index: int, statistics: LayerStatistics, plan: Plan, pattern: Pattern, score: Score
+) -> Made:
+    """What a score makes of one layer, to be tried: as `prune_from_statistics`."""
+    mlps = find_glus(decoder.structure(index))
+    seen = [_of(statistics, f"{decoder.layer_name(index)}.{mlp.name}", mlp.sizes, plan) for mlp in mlps]
+    return _made(mlps, seen, decoder.stored_weights(index, parameters_of(mlps)), plan, pattern, score)
+
+
+def _made(
+    mlps: Sequence[GluMlp],
+    seen: Sequence[MlpStatistics],
+    stored: Mapping[str, Tensor],
+    plan: Plan,
+    pattern: Pattern,
+    score: Score,
+) -> Made:
+    what = plan.scored(score)
     pruned = []
     for mlp, each in zip(mlps, seen, strict=True):
         weights = mlp.views(stored)
-        made = prune_mlp(weights, each, plan, pattern)
-        if plan.update != "none" and not each.starved:
+        made = prune_mlp(weights, each, what, pattern)
+        if what.update != "none" and not each.starved:
             assert each.gram_z_II is not None
-            made = refit_down(refit_inputs(made, weights, each, plan), weights, each.gram_z_II, None, plan)
+            made = refit_down(refit_inputs(made, weights, each, what), weights, each.gram_z_II, None, what)
         pruned.append(made)
-    keep, values = joined(mlps, pruned, stored)
-    return LayerResult(
-        layer_report(index, pattern, mlps, pruned, seen, next(iter(stored.values())).dtype),
-        dict(statistics),
-        {f"{prefix}.{name}": mask for name, mask in keep.items()},
-        {f"{prefix}.{name}": value for name, value in values.items()},
-    )
+    return Made(score, pruned, *joined(mlps, pruned, stored))
 
 
 def layer_outliers(decoder: Decoder, index: int, statistics: LayerStatistics) -> float:

@@ -17,6 +17,11 @@ def check_fits(decoder: Decoder, what: Plan) -> None:
         InputError: a layer without a GLU MLP, one whose weights are another layer's too, an axis that N:M groups cannot
             tile, or an update for an MLP that does more than gate.
     """
+    if what.method == "auto" and decoder.model.base_model is decoder.model:
+        raise InputError(
+            f'method is "auto", and {type(decoder.model).__name__} is not made of a body and a head: what it predicts '
+            "cannot be judged layer by layer. Name a method."
+        )
     owners: dict[int, str] = {}
     tied: dict[str, str] = getattr(decoder.model, "all_tied_weights_keys", None) or {}
     shared = {*tied, *tied.values()}
@@ -37,7 +42,7 @@ def check_fits(decoder: Decoder, what: Plan) -> None:
             intermediate, hidden = mlp.sizes
             along = {"intermediate": intermediate, "hidden": hidden}
             needed = {"intermediate", "hidden"} if what.layout == "transposable" else {"intermediate"}
-            if what.axis("gate_proj") != 0:
+            if any(what.scored(score).axis("gate_proj") != 0 for score in what.candidates):
                 needed.add("hidden")
             for name in sorted(needed):
                 check_divisible(along[name], what.pattern, f"the {name} size {where}")

@@ -68,12 +68,18 @@ class HiddenStates:
             OSError: the disk has no room.
         """
         self.shape, self._dtype, self.device = shape, dtype, device
-        self.place = choose_place(self._bytes, device, place)
+        self.place = choose_place(self.nbytes, device, place)
         self._is_away = device.type == "cuda" and self.place != "device"  # to be copied before use
         if self.place == "disk":
             self._states_STH = _mapped_file(shape, dtype, folder)
         else:
             self._states_STH = self._allocate()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the buffer."""
+        windows, length, hidden = self.shape
+        return windows * length * hidden * self._dtype.itemsize
 
     def read(self, rows: slice) -> Tensor:
         """Windows `rows` on the device, (B, T, H): a view where nothing has to be copied, so change it by `write`."""
@@ -105,7 +111,7 @@ class HiddenStates:
             OSError: the disk has no room; a file that was there stays.
         """
         spelled = next(spelled for spelled, dtype in DTYPES.items() if dtype == self._dtype)
-        entry = {"dtype": spelled, "shape": list(self.shape), "data_offsets": [0, self._bytes]}
+        entry = {"dtype": spelled, "shape": list(self.shape), "data_offsets": [0, self.nbytes]}
         header = json.dumps({_NAME: entry}).encode()
         header += b" " * (-len(header) % 8)  # the format's alignment
         self._wait()
@@ -148,18 +154,13 @@ class HiddenStates:
     ) -> None:
         self.close()
 
-    @property
-    def _bytes(self) -> int:
-        windows, length, hidden = self.shape
-        return windows * length * hidden * self._dtype.itemsize
-
     def _allocate(self) -> Tensor:
         where = self.device if self.place == "device" else torch.device("cpu")
         try:
             return torch.empty(self.shape, dtype=self._dtype, device=where, pin_memory=self._is_away)
         except RuntimeError as error:  # torch's own, on a device and on the host
             raise InputError(
-                f"The hidden states of {self.shape[0]} windows need {self._bytes / 2**30:.1f} GiB, more than is free "
+                f"The hidden states of {self.shape[0]} windows need {self.nbytes / 2**30:.1f} GiB, more than is free "
                 f"on {where}. Set engine.hidden_states to host or disk, or calibrate with fewer or shorter windows."
             ) from error
 

@@ -159,6 +159,10 @@ class LayerwisePass:
             windows = len(state_BTH)
             yield rows, state_BTH, self._calls.of(rows.start, self.layer), min(max(0, measured), windows)
 
+    def states(self) -> Iterator[tuple[slice, Tensor]]:
+        """This rank's hidden states in front of the due layer, or behind the last: rows of the buffer, (B, T, H)."""
+        return self.hidden.batches(self._batch)
+
     def collect(self, runner: LayerRunner, wanted: Wanted, *, advance: bool = False) -> Collected:
         """What the due layer's MLPs see, this layer still being dense.
 

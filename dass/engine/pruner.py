@@ -8,9 +8,10 @@ Axes: S windows, B windows of a batch, T tokens a window, H hidden, I intermedia
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from dass.engine.layerwise import Buffering, LayerwisePass, memory_advice, wante
 from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError
 from dass.masks.detect import runs_on_sparse_tensor_cores
-from dass.method.methods import PROJECTIONS, Projection
+from dass.method.methods import PROJECTIONS, Method, Projection, Score
 from dass.method.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan
@@ -44,6 +45,8 @@ class LayerReport:
     Attributes:
         layer: index of the layer.
         pattern: what was asked of this layer (`owl` asks less of some).
+        method: what its weights were chosen by (`auto` chooses for each layer).
+        alpha: DaSS's exponent; None for the other methods.
         sparsity: share of weights the mask removes, per projection, all MLPs of the layer together.
         norm: min, median and max of ‖z_i‖₂ over the layer's intermediate neurons.
         relative_error: ‖y_pruned − y_dense‖ / ‖y_dense‖ of the MLP's output, on the first ERROR_TOKENS tokens; None
@@ -58,6 +61,8 @@ class LayerReport:
 
     layer: int
     pattern: str
+    method: Method
+    alpha: float | None
     sparsity: dict[Projection, float]
     norm: dict[str, float]
     relative_error: float | None
@@ -66,6 +71,11 @@ class LayerReport:
     starved_experts: list[str] = field(default_factory=list)
     refined: dict[Projection, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def score(self) -> Score:
+        """What its weights were chosen by."""
+        return Score(self.method, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,33 @@ class LayerResult:
     weights: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Made:
+    """What one score makes of a layer.
+
+    Attributes:
+        score: that score.
+        pruned: of each MLP.
+        keep: masks by parameter name inside the layer.
+        values: new values of parameters whose kept weights changed, likewise.
+    """
+
+    score: Score
+    pruned: list[PrunedMlp]
+    keep: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+
+class Companion(Protocol):
+    """Goes through the layers beside a pruner."""
+
+    def choose(self, layer: nn.Module, make: Callable[[Score], Made]) -> Made:
+        """What is to become of the due layer, which is dense now and afterwards."""
+
+    def follow(self, layer: nn.Module) -> None:
+        """The layer is pruned now; it may be left otherwise, for nobody needs it any more."""
+
+
 class LayerwisePruner:
     """Prunes a decoder one layer after the other. Call `prune_layer` or `replay_layer` for 0, 1, 2 ... in order."""
 
@@ -95,6 +132,7 @@ class LayerwisePruner:
         what: Plan,
         *,
         patterns: Sequence[Pattern] | None = None,
+        scores: Sequence[Score] | None = None,
         buffering: Buffering | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -105,6 +143,8 @@ class LayerwisePruner:
             input_ids_ST: calibration tokens, LongTensor (samples, length).
             what: what to remove.
             patterns: each layer's pattern; None is the plan's everywhere.
+            scores: what each layer's weights are chosen by; None is the plan's everywhere, or what a companion of
+                `prune_layer` says.
             buffering: how hidden states are held.
             ranks: the processes that share the windows.
 
@@ -118,6 +158,7 @@ class LayerwisePruner:
             )
         self._decoder, self._plan, self._ranks = decoder, what, ranks
         self._patterns = list(patterns) if patterns is not None else [what.pattern] * len(decoder)
+        self._scores = scores
         self._pass = LayerwisePass(decoder, input_ids_ST, buffering, ranks)
 
     def close(self) -> None:
@@ -128,6 +169,11 @@ class LayerwisePruner:
     def carries_state(self) -> bool:
         """Whether the layers that are due need more of those in front than hidden states."""
         return self._pass.carries_state
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Of this rank's hidden states."""
+        return self._pass.hidden.nbytes
 
     @property
     def next_layer(self) -> int:
@@ -143,8 +189,12 @@ class LayerwisePruner:
         self._pass.hidden.load(path)
         self._pass.layer = layer
 
-    def prune_layer(self, index: int) -> LayerResult:
+    def prune_layer(self, index: int, companion: Companion | None = None) -> LayerResult:
         """Collect, mask, set to zero and propagate one layer.
+
+        Args:
+            index: the due layer.
+            companion: chooses the layer's score in place of the plan.
 
         Raises:
             NumericalError: the layer's activations are NaN or infinite.
@@ -158,27 +208,38 @@ class LayerwisePruner:
             stored = self._decoder.stored_weights(index, parameters_of(runner.mlps))
             dense = [mlp.views(stored) for mlp in runner.mlps]
             pattern = self._patterns[index]
-            pruned = [
-                prune_mlp(weights, seen, self._plan, pattern) for weights, seen in zip(dense, statistics, strict=True)
-            ]
-            if self._plan.update != "none":
-                pruned = self._refit(runner, dense, pruned, statistics)
-            keep, values = joined(runner.mlps, pruned, stored)
-            write_parameters(layer, keep, values)
+
+            def make(score: Score) -> Made:
+                what = self._plan.scored(score)
+                pruned = [
+                    prune_mlp(weights, seen, what, pattern) for weights, seen in zip(dense, statistics, strict=True)
+                ]
+                if what.update != "none":
+                    pruned = self._refit(runner, dense, pruned, statistics)
+                return Made(score, pruned, *joined(runner.mlps, pruned, stored))
+
+            made = companion.choose(layer, make) if companion is not None else make(self._score(index))
+            write_parameters(layer, made.keep, made.values)
             error = self._pass.propagate(runner, collected.dense_outputs)
+            if companion is not None:
+                companion.follow(layer)
         self._pass.layer += 1
         prefix = self._decoder.layer_name(index)
+        dtype = next(iter(stored.values())).dtype
         report = replace(
-            layer_report(index, pattern, runner.mlps, pruned, statistics, next(iter(stored.values())).dtype),
+            layer_report(index, pattern, runner.mlps, made, statistics, dtype),
             relative_error=error,
             seconds=time.perf_counter() - began,
         )
         return LayerResult(
             report,
             {f"{prefix}.{mlp.name}": seen for mlp, seen in zip(runner.mlps, statistics, strict=True)},
-            {f"{prefix}.{name}": mask for name, mask in keep.items()},
-            {f"{prefix}.{name}": value for name, value in values.items()},
+            {f"{prefix}.{name}": mask for name, mask in made.keep.items()},
+            {f"{prefix}.{name}": value for name, value in made.values.items()},
         )
+
+    def _score(self, index: int) -> Score:
+        return self._plan.score if self._scores is None else self._scores[index]
 
     def replay_layer(self, index: int, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Apply what `prune_layer` found earlier and propagate: the buffer becomes what it left behind, bit for bit."""
@@ -282,7 +343,7 @@ def layer_report(
     index: int,
     pattern: Pattern,
     mlps: Sequence[GluMlp],
-    pruned: Sequence[PrunedMlp],
+    made: Made,
     statistics: Sequence[MlpStatistics],
     dtype: torch.dtype,
 ) -> LayerReport:
@@ -291,18 +352,20 @@ def layer_report(
     sparsity: dict[Projection, float] = {}
     runs: dict[Projection, bool] = {}
     for projection in PROJECTIONS:
-        masks = [each.keep[projection] for each in pruned]
+        masks = [each.keep[projection] for each in made.pruned]
         kept, weights = sum(int(mask.count_nonzero()) for mask in masks), sum(mask.numel() for mask in masks)
         sparsity[projection] = 1.0 - kept / weights
         runs[projection] = all(runs_on_sparse_tensor_cores(mask, dtype) for mask in masks)
     refined: dict[Projection, dict[str, float]] = {}
     for projection in PROJECTIONS:
-        if parts := [each.refinements[projection] for each in pruned if projection in each.refinements]:
+        if parts := [each.refinements[projection] for each in made.pruned if projection in each.refinements]:
             refined[projection] = asdict(sum(parts[1:], parts[0]))
-    dampings = [each.damping for each in pruned if each.damping is not None]
+    dampings = [each.damping for each in made.pruned if each.damping is not None]
     return LayerReport(
         layer=index,
         pattern=str(pattern),
+        method=made.score.method,
+        alpha=made.score.alpha,
         sparsity=sparsity,
         norm={"min": norms.min().item(), "median": norms.median().item(), "max": norms.max().item()},
         relative_error=None,

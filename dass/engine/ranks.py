@@ -56,6 +56,14 @@ class Ranks:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
+    def of_first(self, value: float, device: torch.device) -> float:
+        """What rank 0 has found: ranks that decide by it decide alike. `device` is where tensors are exchanged."""
+        if self.size == 1:
+            return value
+        told = torch.tensor([value if self.is_first else 0.0], dtype=torch.float64, device=device)
+        self.sum_(told)
+        return told.item()
+
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dass.engine.choice import CHOICE, Choice
 from dass.engine.dense import (
     allocate,
     dense_statistics,
@@ -27,11 +28,13 @@ from dass.engine.fits import check_fits
 from dass.engine.layerwise import Buffering, Wanted, wanted_by
 from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner
 from dass.engine.ranks import ALONE, Ranks
-from dass.engine.windows import check_windows
+from dass.engine.search import Search
+from dass.engine.windows import check_windows, hold_back
 from dass.errors import InputError
 from dass.files import canonical_json, complete_file, read_json, write_json
 from dass.masks.mask_file import MaskFile, MaskFiles, save_masks
 from dass.masks.updates import Updates, save_updates
+from dass.method.methods import Score
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan
 from dass.method.statistics import MlpStatistics
@@ -92,7 +95,8 @@ class CheckpointRun:
         check_fits(decoder, plan)
         check_windows(decoder, input_ids_ST)
         self.folder, self.layer_count = folder, len(decoder)
-        self._decoder, self._input_ids_ST, self._plan, self._ranks = decoder, input_ids_ST, plan, ranks
+        self._decoder, self._plan, self._ranks = decoder, plan, ranks
+        self._input_ids_ST, self._held_back_WT = hold_back(input_ids_ST, plan)
         self._statistics = statistics or folder / "dense"
         self._buffering, self._checkpoint_every = buffering or Buffering(), checkpoint_every
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +118,11 @@ class CheckpointRun:
         """New values of a layer's kept weights; absent when they keep their values."""
         return self.folder / f"updates_{index:03d}.safetensors"
 
+    @property
+    def choice_file(self) -> Path:
+        """What `auto` has chosen, once it has."""
+        return self.folder / "auto" / CHOICE
+
     def layer(self, index: int) -> LayerRecord:
         """Prune one layer, or take it from an earlier run.
 
@@ -127,8 +136,10 @@ class CheckpointRun:
                 self._replay(index)
             return LayerRecord(read_report(self.mask_file(index)), resumed=True)
         if dense:
-            statistics = load_statistics(self._dense[index], self._decoder.device)
-            result = prune_from_statistics(self._decoder, index, statistics, self._plan, self._patterns[index])
+            statistics = self._load_dense(index)
+            result = prune_from_statistics(
+                self._decoder, index, statistics, self._plan, self._patterns[index], self._scores[index]
+            )
         else:
             result = self._pruner.prune_layer(index)
         if self._ranks.is_first:
@@ -171,12 +182,40 @@ class CheckpointRun:
             self._input_ids_ST,
             self._plan,
             patterns=self._patterns,
+            scores=self._scores,
             buffering=self._buffering,
             ranks=self._ranks,
         )
         if self._saved is not None:
             pruner.resume_at(self._start, self._saved)
         return pruner
+
+    @cached_property
+    def choice(self) -> Choice | None:
+        """What `auto` has chosen, which takes long the first time; None: the plan names one method.
+
+        Raises:
+            NumericalError: activations, or a proposal's predictions, are NaN or infinite.
+            InputError: it does not fit into memory.
+        """
+        if self._plan.method != "auto":
+            return None
+        search = Search(
+            self._decoder,
+            self._input_ids_ST,
+            self._held_back_WT,
+            self._plan,
+            self._patterns,
+            self.choice_file.parent,
+            statistics=self._load_dense if self._plan.propagation == "dense" else None,
+            buffering=self._buffering,
+            ranks=self._ranks,
+        )
+        return search.choose()
+
+    @cached_property
+    def _scores(self) -> list[Score]:
+        return [self._plan.score] * self.layer_count if self.choice is None else self.choice.scores
 
     @cached_property
     def _patterns(self) -> list[Pattern]:
@@ -187,8 +226,7 @@ class CheckpointRun:
             outliers: list[float] = read_json(path)
         elif self._plan.propagation == "dense":
             outliers = [
-                layer_outliers(self._decoder, index, load_statistics(self._dense[index], self._decoder.device))
-                for index in range(self.layer_count)
+                layer_outliers(self._decoder, index, self._load_dense(index)) for index in range(self.layer_count)
             ]
         else:
             norms_only = Wanted(gram_x=False, gram_z=False, min_expert_tokens=self._plan.min_expert_tokens)
@@ -212,6 +250,9 @@ class CheckpointRun:
                     save_statistics(seen, path)
             self._ranks.wait()
         return files
+
+    def _load_dense(self, index: int) -> dict[str, MlpStatistics]:
+        return load_statistics(self._dense[index], self._decoder.device)
 
     def _pass_dense(self, wanted: Wanted) -> Iterator[dict[str, MlpStatistics]]:
         return dense_statistics(self._decoder, self._input_ids_ST, wanted, buffering=self._buffering, ranks=self._ranks)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.method.plan import Plan
 from dass.model.decoder import Decoder
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -27,6 +28,21 @@ def check_tokens(input_ids: Any) -> Tensor:
             "expected whole numbers of shape (samples, length)."
         )
     return input_ids
+
+
+def hold_back(input_ids_ST: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The windows to prune with, and those to judge by: spread evenly, so that every part of the text has its share.
+
+    Raises:
+        InputError: none would be left to prune with.
+    """
+    windows, count = len(input_ids_ST), plan.held_back
+    plan.check_samples(windows)
+    if count == 0:
+        return input_ids_ST, input_ids_ST[:0]
+    held = torch.zeros(windows, dtype=torch.bool)
+    held[[(2 * each + 1) * windows // (2 * count) for each in range(count)]] = True
+    return input_ids_ST[~held], input_ids_ST[held]
 
 
 def check_windows(decoder: Decoder, input_ids: Any) -> None:

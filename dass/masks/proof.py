@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dass.masks.matrices import SPELLED, matrices, projections_of
 from dass.masks.updates import Updates
-from dass.method.methods import Projection, competition_axis
+from dass.method.methods import Layout, Method, Projection, competition_axis
 from dass.method.pattern import Pattern, parse_pattern
 from dass.model.checkpoint import Checkpoint
 
@@ -124,7 +124,8 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
         masks: stored tensor name -> keep mask, (O, C), or (E, O, C) for stacked experts.
 
     Raises:
-        ProofError: names the first matrix and group that do not obey, or a matrix whose part in the MLP is not known.
+        ProofError: names the first matrix and group that do not obey, a matrix whose part in the MLP is not known, or a
+            layer with another score than the one that was asked for or chosen.
     """
     prune, layers = manifest["settings"]["prune"], {layer["layer"]: layer for layer in manifest["layers"]}
     removed: dict[tuple[int, Projection], list[int]] = {}
@@ -133,9 +134,9 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
         if number is None or int(number[1]) not in layers:
             raise ProofError(f"{name}: the manifest says nothing of its layer.")
         layer = layers[int(number[1])]
-        pattern = _pattern(prune, layer)
+        pattern, method = _pattern(prune, layer), _method(manifest, layer)
         for projection, matrix in chain.from_iterable(matrices(keep, _held(name, masks))):
-            for axis in _axes(projection, pattern, prune):
+            for axis in _axes(projection, pattern, method, prune["layout"]):
                 _check_groups(f"{name} ({projection})", matrix, pattern, axis, exact=prune["allocation"] == "uniform")
             removed.setdefault((layer["layer"], projection), []).append(matrix.numel() - int(matrix.count_nonzero()))
             removed[layer["layer"], projection].append(matrix.numel())
@@ -151,10 +152,27 @@ def _pattern(prune: Mapping[str, Any], layer: Mapping[str, Any]) -> Pattern:
     return parse_pattern(layer["pattern"], prune["sparsity"] if layer["pattern"] == "unstructured" else None)
 
 
-def _axes(projection: Projection, pattern: Pattern, prune: Mapping[str, Any]) -> list[int | None]:
-    if prune["layout"] == "transposable" and projection != "down_proj":
+def _method(manifest: Mapping[str, Any], layer: Mapping[str, Any]) -> Method:
+    """What the layer's weights were chosen by: along its axis they compete. Under `auto` each layer has its own."""
+    prune, auto = manifest["settings"]["prune"], manifest.get("auto")
+    if prune["method"] != "auto":
+        asked = {"method": prune["method"], "alpha": prune["alpha"] if prune["method"] == "dass" else None}
+    elif auto is None:
+        raise ProofError("the method is auto, and the manifest does not say what was chosen.")
+    else:
+        chosen = next(each for each in auto["proposals"] if each["name"] == auto["chosen"])
+        asked = auto["candidates"][chosen["layers"][layer["layer"]]]
+    for name, value in asked.items():
+        if layer.get(name, value) != value:
+            raise ProofError(f"layer {layer['layer']}: its {name} is {layer[name]}, and {value} was chosen for it.")
+    method: Method = asked["method"]
+    return method
+
+
+def _axes(projection: Projection, pattern: Pattern, method: Method, layout: Layout) -> list[int | None]:
+    if layout == "transposable" and projection != "down_proj":
         return [0, 1]
-    return [competition_axis(projection, prune["method"], pattern, prune["layout"])]
+    return [competition_axis(projection, method, pattern, layout)]
 
 
 def _held(name: str, masks: Mapping[str, Tensor]) -> tuple[Projection, ...]:

@@ -65,11 +65,19 @@ def divergence(dense_nV: Tensor, pruned_nV: Tensor) -> Divergence:
     `dense_nV` is used as working memory: it holds probabilities afterwards.
     """
     dense_top_nk, pruned_top_nk = top(dense_nV), top(pruned_nV)
-    apart_nV = dense_nV - pruned_nV
-    kl_n = torch.linalg.vecdot(dense_nV.exp_(), apart_nV).clamp_(min=0.0)  # below by rounding only
+    kl_n = token_kl(dense_nV, pruned_nV)
     shared_n = (dense_top_nk[:, :, None] == pruned_top_nk[:, None, :]).sum((1, 2))
     missing = TOP - dense_top_nk.shape[1]  # of a vocabulary with fewer tokens
     return Divergence(kl_n.cpu(), (dense_top_nk[:, 0] == pruned_top_nk[:, 0]).cpu(), (shared_n + missing).byte().cpu())
+
+
+def token_kl(dense_nV: Tensor, pruned_nV: Tensor) -> Tensor:
+    """KL(dense ‖ pruned) of log-probabilities (n, V) in nats, float32 (n,).
+
+    `dense_nV` is used as working memory: it holds probabilities afterwards.
+    """
+    apart_nV = dense_nV - pruned_nV
+    return torch.linalg.vecdot(dense_nV.exp_(), apart_nV).clamp_(min=0.0)  # below by rounding only
 
 
 def top(values_nV: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def token_losses(
     if parts is None:
         logger.info("%s: no body and head found that give its logits; small batches.", type(model).__name__)
         rows = max(1, min(rows, _LOGITS_OF_A_BATCH // vocabulary // length))
-    step = max(1, _LOGITS_AT_ONCE[kind] // vocabulary)
+    step = tokens_at_once(vocabulary, device)
     losses_WL = torch.empty(windows, length - 1)
     for start in range(0, windows, rows):
         batch_WL = windows_WL[start : start + rows].to(device)
@@ -108,6 +108,11 @@ def token_losses(
         if on_batch is not None:
             on_batch(len(batch_WL))
     return losses_WL
+
+
+def tokens_at_once(vocabulary: int, device: torch.device) -> int:
+    """Tokens of a slice: all their logits have room."""
+    return max(1, _LOGITS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"] // vocabulary)
 
 
 def mean_loss(

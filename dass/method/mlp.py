@@ -68,9 +68,10 @@ def _chosen(weights: Mapping[Projection, Tensor], statistics: MlpStatistics, pla
     """What the method alone makes of an MLP."""
     if plan.method == "sparsegpt":
         return _sparsegpt(weights, statistics, plan, pattern)
+    method = plan.score.method
     keep: dict[Projection, Tensor] = {}
     for projection in PROJECTIONS:
-        score_OC = importance(weights[projection], projection, statistics.norms, plan.method, plan.alpha, plan.layout)
+        score_OC = importance(weights[projection], projection, statistics.norms, method, plan.alpha, plan.layout)
         if _in_blocks(projection, plan):
             keep[projection] = transposable_mask(score_OC)
         else:

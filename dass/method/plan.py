@@ -1,12 +1,20 @@
 """What is asked of the engine: method, pattern, layout, update, allocation. Checked once, before any work."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from dass.errors import InputError
 from dass.method.allocation import DEFAULT_BOUND
-from dass.method.methods import DEFAULT_ALPHA, Layout, Method, Projection, competition_axis
+from dass.method.methods import (
+    DEFAULT_ALPHA,
+    Asked,
+    Layout,
+    Projection,
+    Score,
+    candidate_scores,
+    competition_axis,
+)
 from dass.method.pattern import Pattern, is_number, parse_pattern
 
 Update = Literal["none", "reconstruct", "reconstruct-mlp"]
@@ -17,6 +25,10 @@ Refine = Literal["none", "swaps"]
 DEFAULT_MIN_EXPERT_TOKENS = 256
 DEFAULT_MAX_SWAPS = 100
 """Swaps that a row may take part in: the most that arXiv 2512.10922 shows."""
+DEFAULT_AUTO_WINDOWS = 4
+"""Calibration windows that `auto` holds back to judge by."""
+DEFAULT_AUTO_BUDGET = 8
+"""Changes of single layers that `auto` tries at most."""
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -26,9 +38,9 @@ class Plan:
     """What to remove and what to do with the weights that stay. Made by `plan`.
 
     Attributes:
-        method: which score chooses.
+        method: which score chooses; "auto": for each layer the one that leaves the whole model nearest to dense.
         pattern: what share goes, and in which groups.
-        alpha: exponent of the neuron norm in DaSS's gate and up scores.
+        alpha: exponent of the neuron norm in DaSS's gate and up scores; under "auto" one more that is tried.
         layout: along which axis the N:M groups of gate and up lie.
         update: whether kept weights are re-fitted after the mask is fixed.
         allocation: the same share from every layer, or less from layers with outliers.
@@ -38,9 +50,11 @@ class Plan:
         min_expert_tokens: an expert routed fewer tokens than this is judged on all tokens of its layer.
         refine: whether weights are swapped inside their groups once the score has chosen, to lower the output error.
         max_swaps: a row of a matrix takes part in no more swaps than this.
+        auto_windows: calibration windows that "auto" judges by; nothing is fitted to them.
+        auto_budget: changes of single layers that "auto" tries after its first proposals; 0 tries none.
     """
 
-    method: Method
+    method: Asked
     pattern: Pattern
     alpha: float = DEFAULT_ALPHA
     layout: Layout = "paper"
@@ -52,6 +66,8 @@ class Plan:
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
     refine: Refine = "none"
     max_swaps: int = DEFAULT_MAX_SWAPS
+    auto_windows: int = DEFAULT_AUTO_WINDOWS
+    auto_budget: int = DEFAULT_AUTO_BUDGET
 
     @property
     def named(self) -> dict[str, Any]:
@@ -75,9 +91,42 @@ class Plan:
             return True
         return self.update != "none" and self.propagation == "dense"
 
+    @property
+    def score(self) -> Score:
+        """What the weights of every layer are chosen by; not of "auto", where each layer has its own."""
+        assert self.method != "auto"
+        return Score(self.method, self.alpha if self.method == "dass" else None)
+
+    @property
+    def candidates(self) -> list[Score]:
+        """What a layer's score is chosen from.
+
+        With the layout "contraction" DaSS chooses as Wanda does (‖z_i‖ is the same for a whole group).
+        """
+        if self.method != "auto":
+            return [self.score]
+        return [Score("wanda")] if self.layout == "contraction" else candidate_scores(self.alpha)
+
+    def scored(self, score: Score) -> "Plan":
+        """The same plan with one score, for a layer that has its own."""
+        return replace(self, method=score.method, alpha=self.alpha if score.alpha is None else score.alpha)
+
+    @property
+    def held_back(self) -> int:
+        """Calibration windows that statistics and re-fits do not see."""
+        return self.auto_windows if self.method == "auto" else 0
+
+    def check_samples(self, windows: int) -> None:
+        """Raise InputError when so many calibration windows leave none to prune with."""
+        if self.method == "auto" and self.auto_windows >= windows:
+            raise InputError(
+                f'method is "auto" and auto_windows {self.auto_windows}: it judges by so many calibration windows and '
+                f"prunes with the others, but there are {windows}. Take more windows, or fewer to judge by."
+            )
+
     def axis(self, projection: Projection) -> int | None:
         """The axis along which this projection's weights compete."""
-        return competition_axis(projection, self.method, self.pattern, self.layout)
+        return competition_axis(projection, self.score.method, self.pattern, self.layout)
 
 
 def plan(
@@ -95,6 +144,8 @@ def plan(
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS,
     refine: str = "none",
     max_swaps: int = DEFAULT_MAX_SWAPS,
+    auto_windows: int = DEFAULT_AUTO_WINDOWS,
+    auto_budget: int = DEFAULT_AUTO_BUDGET,
 ) -> Plan:
     """Check what is asked for.
 
@@ -111,11 +162,13 @@ def plan(
     for name, count, least, what in (
         ("min_expert_tokens", min_expert_tokens, 0, "tokens"),
         ("max_swaps", max_swaps, 1, "swaps a row"),
+        ("auto_windows", auto_windows, 1, "windows"),
+        ("auto_budget", auto_budget, 0, "changes of a layer to try"),
     ):
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise InputError(f"{name} is {count!r}: expected {least} or more {what}.")
     made = Plan(
-        _one_of("method", method, get_args(Method)),
+        _one_of("method", method, get_args(Asked)),
         parse_pattern(pattern, sparsity),
         alpha,
         _one_of("layout", layout, get_args(Layout)),
@@ -127,6 +180,8 @@ def plan(
         min_expert_tokens,
         _one_of("refine", refine, get_args(Refine)),
         max_swaps,
+        auto_windows,
+        auto_budget,
     )
     _check_together(made)
     return made

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from textwrap import shorten
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -67,6 +68,11 @@ class Decoder:
         """What is outside the layers, ready for `embed` while the context is open."""
         yield
 
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Everything but the layers, ready for `behind_layers` and the head while the context is open."""
+        yield
+
     def structure(self, index: int) -> nn.Module:
         """The layer's modules, without a promise that its weights are loaded."""
         return self._layers[index]
@@ -98,6 +104,24 @@ class Decoder:
         layout = self._layouts[length]
         hidden, calls = self._record(input_ids_BT)
         return layout.pack(hidden), [LayerCall(args, kwargs, layout) for args, kwargs in calls]
+
+    def behind_layers(self, input_ids_BT: Tensor, hidden_BTH: Tensor) -> Any:
+        """The body's output, were these the last layer's hidden states. Call inside `outside`, after `embed`."""
+        length = input_ids_BT.shape[1]
+        states = self._layouts[length].unpack(hidden_BTH)
+        answer = (states,) if self._as_tuples else states
+        before = [layer.__dict__.get("forward") for layer in self._layers]
+        for layer in self._layers:
+            layer.forward = lambda *_, **__: answer
+        try:
+            with torch.no_grad():
+                return self.model.base_model(input_ids=input_ids_BT, use_cache=False)
+        finally:
+            for layer, forward in zip(self._layers, before, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
 
     def _check_forward(self, input_ids_1T: Tensor) -> HiddenShape:
         """Run one window with other hidden states behind the layers, and two windows: what follows, and where."""

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,20 +133,6 @@ class StreamedDecoder(Decoder):
                 yield
             finally:
                 _drop(head)
-
-    def behind_layers(self, input_ids_BT: Tensor, hidden_BTH: Tensor) -> Any:
-        """The body's output, were these the last layer's hidden states. Call inside `outside`, after `embed`."""
-        length = input_ids_BT.shape[1]
-        states = self._layouts[length].unpack(hidden_BTH)
-        answer = (states,) if self._as_tuples else states
-        for layer in self._layers:
-            layer.forward = lambda *_, **__: answer
-        try:
-            with torch.no_grad():
-                return self.model.base_model(input_ids=input_ids_BT, use_cache=False)
-        finally:
-            for layer in self._layers:
-                del layer.forward
 
     def _outside_layers(self) -> list[tuple[str, nn.Module]]:
         """Modules of the decoder that hold parameters or buffers of their own, layers aside."""

@@ -12,11 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
+from dass.engine.choice import Choice
 from dass.engine.run import CheckpointRun, LayerRecord, read_report
 from dass.errors import InfrastructureError
+from dass.files import read_json
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 from tasks.workspace.tied import tied
@@ -53,7 +56,20 @@ class JoinedProcesses:
             ProcessesError: a process died.
         """
         path = self._run.mask_file(index)
-        if index >= self._run.finished and self._job is None:
+        self._wait_for(path, f"in layer {index}")
+        return LayerRecord(read_report(path), resumed=index < self._run.finished)
+
+    def choice(self) -> Choice:
+        """Wait until `auto` has chosen.
+
+        Raises:
+            ProcessesError: a process died.
+        """
+        self._wait_for(self._run.choice_file, "while auto was choosing")
+        return Choice.of(read_json(self._run.choice_file))
+
+    def _wait_for(self, path: Path, where: str) -> None:
+        if not path.exists() and self._job is None:
             self._job = self._start()
         while not path.exists():
             assert self._job is not None
@@ -61,11 +77,10 @@ class JoinedProcesses:
             if status is not None and not path.exists():
                 processes = self._settings.engine.processes
                 raise ProcessesError(
-                    f"Pruning with {processes} processes stopped in layer {index} (status {status}): {self._reason()}. "
+                    f"Pruning with {processes} processes stopped {where} (status {status}): {self._reason()}. "
                     f"Finished layers are kept; run again to go on. Log: {self._log}"
                 )
             time.sleep(_POLL_SECONDS)
-        return LayerRecord(read_report(path), resumed=index < self._run.finished)
 
     def close(self) -> None:
         """Stop the processes, if they still run."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from dass.engine.choice import Choice
 from dass.engine.layerwise import Buffering
 from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.ranks import ALONE, Ranks
@@ -82,6 +83,17 @@ class PruningRun:
         if engine.processes > 1 and not is_rank():
             self._processes = JoinedProcesses(workspace, settings, self._run)
 
+    def choose(self) -> Choice | None:
+        """What `method: auto` chooses for each layer; None: a method is named. Takes long the first time.
+
+        Raises:
+            NumericalError: activations, or what is predicted, are NaN or infinite.
+            ProcessesError: as `layer`.
+        """
+        if self._plan.method != "auto" or self._processes is None:
+            return self._run.choice
+        return self._processes.choice()
+
     def layer(self, index: int) -> LayerRecord:
         """Prune one layer, or replay it when an earlier run finished it.
 
@@ -142,12 +154,14 @@ class PruningRun:
             if updates
             else None,
             "sparsity": removed_shares(masks, Checkpoint(self._base_folder)),
+            # What `method: auto` proposed, how far from dense each proposal is, and what each layer was given.
+            "auto": read_json(self._run.choice_file) if self._plan.method == "auto" else None,
             "layers": reports,
         }
 
 
 def _collected(plan: Plan) -> list[Any]:
-    return [plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens]
+    return [plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens, plan.held_back]
 
 
 def read_stage(path: Path, stage: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from dass.engine.choice import Choice
 from dass.engine.ranks import joined_ranks
 from dass.engine.run import LayerRecord, finished_reports
 from dass.errors import InputError
@@ -19,7 +20,10 @@ logger = logging.getLogger("dass")
 
 
 def prune(
-    workspace: Workspace, settings: Settings, do_layer: Callable[[PruningRun, int], LayerRecord] = PruningRun.layer
+    workspace: Workspace,
+    settings: Settings,
+    do_layer: Callable[[PruningRun, int], LayerRecord] = PruningRun.layer,
+    choose: Callable[[PruningRun], Choice | None] = PruningRun.choose,
 ) -> None:
     """Stage `prune`: artifacts/base and artifacts/calibration to artifacts/masks.
 
@@ -29,6 +33,7 @@ def prune(
         workspace: where.
         settings: sections `prune` and `engine`.
         do_layer: does one layer; the flow gives one that is a Prefect task.
+        choose: lets `method: auto` choose, likewise.
 
     Raises:
         InputError, NumericalError, ProcessesError: as in PruningRun.
@@ -36,6 +41,8 @@ def prune(
     with joined_ranks() as ranks:
         run = PruningRun(workspace, settings, ranks)
         try:
+            if settings.prune.method == "auto" and (choice := choose(run)) is not None and ranks.is_first:
+                logger.info("auto chose %s", choice.told)
             layers = range(run.layer_count)
             for index in progress(layers, "prune layers") if ranks.is_first else layers:
                 do_layer(run, index)

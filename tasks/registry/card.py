@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.registry.result import scores_told
 from tasks.workspace.flat import flat
 from tasks.workspace.settings import Settings
 
@@ -138,6 +139,7 @@ def _what_was_done(manifest: dict[str, Any], version: dict[str, Any]) -> str:
         ["calibration", f"{calibration['tokens']:,} tokens of {_uri(calibration['source']['uri'])}"],
         ["calibration digest", f"`{calibration['digest']}`"],
         ["masks", f"digest `{manifest['masks']['digest']}`"],
+        *([["auto chose", told]] if (told := scores_told(manifest)) else []),
         ["kept weights", _kept(manifest)],
         ["computed", f"{engine['device']}, {engine['dtype']}, engine {engine['version']}"],
         ["versions", ", ".join(f"{package} {number}" for package, number in manifest["versions"].items())],

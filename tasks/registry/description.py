@@ -3,7 +3,7 @@
 from typing import Any
 
 from tasks.registry.card import described
-from tasks.registry.result import Result
+from tasks.registry.result import Result, scores_told
 
 
 def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
@@ -21,6 +21,7 @@ def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
     rows = [
         ("model", _code(model)),
         ("pruned by", described(manifest["settings"]["prune"])),
+        *([("auto chose", told)] if (told := scores_told(manifest)) else []),
         ("perplexity, dense", f"{evaluation['dense']['perplexity']:.3f}"),
         ("perplexity, pruned", f"{evaluation['pruned']['perplexity']:.3f}"),
         ("ratio", f"{evaluation['ratio']:.3f}{sure}"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dass.engine.choice import Choice
 from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
 from tasks.workspace.flat import flat
@@ -96,6 +97,18 @@ def task_figures(tasks: dict[str, Any]) -> dict[str, Any]:
     if mean := tasks.get("mean"):
         figures |= {"mean": mean["pruned"], "mean_dense": mean["dense"]}
     return figures
+
+
+def scores_told(manifest: dict[str, Any]) -> str | None:
+    """What `method: auto` has given the layers, and how far ahead that is; None: a method was named."""
+    auto = manifest.get("auto")  # not in versions from before there was a choice
+    return None if auto is None else Choice.of(auto).told
+
+
+def layer_scores(manifest: dict[str, Any]) -> list[str]:
+    """What `method: auto` has given each layer; empty: a method was named."""
+    auto = manifest.get("auto")
+    return [] if auto is None else [str(score) for score in Choice.of(auto).scores]
 
 
 def tasks_told(tasks: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from tasks.registry.entry import Entry
 from tasks.registry.ledger import Ledger
 from tasks.registry.ledger_run import find_model
 from tasks.registry.place import database
-from tasks.registry.result import tasks_told
+from tasks.registry.result import layer_scores, scores_told, tasks_told
 from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST
 from tasks.registry.versions import version_numbered
@@ -99,14 +99,15 @@ def _record(
 ) -> dict[str, Any]:
     kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
     measured = {"evaluation": evaluation, "tasks": tasks}
-    return {**{key: manifest[key] for key in kept}, **measured, "registered": registered}
+    chosen = {"auto": manifest.get("auto")}
+    return {**{key: manifest[key] for key in kept}, **chosen, **measured, "registered": registered}
 
 
 def render(record: dict[str, Any]) -> "Group":
     """The record as two tables for a terminal: the result, and its layers."""
     from rich.console import Group
 
-    return Group(_result_table(record), _layers_table(record["layers"]))
+    return Group(_result_table(record), _layers_table(record))
 
 
 def _result_table(record: dict[str, Any]) -> "Table":
@@ -116,6 +117,8 @@ def _result_table(record: dict[str, Any]) -> "Table":
     prune, evaluation, calibration = record["settings"]["prune"], record["evaluation"], record["calibration"]
     table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
     table.add_row("pruned by", described(prune))
+    if chosen := scores_told(record):
+        table.add_row("auto chose", chosen)
     table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
     table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
     table.add_row("ratio", f"{evaluation['ratio']:.3f}")
@@ -138,17 +141,21 @@ def _result_table(record: dict[str, Any]) -> "Table":
     return table
 
 
-def _layers_table(layers: list[dict[str, Any]]) -> "Table":
+def _layers_table(record: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     table = Table(title="Layers", title_justify="left", min_width=60)
-    for heading in ("layer", "gate", "up", "down", "output error", "median ‖z‖", "2:4 kernel runs"):
+    scores = layer_scores(record)
+    measured = ("gate", "up", "down", "output error", "median ‖z‖", "2:4 kernel runs")
+    for heading in ("layer", *(["score"] if scores else []), *measured):
         table.add_column(heading, justify="right")
-    for layer in layers:
+    for layer in record["layers"]:
         shares = [f"{layer['sparsity'][name]:.2%}" for name in _PROJECTIONS]
         error = "" if layer["relative_error"] is None else f"{layer['relative_error']:.4f}"
         runs = [name.removesuffix("_proj") for name in _PROJECTIONS if layer["runs_2_4"][name]]
-        table.add_row(str(layer["layer"]), *shares, error, f"{layer['norm']['median']:.3g}", ", ".join(runs) or "none")
+        chosen = scores[layer["layer"] : layer["layer"] + 1]
+        norm = f"{layer['norm']['median']:.3g}"
+        table.add_row(str(layer["layer"]), *chosen, *shares, error, norm, ", ".join(runs) or "none")
     return table
 
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from dass.engine.choice import Choice
 from tasks.plots import norm_quantiles
+from tasks.registry.result import layer_scores
 from tasks.report.blocks import Chart, Section, Table, number, share, text
 from tasks.report.charts import by_layer, by_layer_and_projection, density_map, spread_by_layer
 from tasks.report.facts import Facts
@@ -49,14 +51,16 @@ def layers(facts: Facts) -> Section:
         )
     else:
         notes.append("The output error was not measured: propagation is dense.")
-    return Section("layers", "Layer by layer", notes, charts, [_layers_table(found)])
+    scores = layer_scores(facts.manifest)
+    return Section("layers", "Layer by layer", notes, charts, [_layers_table(found, scores)])
 
 
-def _layers_table(found: list[dict[str, Any]]) -> Table:
+def _layers_table(found: list[dict[str, Any]], scores: list[str]) -> Table:
     refined = any(layer.get("refined") for layer in found)
     columns = [
         "layer",
         "pattern",
+        *(["score"] if scores else []),
         "gate",
         "up",
         "down",
@@ -75,6 +79,7 @@ def _layers_table(found: list[dict[str, Any]]) -> Table:
             [
                 number(layer["layer"], "{}"),
                 text(layer["pattern"]),
+                *(text(score) for score in scores[layer["layer"] : layer["layer"] + 1]),
                 *(share(layer["sparsity"].get(name)) for name in PROJECTIONS),
                 *(_swaps(layer["refined"]) if refined else []),
                 number(layer["relative_error"], "{:.4f}"),
@@ -93,6 +98,30 @@ def _swaps(refined: dict[str, dict[str, float]]) -> list[Any]:
         if name in refined and refined[name]["error_before"]
     ]
     return [number(sum(each["swaps"] for each in refined.values()), "{:,.0f}"), text(", ".join(left) or "none")]
+
+
+def choice(facts: Facts) -> Section | None:
+    """What `method: auto` proposed, and how far from the dense model each proposal is."""
+    if facts.manifest.get("auto") is None:
+        return None
+    found = Choice.of(facts.manifest["auto"])
+    notes = [
+        f"Chosen: {found.told}.",
+        f"Judged by KL(dense ‖ pruned) of the whole model on {found.windows:,} calibration windows ({found.tokens:,} "
+        "tokens) that nothing was fitted to.",
+    ]
+    rows = [
+        [
+            text(each.name),
+            number(each.kl, "{:.5f}"),
+            number(each.kl / found.best.kl - 1.0 if found.best.kl else 0.0, "{:+.2%}"),
+            *(number(each.layers.count(which), "{}") for which in range(len(found.candidates))),
+        ]
+        for each in found.proposals
+    ]
+    layers_by = [f"layers by {score}" for score in found.candidates]
+    columns = ["proposal", "KL (nats a token)", "more than the chosen one", *layers_by]
+    return Section("choice", "Which score for each layer", notes, tables=[Table("Proposals", columns, rows)])
 
 
 def neurons(facts: Facts) -> Section:

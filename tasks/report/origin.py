@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Any
 
 from tasks.registry.card import described
+from tasks.registry.result import scores_told
 from tasks.registry.timeline import told
 from tasks.report.anatomy import PROJECTIONS
 from tasks.report.blocks import Cell, Chart, Section, Table, digest, number, share, text
@@ -90,6 +91,7 @@ def provenance(facts: Facts) -> Section:
         ("tokenizer digest", digest(base.get("tokenizer"))),
         ("licence of the base", text(base.get("license"))),
         ("pruned by", text(described(manifest["settings"]["prune"]))),
+        *([("auto chose", text(chosen))] if (chosen := scores_told(manifest)) else []),
         ("masks digest", digest(manifest["masks"]["digest"])),
         ("computed", text(f"{engine['device']}, {engine['dtype']}, engine {engine['version']}")),
         ("versions", text(", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))),

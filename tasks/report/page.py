@@ -20,6 +20,7 @@ def sections_of(facts: Facts) -> list[Section]:
         cost.tasks(facts),
         cost.divergence(facts),
         cost.generations(facts),
+        anatomy.choice(facts),
         anatomy.layers(facts),
         anatomy.neurons(facts),
         origin.change(facts),

@@ -9,8 +9,10 @@ from pydantic_core import ErrorDetails
 
 from dass.errors import InputError
 from dass.method.allocation import DEFAULT_BOUND
-from dass.method.methods import Layout, Method
+from dass.method.methods import Asked, Layout
 from dass.method.plan import (
+    DEFAULT_AUTO_BUDGET,
+    DEFAULT_AUTO_WINDOWS,
     DEFAULT_MAX_SWAPS,
     DEFAULT_MIN_EXPERT_TOKENS,
     Allocation,
@@ -90,7 +92,7 @@ class Prune(_Section):
     `sparsity` None takes what the pattern implies, `damping` None what each method takes.
     """
 
-    method: Method
+    method: Asked
     pattern: str
     sparsity: float | None
     alpha: float = Field(ge=0.0, le=4.0, allow_inf_nan=False)
@@ -103,6 +105,8 @@ class Prune(_Section):
     min_expert_tokens: int = DEFAULT_MIN_EXPERT_TOKENS
     refine: Refine = "none"
     max_swaps: int = DEFAULT_MAX_SWAPS
+    auto_windows: int = DEFAULT_AUTO_WINDOWS
+    auto_budget: int = DEFAULT_AUTO_BUDGET
 
     @field_validator("sparsity", "alpha", "owl_bound", "damping", mode="before")
     @classmethod
@@ -312,6 +316,13 @@ class Settings(_Section):
     evaluate: Evaluate
     register_: Register = Field(alias="register")
     promote: Promote = Promote()
+
+    @field_validator("prune")
+    @classmethod
+    def _leaves_windows_to_prune_with(cls, value: Prune, info: ValidationInfo) -> Prune:
+        if (calibration := info.data.get("calibration")) is not None:
+            value.plan.check_samples(calibration.samples)
+        return value
 
 
 def validate_settings(values: Any, origin: str) -> Settings:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dass.engine.choice import Choice
 from dass.engine.layerwise import Buffering
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.run import CheckpointRun
 from dass.errors import InputError
+from dass.files import read_json
 from dass.masks.mask_file import MaskFile
 from dass.method.plan import plan
 from dass.model.streaming import StreamedDecoder
@@ -32,10 +34,11 @@ from dass.model.streaming import StreamedDecoder
 from tests.models import fast_dtype
 
 base, tokens, work, layers, dies_in = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+what = plan(sys.argv[6])
 with joined_ranks() as ranks:
     decoder = StreamedDecoder(base, torch.device("cpu"), fast_dtype(base))
     buffering = Buffering(batch_tokens=64)
-    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], plan(), work, buffering=buffering, ranks=ranks)
+    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], what, work, buffering=buffering, ranks=ranks)
     for index in range(layers):
         if dies_in == str(index) and ranks.rank == 1:
             os._exit(7)
@@ -44,11 +47,13 @@ with joined_ranks() as ranks:
 """
 
 
-def start(base: Path, tokens: Path, work: Path, processes: int, layers: int, dies_in: str = "never") -> int:
+def start(
+    base: Path, tokens: Path, work: Path, processes: int, layers: int, dies_in: str = "never", method: str = "dass"
+) -> int:
     script = work.with_suffix(".py")
     script.write_text(_RANK, encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    arguments = [str(script), str(base), str(tokens), str(work), str(layers), dies_in]
+    arguments = [str(script), str(base), str(tokens), str(work), str(layers), dies_in, method]
     return subprocess.run(
         [*torchrun, "--nproc-per-node", str(processes), *arguments],
         cwd=ROOT,
@@ -70,20 +75,26 @@ def tiny(tmp_path: Path) -> tuple[Path, Path]:
     return save_tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16), tokens
 
 
-def digests_of_one(base: Path, tokens: Path, work: Path) -> dict[str, str]:
+def digests_of_one(base: Path, tokens: Path, work: Path, method: str = "dass") -> dict[str, str]:
     """The same, made by this process alone."""
     decoder = StreamedDecoder(base, torch.device("cpu"), fast_dtype(base))
-    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], plan(), work, buffering=Buffering(batch_tokens=64))
+    buffering = Buffering(batch_tokens=64)
+    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], plan(method), work, buffering=buffering)
     for index in range(3):
         run.layer(index)
     return digests(work)
 
 
-def test_two_ranks_make_the_masks_of_one(tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    assert start(*tiny, tmp_path / "work", 2, layers=3) == 0
+@pytest.mark.parametrize("method", ["dass", "auto"])
+def test_two_ranks_make_the_masks_of_one(method: str, tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    assert start(*tiny, tmp_path / "work", 2, layers=3, method=method) == 0
     found = digests(tmp_path / "work")
     assert len(found) == 3
-    assert found == digests_of_one(*tiny, tmp_path / "alone")
+    assert found == digests_of_one(*tiny, tmp_path / "alone", method)
+    records = [sorted((tmp_path / name).glob("auto/*.json")) for name in ("work", "alone")]
+    assert bool(records[0]) == (method == "auto")
+    choices = [Choice.of(read_json(found[0])) for found in records if found]
+    assert all(choice.scores == choices[0].scores for choice in choices)
 
 
 def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dass
+from dass.engine.choice import Choice, Proposal
+from dass.engine.search import Search
 from dass.masks.mask_file import MaskFiles
 from dass.masks.proof import ProofError, prove_patterns, prove_weights
 from dass.masks.updates import Updates, save_updates
@@ -36,7 +38,11 @@ class Pruned:
         self.updates = Updates(sorted((folder / "work").glob("*/updates_*.safetensors")))
         what = plan(**options)
         prune = {**asdict(what), "pattern": str(what.pattern), "sparsity": what.pattern.sparsity}
-        self.manifest = {"settings": {"prune": prune}, "layers": [asdict(layer) for layer in report.layers]}
+        self.manifest = {
+            "settings": {"prune": prune},
+            "layers": [asdict(layer) for layer in report.layers],
+            "auto": report.choice and report.choice.named,
+        }
 
     def prove(self) -> None:
         prove_weights(self.base, Checkpoint(self.folder), self.masks, self.updates or None)
@@ -80,6 +86,65 @@ def test_every_family_is_proved(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     model.save_pretrained(tmp_path / "base")
     Pruned(tmp_path, pattern="2:4").prove()
+
+
+MIXED = [
+    {},
+    {"pattern": "4:8", "propagation": "dense"},
+    {"pattern": "2:4"},
+    {"pattern": "2:4", "layout": "transposable", "update": "reconstruct"},
+]
+
+
+def mixed(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Pruned:
+    """`method: auto`, made to give the three layers three scores."""
+
+    def choose(search: Search) -> Choice:
+        return Choice(search._candidates, [Proposal("mix", [0, 1, 3], 0.1)], "mix", 1, 16)
+
+    monkeypatch.setattr(Search, "choose", choose)
+    return Pruned(folder, method="auto", auto_windows=1, **options)
+
+
+@pytest.mark.parametrize("options", MIXED, ids=lambda options: " ".join(options.values()) or "unstructured")
+def test_each_layer_is_proved_by_its_own_score(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = mixed(tmp_path, monkeypatch, **options)
+    pruned.prove()
+    scores = [(layer["method"], layer["alpha"]) for layer in pruned.manifest["layers"]]
+    assert scores == [("wanda", None), ("dass", 0.5), ("dass", 1.5)]
+    for index, other in ((0, ("dass", 1.0)), (1, ("wanda", None)), (2, ("dass", 1.0))):
+        pruned.manifest["layers"][index] |= dict(zip(("method", "alpha"), other, strict=True))
+        with pytest.raises(ProofError, match=rf"layer {index}: its (method|alpha) is .*was chosen for it"):
+            prove_patterns(pruned.manifest, pruned.masks)
+        pruned.manifest["layers"][index] |= dict(zip(("method", "alpha"), scores[index], strict=True))
+    prove_patterns(pruned.manifest, pruned.masks)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4:8", "2:4"])
+def test_a_layer_does_not_pass_for_one_of_another_score(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the choice was changed with it: its weights competed along another axis."""
+    pruned = mixed(tmp_path, monkeypatch, pattern=pattern)
+    pruned.manifest["auto"]["proposals"][0]["layers"] = [1, 1, 3]
+    pruned.manifest["layers"][0] |= {"method": "dass", "alpha": 0.5}
+    with pytest.raises(ProofError, match="does not hold along axis 0"):
+        pruned.prove()
+
+
+def test_a_choice_that_is_not_told_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned = mixed(tmp_path, monkeypatch)
+    pruned.manifest["auto"] = None
+    with pytest.raises(ProofError, match="the manifest does not say what was chosen"):
+        pruned.prove()
+
+
+def test_a_layer_has_the_method_that_was_asked_for(pruned: Pruned) -> None:
+    pruned.manifest["layers"][1]["method"] = "wanda"
+    with pytest.raises(ProofError, match="layer 1: its method is wanda, and dass was chosen for it"):
+        pruned.prove()
 
 
 def kept(mask: Tensor) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dass.errors import InputError
+from dass.method.methods import Score
 from dass.method.plan import Plan, plan
 
 
@@ -18,7 +19,7 @@ def test_the_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "random"}, "method is 'random': expected one of dass, wanda, magnitude, sparsegpt"),
+        ({"method": "random"}, "method is 'random': expected one of dass, wanda, magnitude, sparsegpt, auto"),
         ({"layout": "rows"}, "layout is 'rows': expected one of paper, contraction, transposable"),
         ({"update": "finetune"}, "update is 'finetune': expected one of none, reconstruct, reconstruct-mlp"),
         ({"allocation": "layered"}, "allocation is 'layered': expected one of uniform, owl"),
@@ -33,6 +34,9 @@ def test_the_defaults_are_the_papers() -> None:
         ({"refine": "some"}, "refine is 'some': expected one of none, swaps"),
         ({"max_swaps": 0}, "max_swaps is 0: expected 1 or more swaps a row"),
         ({"max_swaps": True}, "max_swaps is True: expected 1 or more swaps a row"),
+        ({"auto_windows": 0}, "auto_windows is 0: expected 1 or more windows"),
+        ({"auto_budget": -1}, "auto_budget is -1: expected 0 or more changes"),
+        ({"auto_budget": 1.5}, "auto_budget is 1.5"),
         ({"pattern": "4:2"}, "keeping 4 of 2"),
         ({"pattern": "2:4", "sparsity": 0.6}, "removes exactly 0.5"),
         ({"sparsity": 1.0}, "between 0 and 1"),
@@ -102,3 +106,24 @@ def test_gram_matrices_are_collected_only_where_they_are_used(options: dict[str,
 def test_dass_competes_along_the_intermediate_axis(options: dict[str, Any], gate: int | None, down: int | None) -> None:
     made = plan(**options)
     assert (made.axis("gate_proj"), made.axis("up_proj"), made.axis("down_proj")) == (gate, gate, down)
+
+
+def test_auto_tries_wanda_and_dass_with_the_exponent_that_is_set_among_others() -> None:
+    assert list(map(str, plan("auto").candidates)) == ["wanda", "dass α 0.5", "dass α 1", "dass α 1.5"]
+    assert list(map(str, plan("auto", alpha=0.0).candidates))[:2] == ["wanda", "dass α 0"]
+    assert list(map(str, plan("dass", alpha=2.0).candidates)) == ["dass α 2"]
+    assert list(map(str, plan("auto", None, "2:4", layout="contraction").candidates)) == ["wanda"]
+
+
+def test_a_layer_s_plan_is_the_plan_with_its_score() -> None:
+    made = plan("auto", None, "2:4", alpha=0.7)
+    assert made.scored(Score("wanda")) == plan("wanda", None, "2:4", alpha=0.7)
+    assert made.scored(Score("dass", 1.5)) == plan("dass", None, "2:4", alpha=1.5)
+    assert (made.scored(Score("wanda")).axis("gate_proj"), made.scored(Score("dass", 1.0)).axis("gate_proj")) == (1, 0)
+
+
+def test_only_auto_holds_windows_back() -> None:
+    assert (plan().held_back, plan("auto").held_back, plan("auto", auto_windows=2).held_back) == (0, 4, 2)
+    plan().check_samples(1)
+    with pytest.raises(InputError, match=r"auto_windows 4: .* but there are 4"):
+        plan("auto").check_samples(4)

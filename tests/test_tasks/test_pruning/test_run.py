@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import dass
+from dass.engine.choice import Choice
 from dass.engine.run import LayerRecord
 from dass.errors import InputError, NumericalError
 from dass.files import digest_of, read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile
+from dass.masks.proof import prove_patterns
 from tasks.pruning.processes import ProcessesError
 from tasks.pruning.run import PruningRun
 from tasks.pruning.stages import materialize, prune, seconds_per_layer
@@ -80,6 +82,45 @@ def test_the_manifest_names_what_the_result_depends_on(tmp_path: Path) -> None:
     assert [layer["layer"] for layer in manifest["layers"]] == list(range(LAYERS))
     assert "seconds" not in json.dumps(manifest)
     assert seconds_per_layer(workspace) is not None
+
+
+def test_the_manifest_tells_what_auto_tried_and_chose(tmp_path: Path) -> None:
+    what = {"method": "auto", "auto_windows": 1, "auto_budget": 2, "pattern": "2:4", "layout": "transposable"}
+    one, two = (make_workspace(tmp_path / name) for name in ("one", "two"))
+    prune(one, settings(**what))
+    manifest = read_json(one.masks / "manifest.json")
+    choice = Choice.of(manifest["auto"])
+    assert (choice.windows, choice.tokens) == (1, 16)
+    assert [(layer["method"], layer["alpha"]) for layer in manifest["layers"]] == [
+        (score.method, score.alpha) for score in choice.scores
+    ]
+    assert choice.best.kl == min(each.kl for each in choice.proposals)
+    prove_patterns(manifest, MaskFile(one.masks / "masks.safetensors"))
+
+    def killed(run: PruningRun) -> None:
+        run.choose()
+        raise Killed
+
+    with pytest.raises(Killed):
+        prune(two, settings(**what), choose=killed)
+    prune(two, settings(**what))
+    assert bytes_of(one.masks) == bytes_of(two.masks)
+    prune(two, settings())
+    assert read_json(two.masks / "manifest.json")["auto"] is None
+
+
+@pytest.mark.slow
+def test_auto_by_two_processes_ends_in_the_same_choice(tmp_path: Path) -> None:
+    what = settings(method="auto", auto_windows=1, auto_budget=1)
+    one, two = (make_workspace(tmp_path / name) for name in ("one", "two"))
+    processes = {"device": "cpu", "batch_tokens": 16, "processes": 1}
+    for workspace, count in ((one, 1), (two, 2)):
+        engine = Engine.model_validate({**processes, "processes": count})
+        prune(workspace, what.model_copy(update={"engine": engine}))
+    masks = [MaskFile(workspace.masks / "masks.safetensors").digest for workspace in (one, two)]
+    assert masks[0] == masks[1]
+    choices = [Choice.of(read_json(workspace.masks / "manifest.json")["auto"]) for workspace in (one, two)]
+    assert choices[0].scores == choices[1].scores
 
 
 def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:

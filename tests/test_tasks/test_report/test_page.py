@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from dass.engine.choice import Choice, Proposal
+from dass.method.methods import Score
 from tasks.report.facts import Change, Facts, read_facts
 from tasks.report.page import render, sections_of
 from tasks.workspace.folder import Workspace
@@ -166,3 +168,17 @@ def test_a_version_without_a_proof_says_so_and_the_champion_has_the_ledgers_last
 def test_a_champion_of_another_model_is_told_and_the_page_is_drawn(plain: Facts) -> None:
     facts = replace(plain, change=Change("1", None, "they are masks of different models."))
     assert "They were not compared: they are masks of different models." in Read(render(facts)).words
+
+
+def test_a_choice_is_shown_with_every_proposal(plain: Facts) -> None:
+    proposals = [
+        Proposal("wanda", [0, 0, 0], 0.5),
+        Proposal("dass α 0.5", [1, 1, 1], 0.75),
+        Proposal("mix", [0, 1, 0], 0.4),
+    ]
+    found = Choice([Score("wanda"), Score("dass", 0.5)], proposals, "mix", 4, 64)
+    read = Read(render(replace(plain, manifest={**plain.manifest, "auto": found.named})))
+    assert "choice" not in names(plain)
+    assert found.told in read.words
+    for told in ("wanda in 2 of 3 layers", "0.75000", "+25.00%", "4 calibration windows (64 tokens)"):
+        assert told in read.words

@@ -57,7 +57,9 @@ def test_settings_are_frozen() -> None:
     ("key", "value", "told"),
     [
         ("prune.methd", "dass", "prune.methd: unknown key. Expected one of method, pattern, sparsity, alpha"),
-        ("prune.method", "obs", "prune.method is 'obs': expected 'dass', 'wanda', 'magnitude' or 'sparsegpt'"),
+        ("prune.method", "obs", "prune.method is 'obs': expected 'dass', 'wanda', 'magnitude', 'sparsegpt' or 'auto'"),
+        ("prune.auto_budget", -1, "auto_budget is -1: expected 0 or more changes of a layer"),
+        ("prune.auto_windows", 0, "auto_windows is 0: expected 1 or more windows"),
         ("prune.pattern", "4:2", "pattern is '4:2'"),
         ("prune.pattern", "a:b", "pattern is 'a:b'"),
         ("prune.sparsity", 0, "sparsity is 0.0: expected a share between 0 and 1"),
@@ -111,6 +113,16 @@ def test_sparsity_must_agree_with_the_pattern() -> None:
         validate_settings(values, "params.yaml")
     values["prune"]["sparsity"] = None
     assert validate_settings(values, "params.yaml").prune.sparsity is None
+
+
+def test_auto_leaves_windows_to_prune_with() -> None:
+    values = changed("prune.method", "auto")
+    assert validate_settings(values, "params.yaml").prune.plan.held_back == 4
+    values["calibration"]["samples"] = 4
+    with pytest.raises(
+        InputError, match=r"^params.yaml: prune: method is \"auto\" and auto_windows 4: .* there are 4\."
+    ):
+        validate_settings(values, "params.yaml")
 
 
 def test_a_missing_setting_is_named() -> None:
