@@ -13,9 +13,11 @@ from dass.method.plan import plan
 from dass.model.streaming import StreamedDecoder
 
 
-def prune_folder(folder_in: Path, folder_out: Path, input_ids_ST: Tensor, method: str, dtype: torch.dtype) -> None:
+def prune_folder(
+    folder_in: Path, folder_out: Path, input_ids_ST: Tensor, method: str, dtype: torch.dtype, update: str
+) -> None:
     """Prune a checkpoint folder at 50 % on the CPU and write the pruned checkpoint, layer by layer."""
-    dass.prune_checkpoint(folder_in, folder_out, input_ids_ST, method, dtype=dtype)
+    dass.prune_checkpoint(folder_in, folder_out, input_ids_ST, method, dtype=dtype, update=update)
 
 
 def time_layers(folder: Path, input_ids_ST: Tensor, device: torch.device) -> tuple[float, list[float]]:

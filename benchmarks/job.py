@@ -29,6 +29,7 @@ class Job:
         tokens: safetensors file with input_ids, LongTensor.
         windows: how many windows of it are used, the first ones.
         length: tokens a window, the first ones.
+        update: what becomes of the weights that stay, on the engine's side.
     """
 
     side: Side
@@ -38,6 +39,7 @@ class Job:
     tokens: Path
     windows: int
     length: int
+    update: str = "none"
 
 
 @dataclass(frozen=True)

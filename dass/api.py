@@ -42,11 +42,13 @@ from dass.outputs import check_place, check_written_into, lies_in
 class PlanOptions(TypedDict, total=False):
     """Further settings of `prune` and `prune_checkpoint`; `dass.method.plan.Plan` explains each.
 
-    layout: "paper", "contraction" or "transposable". update: "none", "reconstruct" or "reconstruct-mlp". allocation:
+    layout: "paper", "contraction" or "transposable". update: "none", "reconstruct", "reconstruct-mlp" or
+    "reconstruct-block" (`epochs` times over the windows, `tune_norms`: the norms around the MLP too). allocation:
     "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and the re-fit.
     min_expert_tokens: experts routed fewer tokens are judged on all of their layer's. refine: "none" or "swaps", at
     most `max_swaps` a row. auto_windows, auto_budget: the calibration windows that method "auto" judges by, and
     how many changes of a layer it tries.
+    validation_share: share of the windows, the last ones, that no re-fit is fitted to.
     """
 
     layout: str
@@ -60,6 +62,9 @@ class PlanOptions(TypedDict, total=False):
     max_swaps: int
     auto_windows: int
     auto_budget: int
+    validation_share: float
+    epochs: int
+    tune_norms: bool
 
 
 @dataclass(frozen=True)

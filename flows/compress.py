@@ -96,6 +96,13 @@ def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arriv
     told = [f"by {report.score}", f"sparsity {shares}"]
     if report.relative_error is not None:
         told.append(f"relative output error {report.relative_error:.4g}")
+    if report.fitted_error is not None:
+        told.append(f"error of the re-fit {report.fitted_error:.4g} on what it was fitted to")
+    if report.held_back_error is not None:
+        told.append(f"{report.held_back_error:.4g} on what was held back")
+    if report.refit_damping is not None:
+        chosen = (f"{name} {'none' if of is None else f'{of:g}'}" for name, of in report.refit_damping.items())
+        told.append(f"its damping {', '.join(chosen)}")
     if report.damping is not None:
         told.append(f"damping {report.damping:g}")
     if report.refined:

@@ -20,10 +20,12 @@ from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError
 from dass.files import complete_file
 from dass.method.allocation import outlier_ratio, owl_patterns
+from dass.method.fit_error import FitErrors
 from dass.method.methods import Score
 from dass.method.mlp import prune_mlp, refit_down, refit_inputs
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan
+from dass.method.reconstruct import Equations
 from dass.method.score import ActivationNorms, importance
 from dass.method.statistics import MlpStatistics
 from dass.model.decoder import Decoder
@@ -125,10 +127,12 @@ def _made(
         weights = mlp.views(stored)
         made = prune_mlp(weights, each, what, pattern)
         if what.update != "none" and not each.starved:
+            assert each.gram_x_HH is not None
             assert each.gram_z_II is not None
-            made = refit_down(refit_inputs(made, weights, each, what), weights, each.gram_z_II, None, what)
+            inputs, outputs = (Equations(each.tokens, gram_CC) for gram_CC in (each.gram_x_HH, each.gram_z_II))
+            made = refit_down(refit_inputs(made, weights, inputs, what), weights, outputs, what)
         pruned.append(made)
-    return Made(score, pruned, *joined(mlps, pruned, stored))
+    return Made(score, pruned, *joined(mlps, pruned, stored), FitErrors())
 
 
 def layer_outliers(decoder: Decoder, index: int, statistics: LayerStatistics) -> float:

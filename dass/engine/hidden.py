@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -90,15 +90,13 @@ class HiddenStates:
         # Page-locked memory is written while we go on: every later read waits for it in stream order.
         self._states_STH[rows].copy_(value_BTH, non_blocking=self._is_away and self.place == "host")
 
-    def batches(self, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """All windows in order, `size` at a time: which they are, and their hidden states (B, T, H) on the device.
+    def batches(self, rows: Sequence[slice]) -> Iterator[tuple[slice, Tensor]]:
+        """Batches of windows, in order: which they are, and their hidden states (B, T, H) on the device.
 
         Windows that were already given may be written while this runs. Where batches have to be copied to a CUDA
         device, the next one is copied while this one is computed with.
         """
-        windows = self.shape[0]
-        rows = [slice(start, min(start + size, windows)) for start in range(0, windows, size)]
-        if self._is_away:
+        if self._is_away and rows:
             yield from self._batches_copied_ahead(rows)
         else:
             for some in rows:
@@ -169,7 +167,7 @@ class HiddenStates:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _batches_copied_ahead(self, rows: list[slice]) -> Iterator[tuple[slice, Tensor]]:
+    def _batches_copied_ahead(self, rows: Sequence[slice]) -> Iterator[tuple[slice, Tensor]]:
         """Batch i + 1 is on its way, on a stream of its own, when batch i is given out."""
         compute, copy = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         on_host: Prefetcher[Tensor] = Prefetcher(lambda number: self._page_locked(rows[number]), len(rows))

@@ -9,6 +9,7 @@ Axes: S windows, B windows of a batch, T tokens a window, H hidden, I intermedia
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -99,10 +100,20 @@ class LayerwisePass:
     """The calibration windows on their way through the decoder: a buffer of hidden states, this rank's share of it.
 
     Memory: one buffer of hidden states (S, T, H), updated in place, and what one batch of one layer needs.
+
+    Attributes:
+        windows: this rank's among all.
+        fitted: how many of all windows, the first ones, a re-fit may be fitted to.
+        holds_back: whether those are not all.
     """
 
     def __init__(
-        self, decoder: Decoder, input_ids_ST: Tensor, buffering: Buffering | None = None, ranks: Ranks = ALONE
+        self,
+        decoder: Decoder,
+        input_ids_ST: Tensor,
+        buffering: Buffering | None = None,
+        ranks: Ranks = ALONE,
+        held_back: int = 0,
     ) -> None:
         """Embed the calibration windows.
 
@@ -111,6 +122,7 @@ class LayerwisePass:
             input_ids_ST: calibration tokens, LongTensor (samples, length).
             buffering: how hidden states are held.
             ranks: the processes that share the windows.
+            held_back: how many windows, the last ones, are held back from re-fits. They lie in batches of their own.
 
         Raises:
             InputError: tokens that `check_windows` refuses, layers that cannot be run one by one, or fewer batches than
@@ -121,14 +133,17 @@ class LayerwisePass:
         windows, length = input_ids_ST.shape
         self.decoder, self.ranks = decoder, ranks
         tokens = buffering.batch_tokens or _batch_tokens(decoder)
-        self._batch = max(1, tokens // length)
-        share = ranks.share(windows, self._batch)
-        self._first_window = share.start
+        batch = max(1, tokens // length)
+        self.fitted, self.holds_back = windows - held_back, held_back > 0
+        cuts = [*range(0, self.fitted, batch), *range(self.fitted, windows, batch), windows]
+        mine = ranks.share([slice(begin, end) for begin, end in pairwise(cuts)])
+        self.windows = slice(mine[0].start, mine[-1].stop)
+        self._rows = [slice(each.start - self.windows.start, each.stop - self.windows.start) for each in mine]
         self._error_windows = max(1, ERROR_TOKENS // length)
         self._calls = BatchCalls()
         self.layer = 0
         with memory_advice(), torch.no_grad(), decoder.embeddings():
-            self.hidden = self._embed(input_ids_ST[share], buffering)
+            self.hidden = self._embed(input_ids_ST[self.windows], buffering)
 
     @property
     def carries_state(self) -> bool:
@@ -142,26 +157,37 @@ class LayerwisePass:
 
     def runner(self, layer: nn.Module) -> LayerRunner:
         """The due layer, ready to be run in halves."""
-        windows = self.hidden.shape[0]
-        last = (windows - 1) // self._batch * self._batch
-        runner = LayerRunner(
-            layer, self.hidden.read(slice(0, min(self._batch, windows))), self._calls.of(0, self.layer)
-        )
-        if last:
-            runner.confirm(self.hidden.read(slice(last, windows)), self._calls.of(last, self.layer))
+        first, last = self._rows[0], self._rows[-1]
+        runner = LayerRunner(layer, self.hidden.read(first), self._calls.of(first.start, self.layer))
+        if last is not first:
+            runner.confirm(self.hidden.read(last), self._calls.of(last.start, self.layer))
         return runner
 
-    def batches(self) -> Iterator[tuple[slice, Tensor, LayerCall, int]]:
+    def batches(self, held_back: bool | None = None) -> Iterator[tuple[slice, Tensor, LayerCall, int]]:
         """This rank's batches: rows of the buffer, what lies there (B, T, H), the layer's call, and how many of these
-        windows the output error is measured on."""
-        for rows, state_BTH in self.hidden.batches(self._batch):
-            measured = self._error_windows - self._first_window - rows.start
+        windows the output error is measured on.
+
+        Args:
+            held_back: only those that are held back from re-fits, or only the others; None gives all.
+        """
+        rows = [each for each in self._rows if held_back is None or self._is_held_back(each) == held_back]
+        for some, state_BTH in self.hidden.batches(rows):
+            measured = self._error_windows - self.windows.start - some.start
             windows = len(state_BTH)
-            yield rows, state_BTH, self._calls.of(rows.start, self.layer), min(max(0, measured), windows)
+            yield some, state_BTH, self._calls.of(some.start, self.layer), min(max(0, measured), windows)
+
+    def advance(self, layer: nn.Module) -> None:
+        """Push the buffer through the due layer as it is."""
+        for rows, state_BTH, call, _ in self.batches():
+            self.hidden.write(rows, call(layer, state_BTH))
+        self.layer += 1
+
+    def _is_held_back(self, rows: slice) -> bool:
+        return bool(self.windows.start + rows.start >= self.fitted)
 
     def states(self) -> Iterator[tuple[slice, Tensor]]:
         """This rank's hidden states in front of the due layer, or behind the last: rows of the buffer, (B, T, H)."""
-        return self.hidden.batches(self._batch)
+        return self.hidden.batches(self._rows)
 
     def collect(self, runner: LayerRunner, wanted: Wanted, *, advance: bool = False) -> Collected:
         """What the due layer's MLPs see, this layer still being dense.
@@ -239,17 +265,16 @@ class LayerwisePass:
 
     def _embed(self, input_ids_ST: Tensor, buffering: Buffering) -> HiddenStates:
         buffer: HiddenStates | None = None
-        for start in range(0, len(input_ids_ST), self._batch):
-            ids_BT = input_ids_ST[start : start + self._batch]
+        for rows in self._rows:
+            ids_BT = input_ids_ST[rows]
             hidden_BTH, calls = self.decoder.embed(ids_BT)
             if buffer is None:
                 shape = (len(input_ids_ST), *hidden_BTH.shape[1:])
                 buffer = HiddenStates(
                     shape, hidden_BTH.dtype, hidden_BTH.device, buffering.hidden_states, buffering.folder
                 )
-            buffer.write(slice(start, start + len(ids_BT)), hidden_BTH)
-            batches = -(-len(input_ids_ST) // self._batch)
-            self._calls.add(start, len(ids_BT), calls, _Kept(batches, buffer.place, buffering.folder))
+            buffer.write(rows, hidden_BTH)
+            self._calls.add(rows.start, len(ids_BT), calls, _Kept(len(self._rows), buffer.place, buffering.folder))
         assert buffer is not None
         return buffer
 

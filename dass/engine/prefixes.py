@@ -61,7 +61,7 @@ class Prefixes:
         """`layer` is another now, and what follows it too."""
         for each in [each for each in self._layers if each > layer]:
             self._layers.remove(each)
-            for what in ("held_back", "fitted"):
+            for what in ("held_back", "fitted", "dense_fitted"):
                 self._file(what, each).unlink(missing_ok=True)
 
     def _has_room(self, pruner: LayerwisePruner | None, windows: HeldBack) -> bool:

@@ -2,7 +2,7 @@
 
 For each layer: (1) dense statistics on the calibration hidden states, (2) masks from the dense weights, and new values
 for kept weights where the plan wants them, (3) removed weights become +0.0, (4) the pruned layer's outputs replace the
-buffer and are the next layer's inputs.
+buffer and are the next layer's inputs. `reconstruct-block` takes a second buffer, of the dense model's hidden states.
 
 Axes: S windows, B windows of a batch, T tokens a window, H hidden, I intermediate.
 """
@@ -16,26 +16,25 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dass.engine.block import refit_block
 from dass.engine.fits import check_fits
 from dass.engine.layerwise import Buffering, LayerwisePass, memory_advice, wanted_by
 from dass.engine.ranks import ALONE, Ranks
+from dass.engine.refit import refit_mlps
 from dass.errors import InputError
 from dass.masks.detect import runs_on_sparse_tensor_cores
+from dass.method.fit_error import FitErrors
 from dass.method.methods import PROJECTIONS, Method, Projection, Score
-from dass.method.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
+from dass.method.mlp import PrunedMlp, prune_mlp
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan
-from dass.method.reconstruct_mlp import refit_mlp
-from dass.method.statistics import MlpStatistics, gram
+from dass.method.statistics import MlpStatistics
 from dass.model.decoder import Decoder
 from dass.model.glu import GluMlp, parameters_of
 from dass.model.layer import LayerRunner
 
 ENGINE_VERSION = "3"
 """Changes whenever the same inputs may give other masks. Part of every fingerprint."""
-
-REFIT_TOKENS = 65536
-"""`reconstruct-mlp` trains on the first tokens an MLP is given, up to this many."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,12 @@ class LayerReport:
             when no tokens were at hand (propagation "dense").
         runs_2_4: per projection, whether sparse tensor cores can run the matrix: 2:4 along in_features.
         damping: λ that SparseGPT's Hessians took; None for the other methods.
+        fitted_error: relative error of what was re-fitted on the tokens it was fitted to: of the MLPs' outputs, or with
+            `reconstruct-block` of the layer's, as the root mean square over tokens. None without a re-fit, and where
+            no tokens were at hand.
+        held_back_error: the same on the windows held back; None when there are none.
+        refit_damping: per projection, the λ of its closed form that the windows held back chose (of several MLPs the
+            largest), None where they chose no re-fit; None when there was no choice.
         starved_experts: experts routed fewer than `min_expert_tokens` tokens, judged on all of the layer's tokens.
         refined: what swaps did, per projection, all MLPs of the layer together: swaps, error_before and error_after
             (`dass.method.swaps.Refinement`); empty where none were asked for.
@@ -68,6 +73,9 @@ class LayerReport:
     relative_error: float | None
     runs_2_4: dict[Projection, bool]
     damping: float | None = None
+    fitted_error: float | None = None
+    held_back_error: float | None = None
+    refit_damping: dict[Projection, float | None] | None = None
     starved_experts: list[str] = field(default_factory=list)
     refined: dict[Projection, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -86,7 +94,8 @@ class LayerResult:
         report: what was done.
         statistics: of each MLP, by its full name ("model.layers.0.mlp").
         keep: keep masks by full parameter name, bool, True = kept.
-        weights: new values of parameters whose kept weights changed, by full name, in the stored dtype.
+        weights: new values of parameters whose kept weights changed, and of tuned norms, by full name, in the stored
+            dtype.
     """
 
     report: LayerReport
@@ -103,13 +112,15 @@ class Made:
         score: that score.
         pruned: of each MLP.
         keep: masks by parameter name inside the layer.
-        values: new values of parameters whose kept weights changed, likewise.
+        values: new values of parameters whose kept weights changed, and of tuned norms, likewise.
+        errors: of the re-fit.
     """
 
     score: Score
     pruned: list[PrunedMlp]
     keep: dict[str, Tensor]
     values: dict[str, Tensor]
+    errors: FitErrors
 
 
 class Companion(Protocol):
@@ -149,9 +160,14 @@ class LayerwisePruner:
             ranks: the processes that share the windows.
 
         Raises:
-            InputError: tokens of a wrong shape or type, or a model that `what` cannot prune.
+            InputError: tokens of a wrong shape or type, too few to hold some back, or a model that `what` cannot prune.
         """
         check_fits(decoder, what)
+        held_back = what.validation_windows(len(input_ids_ST))
+        if what.trains and torch.is_inference_mode_enabled():
+            raise InputError(
+                f'update is "{what.update}" under torch.inference_mode: it needs gradients. Prune outside it.'
+            )
         if ranks.size > 1 and what.update == "reconstruct-mlp":
             raise InputError(
                 f'update is "reconstruct-mlp" and processes {ranks.size}: expected 1, or update: reconstruct.'
@@ -159,11 +175,15 @@ class LayerwisePruner:
         self._decoder, self._plan, self._ranks = decoder, what, ranks
         self._patterns = list(patterns) if patterns is not None else [what.pattern] * len(decoder)
         self._scores = scores
-        self._pass = LayerwisePass(decoder, input_ids_ST, buffering, ranks)
+        self._pass = LayerwisePass(decoder, input_ids_ST, buffering, ranks, held_back)
+        self._dense: LayerwisePass | None = None  # the same windows on their way through the dense model
+        if what.update == "reconstruct-block":
+            self._dense = LayerwisePass(decoder, input_ids_ST, buffering, ranks, held_back)
 
     def close(self) -> None:
-        """Give back the buffer, on disk too."""
-        self._pass.hidden.close()
+        """Give back the buffers, on disk too."""
+        for walk in self._passes:
+            walk.hidden.close()
 
     @property
     def carries_state(self) -> bool:
@@ -173,7 +193,7 @@ class LayerwisePruner:
     @property
     def hidden_bytes(self) -> int:
         """Of this rank's hidden states."""
-        return self._pass.hidden.nbytes
+        return sum(walk.hidden.nbytes for walk in self._passes)
 
     @property
     def next_layer(self) -> int:
@@ -181,13 +201,19 @@ class LayerwisePruner:
         return self._pass.layer
 
     def save_hidden(self, path: Path) -> None:
-        """Write this rank's hidden states, the inputs of `next_layer`."""
-        self._pass.hidden.save(path)
+        """Write this rank's hidden states, the inputs of `next_layer`; those of the dense model in a file beside it."""
+        for walk in reversed(self._passes):  # the file of this name comes last: it says that both are there
+            walk.hidden.save(path if walk is self._pass else dense_beside(path))
 
     def resume_at(self, layer: int, path: Path) -> None:
         """Go on at `layer` with hidden states written by `save_hidden` before it."""
-        self._pass.hidden.load(path)
-        self._pass.layer = layer
+        for walk in self._passes:
+            walk.hidden.load(path if walk is self._pass else dense_beside(path))
+            walk.layer = layer
+
+    @property
+    def _passes(self) -> list[LayerwisePass]:
+        return [self._pass] if self._dense is None else [self._pass, self._dense]
 
     def prune_layer(self, index: int, companion: Companion | None = None) -> LayerResult:
         """Collect, mask, set to zero and propagate one layer.
@@ -203,6 +229,9 @@ class LayerwisePruner:
         began = time.perf_counter()
         with memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
             runner = self._pass.runner(layer)
+            if self._dense is not None:
+                self._check_trainable(runner)
+                self._dense.advance(layer)
             collected = self._pass.collect(runner, wanted_by(self._plan))
             statistics = collected.statistics
             stored = self._decoder.stored_weights(index, parameters_of(runner.mlps))
@@ -210,13 +239,16 @@ class LayerwisePruner:
             pattern = self._patterns[index]
 
             def make(score: Score) -> Made:
-                what = self._plan.scored(score)
+                what, errors = self._plan.scored(score), FitErrors()
                 pruned = [
                     prune_mlp(weights, seen, what, pattern) for weights, seen in zip(dense, statistics, strict=True)
                 ]
                 if what.update != "none":
-                    pruned = self._refit(runner, dense, pruned, statistics)
-                return Made(score, pruned, *joined(runner.mlps, pruned, stored))
+                    pruned, errors = refit_mlps(self._pass, runner, dense, pruned, statistics, what)
+                keep, values = joined(runner.mlps, pruned, stored)
+                if self._dense is not None:
+                    values, errors = self._refit_block(self._dense, runner, keep, values, statistics)
+                return Made(score, pruned, keep, values, errors)
 
             made = companion.choose(layer, make) if companion is not None else make(self._score(index))
             write_parameters(layer, made.keep, made.values)
@@ -229,6 +261,8 @@ class LayerwisePruner:
         report = replace(
             layer_report(index, pattern, runner.mlps, made, statistics, dtype),
             relative_error=error,
+            fitted_error=made.errors.fitted.relative,
+            held_back_error=made.errors.held_back.relative,
             seconds=time.perf_counter() - began,
         )
         return LayerResult(
@@ -247,6 +281,8 @@ class LayerwisePruner:
         prefix = f"{self._decoder.layer_name(index)}."
         with memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
             runner = self._pass.runner(layer)
+            if self._dense is not None:
+                self._dense.advance(layer)
             if runner.splits:
                 for rows, hidden_BTH, call, _ in self._pass.batches():
                     self._pass.hidden.write(rows, runner.attention_half(hidden_BTH, call))
@@ -254,71 +290,42 @@ class LayerwisePruner:
             self._pass.propagate(runner, [])
         self._pass.layer += 1
 
-    def _refit(
+    def _refit_block(
         self,
+        dense: LayerwisePass,
         runner: LayerRunner,
-        dense: list[dict[Projection, Tensor]],
-        pruned: list[PrunedMlp],
-        statistics: list[MlpStatistics],
-    ) -> list[PrunedMlp]:
-        """New values for the weights that stay: gate and up first, then down behind them, then all three together.
+        keep: Mapping[str, Tensor],
+        values: dict[str, Tensor],
+        statistics: Sequence[MlpStatistics],
+    ) -> tuple[dict[str, Tensor], FitErrors]:
+        """Train the kept weights of all the layer's MLPs, those of starved experts aside, and norms where asked for."""
+        moves = {name: keep[name].clone() for name in values}
+        for mlp, seen in zip(runner.mlps, statistics, strict=True):
+            for place in mlp.places.values() if seen.starved else ():
+                moves[place.parameter][place.at] = False
+        if self._plan.tune_norms:
+            norms = self._decoder.stored_weights(self.next_layer, runner.norms)
+            values = {**values, **{name: norm.clone() for name, norm in norms.items()}}
+            moves |= {name: torch.ones_like(norm, dtype=torch.bool) for name, norm in norms.items()}
+        if not any(bool(each.any()) for each in moves.values()):
+            return values, FitErrors()  # every expert starves
+        found = refit_block(self._pass, dense, runner, values, moves, self._plan.epochs)
+        return found.values, found.errors
 
-        An expert that saw too few tokens to be judged by saw too few to be fitted to: it keeps its values.
-        """
-        fitted = [which for which, seen in enumerate(statistics) if not seen.starved]
-        train = self._plan.update == "reconstruct-mlp"
-        pruned = list(pruned)
-        for which in fitted:
-            pruned[which] = refit_inputs(pruned[which], dense[which], statistics[which], self._plan)
-        device = self._pass.hidden.device
-        grams, moments, samples = {}, {}, {which: _Samples(REFIT_TOKENS) for which in fitted}
-        for which in fitted:
-            intermediate, hidden = runner.mlps[which].sizes
-            grams[which] = torch.zeros(intermediate, intermediate, dtype=torch.float64, device=device)
-            moments[which] = torch.zeros(hidden, intermediate, dtype=torch.float64, device=device)
-
-        def see(which: int, x: Tensor, z: Tensor) -> None:
-            if which not in grams:
-                return
-            y = nn.functional.linear(z.float(), dense[which]["down_proj"].float())
-            z_pruned = runner.mlps[which].intermediate(x, pruned[which].weights)
-            grams[which] += gram(z_pruned)
-            moments[which] += gram(z_pruned, y)
-            if train:
-                samples[which].add(x, y)
-
-        for _, state_BTH, call, _ in self._pass.batches():
-            runner.observe(state_BTH, call, see)
-        for which in fitted:
-            self._ranks.sum_(grams[which], moments[which])
-            pruned[which] = refit_down(
-                pruned[which], dense[which], grams[which].float(), moments[which].float(), self._plan
+    def _check_trainable(self, runner: LayerRunner) -> None:
+        name = self._decoder.layer_name(self.next_layer)
+        if not runner.splits:
+            raise InputError(
+                f"{name} does not run as attention and MLP one behind the other: "
+                'update "reconstruct-block" trains the second with the first held. Use update: reconstruct-mlp.'
             )
-            if train:
-                x_TH, y_TH = samples[which].tensors()
-                together = refit_mlp(
-                    pruned[which].weights, pruned[which].keep, x_TH, y_TH, runner.mlps[which].activation
-                )
-                pruned[which] = pruned[which].with_weights(together.weights)
-        return pruned
+        if self._plan.tune_norms and not runner.norms:
+            raise InputError(f"tune_norms is true, and {name} has no norm with weights around its MLP. Use false.")
 
 
-class _Samples:
-    """The first tokens an MLP is given, with the output wanted from it."""
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-        self._x: list[Tensor] = []
-        self._y: list[Tensor] = []
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        x_NH, y_NH = x.reshape(-1, x.shape[-1])[: self._left], y.reshape(-1, y.shape[-1])[: self._left]
-        self._left -= len(x_NH)
-        self._x.append(x_NH.clone())
-        self._y.append(y_NH.to(x.dtype))
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        return torch.cat(self._x), torch.cat(self._y)
+def dense_beside(path: Path) -> Path:
+    """The file of the dense model's hidden states beside the one of the pruned model's."""
+    return path.with_name(f"dense_{path.name}")
 
 
 def write_parameters(
@@ -332,10 +339,10 @@ def write_parameters(
         values: parameter name -> new values of its shape.
         prefix: what stands before the names inside the layer.
     """
+    for name, value in values.items():
+        layer.get_parameter(name.removeprefix(prefix)).detach().copy_(value)
     for name, mask in keep.items():
         parameter = layer.get_parameter(name.removeprefix(prefix)).detach()
-        if name in values:
-            parameter.copy_(values[name])
         parameter.masked_fill_(mask.logical_not().to(parameter.device), 0.0)
 
 
@@ -361,6 +368,7 @@ def layer_report(
         if parts := [each.refinements[projection] for each in made.pruned if projection in each.refinements]:
             refined[projection] = asdict(sum(parts[1:], parts[0]))
     dampings = [each.damping for each in made.pruned if each.damping is not None]
+    chosen = [each.refit_damping for each in made.pruned if each.refit_damping]
     return LayerReport(
         layer=index,
         pattern=str(pattern),
@@ -371,9 +379,14 @@ def layer_report(
         relative_error=None,
         runs_2_4=runs,
         damping=max(dampings, default=None),
+        refit_damping={name: _largest([each[name] for each in chosen]) for name in PROJECTIONS} if chosen else None,
         starved_experts=[mlp.name for mlp, seen in zip(mlps, statistics, strict=True) if seen.starved],
         refined=refined,
     )
+
+
+def _largest(dampings: Sequence[float | None]) -> float | None:
+    return max((each for each in dampings if each is not None), default=None)
 
 
 def joined(

@@ -6,7 +6,7 @@ merging does not show in the float32 that masks are made from.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +35,20 @@ class Ranks:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def share(self, count: int, unit: int) -> slice:
-        """This rank's part of `count` windows, cut at multiples of `unit` windows (a batch).
+    def share(self, batches: Sequence[slice]) -> Sequence[slice]:
+        """This rank's run of the batches, each a slice of the windows.
 
         Raises:
             InputError: there are fewer batches than processes.
         """
-        batches = -(-count // unit)
-        if batches < self.size:
+        count = len(batches)
+        if count < self.size:
             raise InputError(
-                f"{self.size} processes share {batches} batches of {unit} windows ({count} in all): expected at least "
-                "one batch each. Lower engine.batch_tokens or engine.processes."
+                f"{self.size} processes share {count} batches of windows ({batches[-1].stop} in all): expected at "
+                "least one batch each. Lower engine.batch_tokens or engine.processes."
             )
-        begin, end = (batches * each // self.size for each in (self.rank, self.rank + 1))
-        return slice(begin * unit, min(end * unit, count))
+        begin, end = (count * each // self.size for each in (self.rank, self.rank + 1))
+        return batches[begin:end]
 
     def sum_(self, *tensors: Tensor) -> None:
         """Add up each tensor over all ranks, in place: afterwards every rank holds the total."""

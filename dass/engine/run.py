@@ -26,7 +26,7 @@ from dass.engine.dense import (
 )
 from dass.engine.fits import check_fits
 from dass.engine.layerwise import Buffering, Wanted, wanted_by
-from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner
+from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner, dense_beside
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.search import Search
 from dass.engine.windows import check_windows, hold_back
@@ -293,8 +293,13 @@ class CheckpointRun:
         if layer < self.layer_count:
             self._pruner.save_hidden(self._hidden_file(layer, self._ranks.rank))
         self._ranks.wait()
-        for path in self.folder.glob(f"hidden_*_of_{self._ranks.size}_{self._ranks.rank}.safetensors"):
-            if path != self._hidden_file(layer, self._ranks.rank):
+        here = self._hidden_file(layer, self._ranks.rank)
+        # Those of the dense model last: while a file of the other name is there, so is one of theirs.
+        earlier = sorted(
+            self.folder.glob(f"*hidden_*_of_{self._ranks.size}_{self._ranks.rank}.safetensors"), reverse=True
+        )
+        for path in earlier:
+            if path not in (here, dense_beside(here)):
                 path.unlink()
 
     def _saved_hidden(self) -> tuple[int, Path | None]:

@@ -45,9 +45,7 @@ class StreamedHalves(Halves):
         walk = LayerwisePass(self._decoder, windows_WL, buffering)
         for index in range(len(self._decoder)):
             with memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
-                for rows, state_BLH, call, _ in walk.batches():
-                    walk.hidden.write(rows, call(layer, state_BLH))
-            walk.layer += 1
+                walk.advance(layer)
         self._states = walk.hidden
         self._outside = self._decoder.outside()
         self._outside.__enter__()

@@ -12,8 +12,7 @@ from dass.method.mask import keep_mask
 from dass.method.methods import PROJECTIONS, Projection
 from dass.method.pattern import Pattern
 from dass.method.plan import Plan
-from dass.method.reconstruct import DEFAULT_DAMPING as REFIT_DAMPING
-from dass.method.reconstruct import refit
+from dass.method.reconstruct import Equations, refit_judged
 from dass.method.score import importance
 from dass.method.sparsegpt import DEFAULT_DAMPING as SPARSEGPT_DAMPING
 from dass.method.sparsegpt import sparsegpt
@@ -33,12 +32,14 @@ class PrunedMlp:
         weights: new values of the matrices that were updated (removed ones +0.0); the others only lose weights.
         damping: the λ SparseGPT's Hessians took, as a share of their mean diagonal; None for the other methods.
         refinements: what swaps did to each matrix, where the plan asks for them.
+        refit_damping: the λ of each matrix's re-fit that tokens held back chose; None where they chose no re-fit.
     """
 
     keep: dict[Projection, Tensor]
     weights: dict[Projection, Tensor]
     damping: float | None = None
     refinements: dict[Projection, Refinement] = field(default_factory=dict)
+    refit_damping: dict[Projection, float | None] = field(default_factory=dict)
 
     def with_weights(self, weights: Mapping[Projection, Tensor]) -> "PrunedMlp":
         """The same masks with further new values."""
@@ -112,42 +113,59 @@ def _gram(name: Projection, statistics: MlpStatistics) -> Tensor:
 
 
 def refit_inputs(
-    pruned: PrunedMlp, weights: Mapping[Projection, Tensor], statistics: MlpStatistics, plan: Plan
+    pruned: PrunedMlp,
+    weights: Mapping[Projection, Tensor],
+    fitted: Equations,
+    plan: Plan,
+    held_back: Equations | None = None,
 ) -> PrunedMlp:
-    """Re-fit gate and up to the dense matrices' outputs. What feeds them does not change when the layer is pruned."""
-    assert statistics.gram_x_HH is not None
-    return pruned.with_weights(
-        {name: _refit(name, pruned, weights, statistics.gram_x_HH, None, plan) for name in INPUTS}
-    )
+    """Re-fit gate and up to the dense matrices' outputs. What feeds them does not change when the layer is pruned.
+
+    Args:
+        pruned: masks, and the values to start from.
+        weights: dense weights.
+        fitted: of the MLP's inputs, XᵀX alone.
+        plan: damping.
+        held_back: the same of tokens to judge by.
+    """
+    for name in INPUTS:
+        pruned = _refit(name, pruned, weights, fitted, held_back, plan)
+    return pruned
 
 
 def refit_down(
-    pruned: PrunedMlp, weights: Mapping[Projection, Tensor], gram_II: Tensor, moment_HI: Tensor | None, plan: Plan
+    pruned: PrunedMlp,
+    weights: Mapping[Projection, Tensor],
+    fitted: Equations,
+    plan: Plan,
+    held_back: Equations | None = None,
 ) -> PrunedMlp:
     """Re-fit down to the dense MLP's output, given what the pruned gate and up feed it.
 
     Args:
         pruned: masks, and the values to start from.
         weights: dense weights.
-        gram_II: ZᵀZ of the inputs that the pruned MLP's down projection gets, float32.
-        moment_HI: YᵀZ with Y the dense MLP's output and the same Z; None: Y is what the dense down makes of Z.
+        fitted: ZᵀZ of the inputs that the pruned MLP's down projection gets, float32, and YᵀZ with Y the dense MLP's
+            output and the same Z. Without YᵀZ, Y is what the dense down makes of Z.
         plan: damping.
+        held_back: the same of tokens to judge by.
     """
-    return pruned.with_weights({"down_proj": _refit("down_proj", pruned, weights, gram_II, moment_HI, plan)})
+    return _refit("down_proj", pruned, weights, fitted, held_back, plan)
 
 
 def _refit(
     name: Projection,
     pruned: PrunedMlp,
     weights: Mapping[Projection, Tensor],
-    gram_CC: Tensor,
-    moment_OC: Tensor | None,
+    fitted: Equations,
+    held_back: Equations | None,
     plan: Plan,
-) -> Tensor:
-    damping = REFIT_DAMPING if plan.damping is None else plan.damping
-    return refit(
-        weights[name], pruned.keep[name], gram_CC, damping, moment_OC=moment_OC, start_OC=pruned.weights.get(name)
+) -> PrunedMlp:
+    value, damping = refit_judged(
+        weights[name], pruned.keep[name], fitted, held_back, plan.damping, start_OC=pruned.weights.get(name)
     )
+    pruned = pruned.with_weights({name: value})
+    return pruned if held_back is None else replace(pruned, refit_damping={**pruned.refit_damping, name: damping})
 
 
 def _sparsegpt(

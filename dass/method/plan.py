@@ -17,7 +17,7 @@ from dass.method.methods import (
 )
 from dass.method.pattern import Pattern, is_number, parse_pattern
 
-Update = Literal["none", "reconstruct", "reconstruct-mlp"]
+Update = Literal["none", "reconstruct", "reconstruct-mlp", "reconstruct-block"]
 Allocation = Literal["uniform", "owl"]
 Propagation = Literal["pruned", "dense"]
 Refine = Literal["none", "swaps"]
@@ -29,6 +29,9 @@ DEFAULT_AUTO_WINDOWS = 4
 """Calibration windows that `auto` holds back to judge by."""
 DEFAULT_AUTO_BUDGET = 8
 """Changes of single layers that `auto` tries at most."""
+DEFAULT_EPOCHS = 8
+MOST_VALIDATION = 0.5
+"""Of the calibration windows, the largest share that may be held back from re-fits."""
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -52,6 +55,10 @@ class Plan:
         max_swaps: a row of a matrix takes part in no more swaps than this.
         auto_windows: calibration windows that "auto" judges by; nothing is fitted to them.
         auto_budget: changes of single layers that "auto" tries after its first proposals; 0 tries none.
+        validation_share: share of the calibration windows, the last ones, that no re-fit is fitted to: they choose its
+            damping and when it stops. Masks are made from all windows.
+        epochs: how often `reconstruct-block` goes through the windows, at most.
+        tune_norms: whether `reconstruct-block` also trains the norms around the MLP.
     """
 
     method: Asked
@@ -68,6 +75,9 @@ class Plan:
     max_swaps: int = DEFAULT_MAX_SWAPS
     auto_windows: int = DEFAULT_AUTO_WINDOWS
     auto_budget: int = DEFAULT_AUTO_BUDGET
+    validation_share: float = 0.0
+    epochs: int = DEFAULT_EPOCHS
+    tune_norms: bool = False
 
     @property
     def named(self) -> dict[str, Any]:
@@ -80,9 +90,16 @@ class Plan:
         return self.method == "sparsegpt" or self.update != "none"
 
     @property
+    def trains(self) -> bool:
+        """Whether weights that stay are re-fitted by gradients."""
+        return self.update in ("reconstruct-mlp", "reconstruct-block")
+
+    @property
     def needs_gram_x(self) -> bool:
-        """Whether XᵀX of the MLP's input is needed."""
-        return self.changes_kept_weights or self.refine == "swaps"
+        """Whether XᵀX of the MLP's input, over all windows, is needed."""
+        if self.method == "sparsegpt" or self.refine == "swaps":
+            return True
+        return self.update != "none" and self.validation_share == 0.0
 
     @property
     def needs_gram_z(self) -> bool:
@@ -117,12 +134,28 @@ class Plan:
         return self.auto_windows if self.method == "auto" else 0
 
     def check_samples(self, windows: int) -> None:
-        """Raise InputError when so many calibration windows leave none to prune with."""
+        """Raise InputError when so many calibration windows leave none to prune with, or none to fit to."""
         if self.method == "auto" and self.auto_windows >= windows:
             raise InputError(
                 f'method is "auto" and auto_windows {self.auto_windows}: it judges by so many calibration windows and '
                 f"prunes with the others, but there are {windows}. Take more windows, or fewer to judge by."
             )
+        self.validation_windows(windows - self.held_back)
+
+    def validation_windows(self, windows: int) -> int:
+        """How many of so many calibration windows no re-fit is fitted to: the last ones.
+
+        Raises:
+            InputError: windows too few to fit to some and to hold back others.
+        """
+        if self.validation_share == 0.0:
+            return 0
+        if windows < 2:
+            raise InputError(
+                f"validation_share is {self.validation_share:g} and {windows} calibration window is left to fit "
+                "to: expected 2 or more, one to hold back. Take more windows, or validation_share: 0."
+            )
+        return max(1, round(self.validation_share * windows))
 
     def axis(self, projection: Projection) -> int | None:
         """The axis along which this projection's weights compete."""
@@ -146,14 +179,20 @@ def plan(
     max_swaps: int = DEFAULT_MAX_SWAPS,
     auto_windows: int = DEFAULT_AUTO_WINDOWS,
     auto_budget: int = DEFAULT_AUTO_BUDGET,
+    validation_share: float = 0.0,
+    epochs: int = DEFAULT_EPOCHS,
+    tune_norms: bool = False,
 ) -> Plan:
     """Check what is asked for.
 
     Raises:
         InputError: a value that is not known, is out of range, or does not go with another one.
     """
-    for name, value in (("alpha", alpha), ("owl_bound", owl_bound), ("damping", damping), ("sparsity", sparsity)):
-        if not is_number(value) and (value is not None or name in ("alpha", "owl_bound")):
+    for name, value in (("damping", damping), ("sparsity", sparsity)):
+        if not is_number(value) and value is not None:
+            raise InputError(f"{name} is {value!r}: expected a number.")
+    for name, value in (("alpha", alpha), ("owl_bound", owl_bound), ("validation_share", validation_share)):
+        if not is_number(value):
             raise InputError(f"{name} is {value!r}: expected a number.")
     if not 0.0 <= alpha < float("inf"):
         raise InputError(f"alpha is {alpha}: expected a finite exponent of 0 or more, for example {DEFAULT_ALPHA}.")
@@ -164,9 +203,17 @@ def plan(
         ("max_swaps", max_swaps, 1, "swaps a row"),
         ("auto_windows", auto_windows, 1, "windows"),
         ("auto_budget", auto_budget, 0, "changes of a layer to try"),
+        ("epochs", epochs, 1, "epochs"),
     ):
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise InputError(f"{name} is {count!r}: expected {least} or more {what}.")
+    if not 0.0 <= validation_share <= MOST_VALIDATION:
+        raise InputError(
+            f"validation_share is {validation_share}: expected a share of the calibration windows from 0 to "
+            f"{MOST_VALIDATION}, for example 0.1."
+        )
+    if not isinstance(tune_norms, bool):
+        raise InputError(f"tune_norms is {tune_norms!r}: expected true or false.")
     made = Plan(
         _one_of("method", method, get_args(Asked)),
         parse_pattern(pattern, sparsity),
@@ -182,6 +229,9 @@ def plan(
         max_swaps,
         auto_windows,
         auto_budget,
+        validation_share,
+        epochs,
+        tune_norms,
     )
     _check_together(made)
     return made
@@ -193,10 +243,26 @@ def _check_together(made: Plan) -> None:
         raise InputError('layout is "contraction" and pattern "unstructured": only N:M has groups. Use layout: paper.')
     if made.layout == "transposable" and not is_2_4:
         raise InputError(f'layout is "transposable" and pattern "{made.pattern}": expected pattern 2:4.')
-    if made.update == "reconstruct-mlp" and made.propagation == "dense":
+    if made.trains and made.propagation == "dense":
         raise InputError(
-            'update is "reconstruct-mlp" and propagation "dense": it needs the tokens, not their statistics. '
+            f'update is "{made.update}" and propagation "dense": it needs the tokens, not their statistics. '
             "Use propagation: pruned, or update: reconstruct."
+        )
+    if made.validation_share > 0.0:
+        if made.update == "none":
+            raise InputError(
+                f'validation_share is {made.validation_share:g} and update "none": there is no re-fit to hold windows '
+                "back from. Use validation_share: 0, or an update."
+            )
+        if made.propagation == "dense":
+            raise InputError(
+                f'validation_share is {made.validation_share:g} and propagation "dense": its statistics are of all '
+                "windows together. Use propagation: pruned, or validation_share: 0."
+            )
+    if made.tune_norms and made.update != "reconstruct-block":
+        raise InputError(
+            f'tune_norms is true and update "{made.update}": only update: reconstruct-block trains norms. '
+            "Use tune_norms: false, or that update."
         )
     if made.allocation == "owl":
         if made.layout == "transposable":

@@ -8,7 +8,10 @@ does not improve at every step. As there, damping is relative to each channel's 
 
 What is fitted can be over-fitted: fitted to 3000 tokens, a down projection with 1536 channels is worse on other text
 than with no re-fit at all; fitted to 12000 it is better, and a damping of 0.1 to 0.3 is better than 0.01.
+Tokens that are held back can choose it.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +21,73 @@ from dass.method.sparsegpt import check_gram
 
 DEFAULT_DAMPING = 0.1
 """λ as a share of each channel's own ‖x_j‖²."""
+DAMPINGS = (0.01, 0.03, 0.1, 0.3)
+"""λ that are tried where there are tokens to judge them on."""
 DEFAULT_ITERATIONS = 20
 """Conjugate gradient steps."""
+
+
+@dataclass(frozen=True)
+class Equations:
+    """What some tokens say of one matrix: enough to fit it to them, and to know how wrong it is on them.
+
+    Attributes:
+        tokens: how many they are.
+        gram_CC: XᵀX over the inputs that the pruned matrix sees, (C, C), float32 or float64.
+        moment_OC: YᵀX (O, C) for a target Y other than what the dense weights make of X; None: that one.
+        power: ‖Y‖² of that other target.
+    """
+
+    tokens: int
+    gram_CC: Tensor
+    moment_OC: Tensor | None = None
+    power: float = 0.0
+
+    def squared_error(self, weight_OC: Tensor, dense_OC: Tensor) -> float:
+        """‖Y − X·Wᵀ‖² over these tokens, for weights (O, C) of any float dtype."""
+        weight_OC, dense_OC = weight_OC.to(self.gram_CC.dtype), dense_OC.to(self.gram_CC.dtype)
+        if self.moment_OC is None:
+            difference_OC = weight_OC - dense_OC
+            return float(((difference_OC @ self.gram_CC) * difference_OC).double().sum().clamp_min(0.0))
+        slope_OC = weight_OC @ self.gram_CC - 2.0 * self.moment_OC
+        return max(0.0, float((slope_OC * weight_OC).double().sum()) + self.power)
+
+
+def refit_judged(
+    weight_OC: Tensor,
+    keep_OC: Tensor,
+    fitted: Equations,
+    held_back: Equations | None,
+    damping: float | None = None,
+    *,
+    start_OC: Tensor | None = None,
+) -> tuple[Tensor, float | None]:
+    """`refit` to some tokens, judged on others: the damping that leaves the smallest error there, or no re-fit at all.
+
+    Args:
+        weight_OC, keep_OC, start_OC: as for `refit`.
+        fitted: the tokens to fit to.
+        held_back: the tokens to judge by; None, or an empty set of them, judges nothing.
+        damping: λ; None tries each of `DAMPINGS` where there is something to judge by, and takes the default elsewhere.
+
+    Returns:
+        The weights, and the λ they took; None where the start was best.
+    """
+
+    def at(strength: float) -> Tensor:
+        return refit(weight_OC, keep_OC, fitted.gram_CC, strength, moment_OC=fitted.moment_OC, start_OC=start_OC)
+
+    if held_back is None or held_back.tokens == 0:
+        taken = DEFAULT_DAMPING if damping is None else damping
+        return at(taken), taken
+    best_OC = (weight_OC if start_OC is None else start_OC).masked_fill(~keep_OC, 0.0) + 0.0
+    least, chosen = held_back.squared_error(best_OC, weight_OC), None
+    for each in DAMPINGS if damping is None else (damping,):
+        found_OC = at(each)
+        error = held_back.squared_error(found_OC, weight_OC)
+        if error < least:
+            best_OC, least, chosen = found_OC, error, each
+    return best_OC.to(weight_OC.dtype), chosen
 
 
 def refit(

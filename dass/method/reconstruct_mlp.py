@@ -5,27 +5,27 @@ A few hundred Adam steps (Kingma and Ba 2015, arXiv 1412.6980) on the kept weigh
 matrix at a time and is the place to start from; what is left to gain here is how the three work together.
 
 What is fitted can be over-fitted: on 8000 tokens of SmolLM2-135M (2.6 million weights an MLP) the error on these fell
-from 0.31 to 0.22 while on other tokens it stood at 0.35. Give it many tokens.
+from 0.31 to 0.22 while on other tokens it stood at 0.35. Give it many tokens, and some to stop by.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dass.errors import InputError, NumericalError
+from dass.method.descent import DEFAULT_LEARNING_RATE, Batches, descend
+from dass.method.fit_error import FitError, FitErrors
 from dass.method.methods import PROJECTIONS, Projection
 
 DEFAULT_STEPS = 200
 DEFAULT_BATCH_TOKENS = 1024
-DEFAULT_LEARNING_RATE = 0.02
-"""Of the first step, as a share of the root mean square of a matrix's kept weights: one value serves every model."""
 
-_WARM_UP = 0.05  # share of the steps over which the rate rises: Adam's first steps know no scale yet
-_EVALUATIONS = 8  # over all tokens, along the way; the best one is returned
-_EVALUATION_TOKENS = 4096  # bounds the memory of a pass over all tokens
+_LOOKS = 8  # at the error, along the way
+_PATIENCE = 3  # looks at tokens held back that found nothing better
+_LOOK_TOKENS = 4096  # bounds the memory of a look
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -36,13 +36,15 @@ class MlpRefit:
 
     Attributes:
         weights: gate_proj, up_proj, down_proj in the dtype they came in; removed ones are exactly +0.0.
-        error_before: ‖Y − MLP(X)‖ / ‖Y‖ over all tokens (weighted, where weights were given) before.
-        error_after: the same after. Never larger.
+        error_before: ‖Y − MLP(X)‖ / ‖Y‖ over the fitted tokens (weighted, where weights were given) before.
+        error_after: the same after. Never larger, unless tokens held back chose it.
+        errors: after, on the fitted tokens and on those held back; never larger on the latter.
     """
 
     weights: dict[Projection, Tensor]
     error_before: float
     error_after: float
+    errors: FitErrors
 
 
 @torch.enable_grad()
@@ -53,6 +55,7 @@ def refit_mlp(
     y_TH: Tensor,
     activation: Activation,
     *,
+    held_back: tuple[Tensor, Tensor] | None = None,
     steps: int = DEFAULT_STEPS,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     learning_rate: float = DEFAULT_LEARNING_RATE,
@@ -70,11 +73,13 @@ def refit_mlp(
         x_TH: inputs of the MLP (T, H). Products are computed in this dtype.
         y_TH: the output wanted (T, H), for example the dense MLP's.
         activation: of the gate, elementwise.
+        held_back: further tokens, (x, y) as above, that say which weights are best and when to stop; None, or no token:
+            the fitted ones do, and every step is taken.
         steps: Adam steps; the rate falls to zero along a cosine.
         batch_tokens: tokens a step, drawn without replacement until all were used.
         learning_rate: share of the root mean square of a matrix's kept weights.
         seed: of the order of the tokens.
-        importance_T: weight of each token's squared error (T,), positive. None: all alike.
+        importance_T: weight of each fitted token's squared error (T,), positive. None: all alike.
 
     Raises:
         InputError: shapes do not fit each other, or a count or rate is not positive.
@@ -84,80 +89,77 @@ def refit_mlp(
     if importance_T is None:
         importance_T = torch.ones(len(x_TH), device=x_TH.device)
     importance_T = importance_T.float()
-    # Each batch's loss is then a sample of the squared relative error.
-    power = float((y_TH.float().square().sum(dim=1) * importance_T).double().sum()) / len(x_TH)
-    best = {name: weights[name].masked_fill(~keep[name], 0.0) + 0.0 for name in PROJECTIONS}
-    before = after = _squared_error(best, x_TH, y_TH, importance_T, activation)
-    if power == 0.0 or before == 0.0:
-        # Nothing to fit, or nothing to fit it to.
-        error = 0.0 if before == 0.0 else math.inf
-        return MlpRefit(best, error, error)
+    fitted = x_TH, y_TH, importance_T
+    judges = fitted
+    if held_back is not None and len(held_back[0]):
+        judges = (*held_back, torch.ones(len(held_back[0]), device=x_TH.device))
+    power = _power(*fitted[1:])
+    start = {name: weights[name].masked_fill(~keep[name], 0.0) + 0.0 for name in PROJECTIONS}
 
-    masters = {name: best[name].to(torch.float32, copy=True).requires_grad_() for name in PROJECTIONS}
-    groups = [
-        {"params": [master], "lr": learning_rate * _root_mean_square(master, keep[name])}
-        for name, master in masters.items()
-    ]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    batches = _Batches(len(x_TH), batch_tokens, seed)
-    for step in range(1, steps + 1):
-        rows_B = next(batches).to(x_TH.device)
-        output_BH = _mlp(masters, x_TH[rows_B], activation)
-        error_B = (output_BH.float() - y_TH[rows_B].float()).square().sum(dim=1)
-        loss = (error_B * importance_T[rows_B]).mean() / power
-        gradients = torch.autograd.grad(loss, list(masters.values()))
-        for (name, master), gradient in zip(masters.items(), gradients, strict=True):
-            master.grad = gradient.mul_(keep[name])
-        optimizer.step()
-        schedule.step()
-        if step == steps or step % max(1, steps // _EVALUATIONS) == 0:
-            now = {name: master.detach().to(weights[name].dtype) + 0.0 for name, master in masters.items()}
-            error = _squared_error(now, x_TH, y_TH, importance_T, activation)
-            if error < after:  # false for NaN: training that diverged returns what came before
-                best, after = now, error
-    total = power * len(x_TH)
-    return MlpRefit(best, math.sqrt(before / total), math.sqrt(after / total))
+    def error(values: Mapping[str, Tensor]) -> float:
+        return _squared_error(values, *judges, activation)
 
+    if power == 0.0:  # nothing to fit to
+        before = after = _squared_error(start, *fitted, activation)
+        best: Mapping[str, Tensor] = start
+        judged = error(start)
+    else:
+        batches = Batches(len(x_TH), batch_tokens, seed)
 
-class _Batches:
-    """Row indices, `size` at a time; every row once before any row again."""
+        def gradients(masters: Mapping[str, Tensor]) -> Sequence[Tensor]:
+            rows_B = next(batches).to(x_TH.device)
+            output_BH = _mlp(masters, x_TH[rows_B], activation)
+            error_B = (output_BH.float() - y_TH[rows_B].float()).square().sum(dim=1)
+            # Each batch's loss is a sample of the squared relative error.
+            loss = (error_B * importance_T[rows_B]).mean() / (power / len(x_TH))
+            return torch.autograd.grad(loss, list(masters.values()))
 
-    def __init__(self, rows: int, size: int, seed: int) -> None:
-        self._rows, self._size = rows, min(size, rows)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._left = torch.empty(0, dtype=torch.long)
-
-    def __next__(self) -> Tensor:
-        if len(self._left) < self._size:
-            self._left = torch.randperm(self._rows, generator=self._generator)
-        batch, self._left = self._left[: self._size], self._left[self._size :]
-        return batch
+        done = descend(
+            start,
+            keep,
+            gradients,
+            error,
+            steps=steps,
+            every=max(1, steps // _LOOKS),
+            learning_rate=learning_rate,
+            patience=None if judges is fitted else _PATIENCE,
+        )
+        best, judged = done.values, done.after
+        before, after = done.before, done.after
+        if judges is not fitted:
+            before, after = (_squared_error(values, *fitted, activation) for values in (start, best))
+    return MlpRefit(
+        {name: best[name] for name in PROJECTIONS},
+        _relative(before, power),
+        _relative(after, power),
+        FitErrors(FitError(after, power), FitError() if judges is fitted else FitError(judged, _power(*judges[1:]))),
+    )
 
 
-def _mlp(weights: Mapping[Projection, Tensor], x_TH: Tensor, activation: Activation) -> Tensor:
+def _mlp(weights: Mapping[str, Tensor], x_TH: Tensor, activation: Activation) -> Tensor:
     gate_IH, up_IH, down_HI = (weights[name].to(x_TH.dtype) for name in PROJECTIONS)
     return (activation(x_TH @ gate_IH.T) * (x_TH @ up_IH.T)) @ down_HI.T
 
 
 @torch.no_grad()
 def _squared_error(
-    weights: Mapping[Projection, Tensor], x_TH: Tensor, y_TH: Tensor, importance_T: Tensor, activation: Activation
+    weights: Mapping[str, Tensor], x_TH: Tensor, y_TH: Tensor, importance_T: Tensor, activation: Activation
 ) -> float:
     total = 0.0
-    for x, y, importance in zip(*(t.split(_EVALUATION_TOKENS) for t in (x_TH, y_TH, importance_T)), strict=True):
+    for x, y, importance in zip(*(t.split(_LOOK_TOKENS) for t in (x_TH, y_TH, importance_T)), strict=True):
         error_T = (_mlp(weights, x, activation).float() - y.float()).square().sum(dim=1)
         total += float((error_T * importance).double().sum())
     return total
 
 
-def _root_mean_square(master: Tensor, keep: Tensor) -> float:
-    return math.sqrt(float(master.detach().square().sum()) / max(1, int(keep.sum())))
+def _power(y_TH: Tensor, importance_T: Tensor) -> float:
+    return float((y_TH.float().square().sum(dim=1) * importance_T).double().sum())
 
 
-def _rate(step: int, steps: int) -> float:
-    warm_up = max(1, round(_WARM_UP * steps))
-    return min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+def _relative(squared: float, power: float) -> float:
+    if squared == 0.0:
+        return 0.0
+    return math.sqrt(squared / power) if power else math.inf
 
 
 def _check(

@@ -54,6 +54,18 @@ class LayerRunner:
         """Whether the layer can be run in halves."""
         return self._split is not None
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names inside the layer of the vectors that scale or shift what enters the MLP and what leaves it."""
+        assert self._split is not None
+        around = (name for name in (self._split.before, self._split.after) if name is not None)
+        return tuple(
+            f"{module}.{name}"
+            for module in around
+            for name, parameter in self.layer.get_submodule(module).named_parameters()
+            if parameter.dim() == 1
+        )
+
     def confirm(self, probe_BTH: Tensor, call: LayerCall) -> None:
         """Give the halves up unless another batch shows the same ones."""
         if self._split is not None and self._find_split(probe_BTH, call) != self._split:
@@ -71,6 +83,13 @@ class LayerRunner:
         hook = self.layer.get_submodule(self._split.before).register_forward_pre_hook(stop)
         _run([hook], lambda: call(self.layer, hidden_BTH))
         return seen[0]
+
+    def mlp_half(self, mid_BTH: Tensor) -> Tensor:
+        """The layer's output (B, T, H), from mid_BTH on."""
+        assert self._split is not None
+        y_BTH: Tensor = self._block(self.layer.get_submodule(self._split.before)(mid_BTH))
+        after = self._split.after
+        return mid_BTH + (y_BTH if after is None else self.layer.get_submodule(after)(y_BTH))
 
     def advance(self, state_BTH: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]:
         """The layer's output and its MLPs' output y (before any norm and before the residual), both (B, T, H)."""
@@ -126,14 +145,9 @@ class LayerRunner:
         def note(_: nn.Module, __: Any, output: Any) -> None:
             outputs.append(output[0] if isinstance(output, tuple) else output)
 
-        def second_half() -> Tensor:
-            assert self._split is not None
-            y_BTH: Tensor = self._block(self.layer.get_submodule(self._split.before)(state_BTH))
-            after = self._split.after
-            return state_BTH + (y_BTH if after is None else self.layer.get_submodule(after)(y_BTH))
-
         hooks = [*hooks, self._block.register_forward_hook(note)]
-        output = _run(hooks, (lambda: call(self.layer, state_BTH)) if self._split is None else second_half)
+        whole = self._split is None
+        output = _run(hooks, lambda: call(self.layer, state_BTH) if whole else self.mlp_half(state_BTH))
         return None if output is None else (output, outputs[0])
 
     def _observers(self, seen: Observer) -> list[Any]:

@@ -65,6 +65,10 @@ def described(prune: dict[str, Any]) -> str:
         told.append(f"layout {prune['layout']}")
     if prune["update"] != "none":
         told.append(f"update {prune['update']}")
+    if prune["update"] == "reconstruct-block":
+        told.append(f"{prune['epochs']} epochs at most" + (", norms too" if prune["tune_norms"] else ""))
+    if prune.get("validation_share"):
+        told.append(f"{prune['validation_share']:g} of the windows held back")
     if prune["allocation"] != "uniform":
         told.append(f"allocation {prune['allocation']} within {prune['owl_bound']:g}")
     if prune["propagation"] != "pruned":

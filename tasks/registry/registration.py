@@ -285,8 +285,8 @@ def _log_metrics(
     metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
     for layer in result.manifest["layers"]:
         step = layer["layer"]
-        measured = ("sparsity", "relative_error", "norm", "refined")
-        values = flat({"layer": {key: layer[key] for key in measured if layer[key] is not None}})
+        measured = ("sparsity", "relative_error", "fitted_error", "held_back_error", "norm", "refined")
+        values = flat({"layer": {key: layer[key] for key in measured if layer.get(key) is not None}})
         if layer_seconds is not None:
             values["layer.seconds"] = layer_seconds[step]
         metrics += [Metric(name, value, now, step) for name, value in values.items()]

@@ -146,16 +146,20 @@ def _layers_table(record: dict[str, Any]) -> "Table":
 
     table = Table(title="Layers", title_justify="left", min_width=60)
     scores = layer_scores(record)
-    measured = ("gate", "up", "down", "output error", "median ‖z‖", "2:4 kernel runs")
+    # A re-fit's own errors have columns where there was one.
+    refits = {"fitted": "fitted_error", "held back": "held_back_error"}
+    shown = {heading: key for heading, key in refits.items() if any(layer.get(key) for layer in record["layers"])}
+    measured = ("gate", "up", "down", "output error", *shown, "median ‖z‖", "2:4 kernel runs")
     for heading in ("layer", *(["score"] if scores else []), *measured):
         table.add_column(heading, justify="right")
     for layer in record["layers"]:
         shares = [f"{layer['sparsity'][name]:.2%}" for name in _PROJECTIONS]
         error = "" if layer["relative_error"] is None else f"{layer['relative_error']:.4f}"
         runs = [name.removesuffix("_proj") for name in _PROJECTIONS if layer["runs_2_4"][name]]
+        fits = [f"{layer[key]:.4f}" if layer.get(key) else "" for key in shown.values()]
         chosen = scores[layer["layer"] : layer["layer"] + 1]
         norm = f"{layer['norm']['median']:.3g}"
-        table.add_row(str(layer["layer"]), *chosen, *shares, error, norm, ", ".join(runs) or "none")
+        table.add_row(str(layer["layer"]), *chosen, *shares, error, *fits, norm, ", ".join(runs) or "none")
     return table
 
 

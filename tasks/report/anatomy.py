@@ -66,6 +66,8 @@ def _layers_table(found: list[dict[str, Any]], scores: list[str]) -> Table:
         "down",
         *(["swaps", "squared error they left"] if refined else []),
         "output error",
+        "fitted",
+        "held back",
         "least ‖z‖",
         "median ‖z‖",
         "largest ‖z‖",
@@ -82,7 +84,7 @@ def _layers_table(found: list[dict[str, Any]], scores: list[str]) -> Table:
                 *(text(score) for score in scores[layer["layer"] : layer["layer"] + 1]),
                 *(share(layer["sparsity"].get(name)) for name in PROJECTIONS),
                 *(_swaps(layer["refined"]) if refined else []),
-                number(layer["relative_error"], "{:.4f}"),
+                *(number(layer.get(key), "{:.4f}") for key in ("relative_error", "fitted_error", "held_back_error")),
                 *norms,
                 text(", ".join(runs) or "none"),
             ]

@@ -13,6 +13,7 @@ from dass.method.methods import Asked, Layout
 from dass.method.plan import (
     DEFAULT_AUTO_BUDGET,
     DEFAULT_AUTO_WINDOWS,
+    DEFAULT_EPOCHS,
     DEFAULT_MAX_SWAPS,
     DEFAULT_MIN_EXPERT_TOKENS,
     Allocation,
@@ -107,8 +108,11 @@ class Prune(_Section):
     max_swaps: int = DEFAULT_MAX_SWAPS
     auto_windows: int = DEFAULT_AUTO_WINDOWS
     auto_budget: int = DEFAULT_AUTO_BUDGET
+    validation_share: float = 0.0
+    epochs: int = DEFAULT_EPOCHS
+    tune_norms: bool = False
 
-    @field_validator("sparsity", "alpha", "owl_bound", "damping", mode="before")
+    @field_validator("sparsity", "alpha", "owl_bound", "damping", "validation_share", mode="before")
     @classmethod
     def _may_be_whole(cls, value: Any) -> Any:
         return float(value) if type(value) is int else value

@@ -25,6 +25,14 @@ from dass.model.streaming import StreamedDecoder
 from tests.models import save_tiny_checkpoint, tiny_tokens
 
 LAYERS, MOMENTS = 8, 10
+_BLOCK: dict[str, Any] = {
+    "checkpoint_every": 3,
+    "update": "reconstruct-block",
+    "pattern": "2:4",
+    "epochs": 2,
+    "validation_share": 0.25,
+    "tune_norms": True,
+}
 _PAUSE = 0.03  # after each layer, so that moments fall inside the run
 
 
@@ -69,8 +77,12 @@ def masks(root: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"checkpoint_every": 3, "method": "sparsegpt", "update": "reconstruct", "pattern": "2:4"}],
-    ids=["dass", "updates and saved hidden states"],
+    [
+        {},
+        {"checkpoint_every": 3, "method": "sparsegpt", "update": "reconstruct", "pattern": "2:4"},
+        pytest.param(_BLOCK, marks=pytest.mark.slow),
+    ],
+    ids=["dass", "updates and saved hidden states", "two buffers of hidden states"],
 )
 def test_a_run_killed_at_any_moment_ends_in_the_bytes_of_an_undisturbed_one(
     base: Path, tmp_path: Path, options: dict[str, object]
@@ -160,6 +172,23 @@ def test_saved_hidden_states_spare_the_layers_before_them(
     assert go_on(base, tmp_path, checkpoint_every=2).resumed == stopped
     assert seen == replayed
     assert not list((tmp_path / "work").glob("*/hidden_*")), "of no use behind the last layer"
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("stopped", [1, 4, 5])
+def test_a_run_with_two_buffers_goes_on_in_the_same_bytes(
+    stopped: int, every: int | None, base: Path, tmp_path: Path
+) -> None:
+    options = {**_BLOCK, "checkpoint_every": every}
+    go_on(base, tmp_path / "whole", **options)
+    stop_behind(stopped, base, tmp_path, **options)
+    saved = sorted(path.name for path in (tmp_path / "work").glob("*/*hidden_*"))
+    layer = stopped // 2 * 2
+    expected = [f"dense_hidden_{layer:03d}_of_1_0.safetensors", f"hidden_{layer:03d}_of_1_0.safetensors"]
+    assert saved == (expected if every and layer else [])
+    assert go_on(base, tmp_path, **options).resumed == stopped
+    assert digests(tmp_path / "pruned") == digests(tmp_path / "whole" / "pruned")
+    assert not list((tmp_path / "work").glob("*/*hidden_*"))
 
 
 def test_a_finished_run_is_written_again_without_a_token(

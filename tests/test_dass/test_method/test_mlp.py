@@ -12,6 +12,7 @@ from dass.method.methods import PROJECTIONS, Projection
 from dass.method.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
 from dass.method.pattern import parse_pattern
 from dass.method.plan import Plan, plan
+from dass.method.reconstruct import Equations
 from dass.method.score import ActivationNorms
 from dass.method.statistics import MlpStatistics, gram
 
@@ -45,6 +46,11 @@ def intermediate(values: dict[Projection, Tensor], x: Tensor) -> Tensor:
 def seen(dense: dict[Projection, Tensor], x: Tensor) -> MlpStatistics:
     z = intermediate(dense, x)
     return MlpStatistics(len(x), ActivationNorms(x.double().norm(dim=0), z.double().norm(dim=0)), gram(x), gram(z))
+
+
+def equations(statistics: MlpStatistics) -> Equations:
+    assert statistics.gram_x_HH is not None
+    return Equations(statistics.tokens, statistics.gram_x_HH)
 
 
 def pruned(what: Plan, dense: dict[Projection, Tensor], x: Tensor) -> PrunedMlp:
@@ -94,10 +100,10 @@ def test_a_refit_lowers_every_matrix_s_error_and_keeps_the_mask(method: str, pat
     what = plan(method, pattern=pattern, update="reconstruct")
     made = pruned(what, dense, x)
     statistics = seen(dense, x)
-    inputs = refit_inputs(made, dense, statistics, what)
+    inputs = refit_inputs(made, dense, equations(statistics), what)
     z = intermediate(values_of(inputs, dense), x)
     y = intermediate(dense, x) @ dense["down_proj"].float().T
-    fitted = refit_down(inputs, dense, gram(z), gram(z, y), what)
+    fitted = refit_down(inputs, dense, Equations(len(z), gram(z), gram(z, y)), what)
     before, after = values_of(made, dense), values_of(fitted, dense)
     for name in ("gate_proj", "up_proj"):
         assert error(after[name], dense[name], x) < error(before[name], dense[name], x)
@@ -113,8 +119,9 @@ def test_a_refit_of_down_without_a_moment_aims_at_the_dense_down() -> None:
     dense, x = weights(), tokens()
     what = plan(update="reconstruct", propagation="dense")
     made, z = pruned(what, dense, x), intermediate(dense, x)
-    implied = refit_down(made, dense, gram(z), None, what).weights["down_proj"]
-    given = refit_down(made, dense, gram(z), gram(z, z @ dense["down_proj"].T), what).weights["down_proj"]
+    moment = gram(z, z @ dense["down_proj"].T)
+    implied = refit_down(made, dense, Equations(len(z), gram(z)), what).weights["down_proj"]
+    given = refit_down(made, dense, Equations(len(z), gram(z), moment), what).weights["down_proj"]
     assert torch.allclose(implied, given, atol=1e-4)
 
 
@@ -123,12 +130,21 @@ def test_damping_of_the_plan_reaches_both() -> None:
     assert pruned(plan("sparsegpt", damping=0.5), dense, x).damping == 0.5
     assert pruned(plan("sparsegpt"), dense, x).damping == 0.01
     strong, weak = (
-        refit_inputs(pruned(what, dense, x), dense, seen(dense, x), what).weights["up_proj"]
+        refit_inputs(pruned(what, dense, x), dense, equations(seen(dense, x)), what).weights["up_proj"]
         for what in (plan(update="reconstruct", damping=damping) for damping in (10.0, 0.001))
     )
     keep = pruned(plan(), dense, x).keep["up_proj"]
     near, far = ((each - dense["up_proj"])[keep].norm() for each in (strong, weak))
     assert near < 0.5 * far  # damping holds weights near their dense values
+
+
+def test_tokens_held_back_choose_the_damping_of_every_matrix() -> None:
+    dense, x = weights(), tokens()
+    made, other = pruned(plan(), dense, x), tokens(seed=1)
+    fitted, held_back = (Equations(len(each), gram(each)) for each in (x, other))
+    chosen = refit_inputs(made, dense, fitted, plan(update="reconstruct"), held_back)
+    assert chosen.refit_damping.keys() == {"gate_proj", "up_proj"}
+    assert refit_inputs(made, dense, fitted, plan(update="reconstruct")).refit_damping == {}
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
@@ -148,7 +164,7 @@ def test_a_singular_hessian_takes_more_damping_and_makes_no_nan(broken: str, pat
     else:
         assert made.damping is not None
         assert made.damping > 1e-9
-    fitted = refit_inputs(made, dense, seen(dense, x), what)
+    fitted = refit_inputs(made, dense, equations(seen(dense, x)), what)
     assert all(weight.isfinite().all() for weight in fitted.weights.values())
 
 

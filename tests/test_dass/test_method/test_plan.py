@@ -21,7 +21,10 @@ def test_the_defaults_are_the_papers() -> None:
     [
         ({"method": "random"}, "method is 'random': expected one of dass, wanda, magnitude, sparsegpt, auto"),
         ({"layout": "rows"}, "layout is 'rows': expected one of paper, contraction, transposable"),
-        ({"update": "finetune"}, "update is 'finetune': expected one of none, reconstruct, reconstruct-mlp"),
+        (
+            {"update": "finetune"},
+            "update is 'finetune': expected one of none, reconstruct, reconstruct-mlp, reconstruct-block",
+        ),
         ({"allocation": "layered"}, "allocation is 'layered': expected one of uniform, owl"),
         ({"propagation": "both"}, "propagation is 'both': expected one of pruned, dense"),
         ({"alpha": -0.1}, "alpha is -0.1: expected a finite exponent of 0 or more"),
@@ -37,6 +40,24 @@ def test_the_defaults_are_the_papers() -> None:
         ({"auto_windows": 0}, "auto_windows is 0: expected 1 or more windows"),
         ({"auto_budget": -1}, "auto_budget is -1: expected 0 or more changes"),
         ({"auto_budget": 1.5}, "auto_budget is 1.5"),
+        ({"validation_share": 0.51}, "validation_share is 0.51: expected a share .* from 0 to 0.5"),
+        ({"validation_share": -0.1}, "validation_share is -0.1: expected"),
+        ({"validation_share": float("nan")}, "validation_share is nan: expected"),
+        ({"validation_share": "some"}, "validation_share is 'some': expected a number"),
+        ({"validation_share": None}, "validation_share is None: expected a number"),
+        ({"validation_share": 0.1}, 'validation_share is 0.1 and update "none": there is no re-fit'),
+        (
+            {"validation_share": 0.1, "update": "reconstruct", "propagation": "dense"},
+            'validation_share is 0.1 and propagation "dense"',
+        ),
+        ({"epochs": 0}, "epochs is 0: expected 1 or more"),
+        ({"epochs": 1.5}, "epochs is 1.5: expected 1 or more"),
+        ({"epochs": True}, "epochs is True: expected 1 or more"),
+        ({"tune_norms": 1}, "tune_norms is 1: expected true or false"),
+        (
+            {"tune_norms": True, "update": "reconstruct-mlp"},
+            'tune_norms is true and update "reconstruct-mlp": only update: reconstruct-block',
+        ),
         ({"pattern": "4:2"}, "keeping 4 of 2"),
         ({"pattern": "2:4", "sparsity": 0.6}, "removes exactly 0.5"),
         ({"sparsity": 1.0}, "between 0 and 1"),
@@ -46,9 +67,12 @@ def test_the_defaults_are_the_papers() -> None:
             {"layout": "transposable", "pattern": "4:8"},
             'layout is "transposable" and pattern "4:8": expected pattern 2:4',
         ),
-        (
-            {"update": "reconstruct-mlp", "propagation": "dense"},
-            'update is "reconstruct-mlp" and propagation "dense": it needs the tokens.*update: reconstruct',
+        *(
+            (
+                {"update": update, "propagation": "dense"},
+                f'update is "{update}" and propagation "dense": it needs the tokens.*update: reconstruct',
+            )
+            for update in ("reconstruct-mlp", "reconstruct-block")
         ),
         (
             {"allocation": "owl", "layout": "transposable", "pattern": "2:4"},
@@ -82,12 +106,15 @@ def test_a_band_is_looked_at_under_owl_only() -> None:
         ({"update": "reconstruct"}, True, False),  # down is fitted to what the pruned gate and up feed it
         ({"update": "reconstruct", "propagation": "dense"}, True, True),
         ({"method": "wanda", "update": "reconstruct-mlp"}, True, False),
+        # It takes those of the fitted windows alone.
+        ({"update": "reconstruct", "validation_share": 0.1}, False, False),
+        ({"method": "sparsegpt", "update": "reconstruct", "validation_share": 0.1}, True, True),
     ],
 )
 def test_gram_matrices_are_collected_only_where_they_are_used(options: dict[str, Any], x: bool, z: bool) -> None:
     made = plan(**options)
     assert (made.needs_gram_x, made.needs_gram_z) == (x, z)
-    assert made.changes_kept_weights == x
+    assert made.changes_kept_weights == (x or "update" in options)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +154,21 @@ def test_only_auto_holds_windows_back() -> None:
     plan().check_samples(1)
     with pytest.raises(InputError, match=r"auto_windows 4: .* but there are 4"):
         plan("auto").check_samples(4)
+
+
+@pytest.mark.parametrize(
+    ("share", "windows", "held_back"),
+    [(0.0, 1, 0), (0.1, 2, 1), (0.5, 2, 1), (0.5, 3, 2), (0.1, 32, 3), (0.29, 100, 29), (0.001, 1000, 1)],
+)
+def test_some_windows_are_held_back_and_some_are_left_to_fit_to(share: float, windows: int, held_back: int) -> None:
+    assert plan(update="reconstruct", validation_share=share).validation_windows(windows) == held_back < windows
+
+
+def test_one_window_cannot_be_both() -> None:
+    told = "validation_share is 0.2 and 1 calibration window is left to fit to: expected 2 or more"
+    for what, windows in (
+        (plan(update="reconstruct", validation_share=0.2), 1),
+        (plan("auto", update="reconstruct", validation_share=0.2), 5),
+    ):
+        with pytest.raises(InputError, match=told):
+            what.check_samples(windows)

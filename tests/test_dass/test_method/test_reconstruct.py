@@ -4,7 +4,7 @@ import torch
 from dass.errors import InputError, NumericalError
 from dass.method.mask import keep_mask
 from dass.method.pattern import parse_pattern
-from dass.method.reconstruct import refit
+from dass.method.reconstruct import DAMPINGS, DEFAULT_DAMPING, Equations, refit, refit_judged
 from dass.method.sparsegpt import sparsegpt
 
 
@@ -136,3 +136,47 @@ def test_bad_inputs_are_refused():
         refit(weight, keep, gram, moment_OC=weight / 0)
     with pytest.raises(InputError, match="gram has shape"):
         refit(weight, keep, gram[1:])
+
+
+def _case():
+    """A weight, its mask, and tokens to fit to and to judge by, with a target of their own."""
+    weight, x = _weight(), _inputs(tokens=360)
+    return weight, _keep(weight, x[:60]), x[:60], x[60:]
+
+
+def _equations(x, y=None):
+    moment, power = (None, 0.0) if y is None else (y.T @ x, float(y.square().sum()))
+    return Equations(len(x), x.T @ x, moment, power)
+
+
+def test_equations_know_the_error_on_their_tokens():
+    weight, keep, _, other = _case()
+    y = other @ weight.T + torch.randn(len(other), len(weight), generator=torch.Generator().manual_seed(3))
+    for target, equations in ((other @ weight.T, _equations(other)), (y, _equations(other, y))):
+        expected = float(_errors(weight * keep, target, other).sum())
+        assert equations.squared_error(weight * keep, weight) == pytest.approx(expected, rel=1e-3)
+
+
+def test_tokens_held_back_choose_the_damping():
+    weight, keep, x, other = _case()
+    found, damping = refit_judged(weight, keep, _equations(x), _equations(other))
+    errors = {each: _equations(other).squared_error(refit(weight, keep, x.T @ x, each), weight) for each in DAMPINGS}
+    assert damping == min(errors, key=errors.get)
+    assert torch.equal(found, refit(weight, keep, x.T @ x, damping))
+    assert refit_judged(weight, keep, _equations(x), _equations(other), 0.03)[1] == 0.03
+
+
+def test_a_refit_that_is_worse_on_tokens_held_back_is_not_taken():
+    weight, keep, x, _ = _case()
+    foreign = _inputs(tokens=300, seed=1) * torch.logspace(2, -2, 32)  # channels that were weak are strong here
+    found, damping = refit_judged(weight, keep, _equations(x[:8]), _equations(foreign), 0.01)
+    assert damping is None
+    assert torch.equal(found, weight * keep)
+
+
+def test_without_tokens_held_back_the_default_is_taken():
+    weight, keep, x, _ = _case()
+    for held_back in (None, Equations(0, torch.zeros(32, 32))):
+        found, damping = refit_judged(weight, keep, _equations(x), held_back)
+        assert damping == DEFAULT_DAMPING
+        assert torch.equal(found, refit(weight, keep, x.T @ x))

@@ -108,3 +108,30 @@ def test_bad_inputs_are_refused():
         refit_mlp(weights, keep, x, y, F.silu, importance_T=torch.zeros(TOKENS))
     with pytest.raises(NumericalError, match="y holds NaN"):
         refit_mlp(weights, keep, x, y / 0, F.silu)
+
+
+def _few_and_others():
+    """Few noisy tokens to fit to, many clean ones to judge by."""
+    weights, keep, x, y = _case()
+    noise = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(2))
+    return weights, keep, (x[:64], y[:64] + 0.3 * noise), (x[64:], y[64:])
+
+
+def test_tokens_held_back_stop_it_before_it_is_over_fitted():
+    weights, keep, fitted, others = _few_and_others()
+    asked = {"steps": 400, "batch_tokens": 64}
+    blind = refit_mlp(weights, keep, *fitted, F.silu, **asked)
+    found = refit_mlp(weights, keep, *fitted, F.silu, held_back=others, **asked)
+    assert found.errors.held_back.relative == pytest.approx(_error(found.weights, *others), rel=1e-3)
+    assert found.errors.fitted.relative == pytest.approx(found.error_after)
+    assert found.errors.held_back.relative <= _error(weights, *others) * (1 + 1e-6)
+    assert found.errors.held_back.relative < _error(blind.weights, *others)
+    assert blind.error_after < found.error_after
+    assert blind.errors.held_back.relative is None
+
+
+def test_a_start_that_nothing_beats_on_tokens_held_back_is_kept():
+    weights, keep, fitted, (x, _) = _few_and_others()
+    found = refit_mlp(weights, keep, *fitted, F.silu, held_back=(x, _mlp(weights, x) + 1e-3), steps=40)
+    assert all(torch.equal(found.weights[name], weights[name]) for name in keep)
+    assert found.error_after == found.error_before

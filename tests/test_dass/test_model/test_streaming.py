@@ -128,7 +128,10 @@ def test_a_router_keeps_its_correction_bias_in_float32(tmp_path: Path) -> None:
         assert torch.equal(layer.get_buffer("mlp.gate.e_score_correction_bias"), bias)
 
 
-def test_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("update", ["none", pytest.param("reconstruct-block", marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_number_of_layers(
+    update: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """24 layers more: were they kept, the peak would rise by all of their bytes. Allocator noise is a fifth of that."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")  # what is freed leaves the process at once
     tokens = tmp_path / "tokens.safetensors"
@@ -138,7 +141,7 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path, monkeypa
         folder = tmp_path / str(layers)
         config = random_checkpoint.llama_config(layers, 512, 2048, heads=8, vocabulary=300, context=64)
         random_checkpoint.write_checkpoint(folder, config)
-        asked = job.Job("engine", "dass", "float32", folder, tokens, windows=2, length=32)
+        asked = job.Job("engine", "dass", "float32", folder, tokens, windows=2, length=32, update=update)
         peaks[layers] = job.run(asked, tmp_path).peak_bytes
         sizes[layers] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert sizes[32] - sizes[8] > 190e6
