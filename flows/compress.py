@@ -8,6 +8,7 @@ from prefect.utilities.annotations import quote
 
 from flows.cancellation import cancel_when_interrupted
 from flows.links import flow_run_facts, link_to_mlflow
+from flows.progress import progress_artifact
 from flows.run import Run, run_of
 from flows.summary import Summary
 from tasks.evaluation.task_check import check_tokenizer
@@ -35,6 +36,7 @@ def compress(workspace: str) -> Summary:
         calibrate(run)
         measure_dense(run)
         prune(run)
+        recover(run)
         materialize(run)
         measure_pruned(run)
         ask_tasks(run)
@@ -116,6 +118,18 @@ def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arriv
         told.append(f"judged on all tokens, for want of routed ones: {', '.join(report.starved_experts)}")
     get_run_logger().info("layer %d: %s; %s", index, "; ".join(told), how)
     return record
+
+
+@task(name="recover", **_PLAIN)
+def recover(run: Run) -> None:
+    """The recover stage: its steps as the task's progress."""
+
+    def work() -> None:
+        from tasks.recovery.stages import recover
+
+        recover(run.ws, run.settings, on_step=progress_artifact(run.settings.recover.steps))
+
+    run.stage("recover", work)
 
 
 @task(name="materialize", **_PLAIN)

@@ -33,6 +33,7 @@ STAGES = {
         Stage("calibration", "cache_windows", "Draw the calibration windows into artifacts/calibration."),
         Stage("baseline", "evaluate_dense", "Measure the dense model into artifacts/evaluation."),
         Stage("prune", "prune", "Prune layer by layer into artifacts/masks."),
+        Stage("recover", "recover", "Train artifacts/masks times artifacts/base into artifacts/recovered."),
         Stage("materialize", "materialize", "Write base times masks into artifacts/pruned."),
         Stage("evaluate", "evaluate_pruned", "Measure artifacts/pruned into metrics/evaluation.json."),
         Stage("tasks", "evaluate_tasks", "Ask both models the zero-shot tasks, into metrics/tasks.json."),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import complete_folder, read_json, write_json
@@ -22,6 +23,18 @@ def cache_windows(ws: Workspace, settings: Settings) -> None:
 
     Raises:
         InputError: the text is missing, empty, changed or too short, or a window is longer than the model's context.
+    """
+    input_ids, record = drawn_windows(ws, settings)
+    with complete_folder(ws.calibration) as folder:
+        save_file({"input_ids": input_ids}, folder / "tokens.safetensors")
+        write_json(folder / "calibration.json", record)
+
+
+def drawn_windows(ws: Workspace, settings: Settings) -> tuple[Tensor, dict[str, Any]]:
+    """The windows that section `calibration` asks for, LongTensor (W, L), and what calibration.json says of them.
+
+    Raises:
+        InputError: as `cache_windows`.
     """
     asked, source = settings.calibration, settings.sources.calibration
     check_context(ws.base, asked.sequence_length, "calibration.sequence_length")
@@ -49,6 +62,4 @@ def cache_windows(ws: Workspace, settings: Settings) -> None:
         "tokens": input_ids.numel(),
         "digest": digest_of_ids(input_ids),
     }
-    with complete_folder(ws.calibration) as folder:
-        save_file({"input_ids": input_ids.contiguous()}, folder / "tokens.safetensors")
-        write_json(folder / "calibration.json", record)
+    return input_ids.contiguous(), record

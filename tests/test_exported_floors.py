@@ -18,6 +18,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"model"},
         {"masks"},
         {"engine"},
+        {"recovery"},
         {"api"},
     ],
     "tasks": [
@@ -25,6 +26,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"sources"},
         {"versioning"},
         {"calibration", "evaluation", "pruning", "plots"},
+        {"recovery"},
         {"registry"},
         {"promotion"},
         {"report"},

@@ -11,13 +11,17 @@ from tasks.evaluation.stages import evaluate_dense, evaluate_pruned
 from tasks.evaluation.zero_shot import evaluate_tasks
 from tasks.plots import draw_plots
 from tasks.pruning.stages import materialize, prune
+from tasks.recovery.stages import recover
 from tasks.sources.base import fetch_base
 from tasks.versioning.pins import refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 from tests.models import save_tiny_checkpoint, tiny_text
 
-STAGES = (fetch_base, cache_windows, evaluate_dense, prune, materialize, evaluate_pruned, evaluate_tasks, draw_plots)
+STAGES = (
+    *(fetch_base, cache_windows, evaluate_dense, prune, recover, materialize),
+    *(evaluate_pruned, evaluate_tasks, draw_plots),
+)
 
 
 def tiny_settings(**changes: Any) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def tiny_settings(**changes: Any) -> dict[str, Any]:
     }
     for name, value in changes.items():
         section, key = name.split("__")
-        values[section][key] = value
+        values.setdefault(section, {})[key] = value
     return values
 
 

@@ -1,5 +1,7 @@
 """Whether a test text leaked into the calibration: the share of its 13-grams that the calibration windows hold.
 
+What recovery is trained on counts as calibration: `calibration_grams` knows those windows too.
+
 13 tokens in a row, as GPT-3's authors took them (arXiv 2005.14165, appendix C): shorter runs are shared by chance.
 """
 
@@ -21,11 +23,11 @@ class CalibrationGrams:
     """The 13-grams of the calibration windows.
 
     Args:
-        windows_WL: token ids, LongTensor (W, L), without a BOS token.
+        sets: token ids, a LongTensor (W, L) each, without a BOS token.
     """
 
-    def __init__(self, windows_WL: Tensor) -> None:
-        self._known = set(_grams(windows_WL))
+    def __init__(self, *sets: Tensor) -> None:
+        self._known = {gram for windows_WL in sets for gram in _grams(windows_WL)}
 
     def share_of(self, texts: Iterable[Tensor]) -> dict[str, Any]:
         """{"share": of the texts' 13-grams that are among these, "grams": how many they have}.
@@ -43,10 +45,11 @@ class CalibrationGrams:
 
 
 def calibration_grams(ws: Workspace) -> CalibrationGrams:
-    """Those of artifacts/calibration."""
-    windows_WL = load_file(ws.calibration / "tokens.safetensors")["input_ids"]
+    """Those of artifacts/calibration, and of the windows that were drawn for recovery."""
+    files = [folder / "tokens.safetensors" for folder in (ws.calibration, ws.recovered)]
+    sets = [load_file(file)["input_ids"] for file in files if file == files[0] or file.exists()]
     has_bos = read_json(ws.calibration / "calibration.json")["bos"]
-    return CalibrationGrams(windows_WL[:, 1:] if has_bos else windows_WL)
+    return CalibrationGrams(*(windows_WL[:, 1:] if has_bos else windows_WL for windows_WL in sets))
 
 
 def overlaps(ws: Workspace, texts: dict[str, dict[str, Any]], windows: dict[str, Tensor], bos: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+from dass.errors import InputError
 from dass.files import files_in, read_json, sha256_file
 from dass.masks.beside import difference, differing_keys, prove_beside
 from dass.masks.proof import ProofError
@@ -19,6 +20,7 @@ from dass.measures.perplexity import perplexity, perplexity_of
 from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, contents
 from tasks.evaluation.verdicts import verdicts
 from tasks.promotion.task_proof import check_tasks
+from tasks.pruning.recovered import check_recovery_fits
 from tasks.registry.card import card
 from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
 from tasks.registry.version_folder import (
@@ -30,6 +32,8 @@ from tasks.registry.version_folder import (
     LOADER,
     MANIFEST,
     MASKS,
+    RECOVERED,
+    RECOVERY,
     RUNS_WITH,
     SETTINGS,
     STATISTICS,
@@ -38,6 +42,7 @@ from tasks.registry.version_folder import (
     TOKENIZER_CLASS,
     UPDATES,
     VERSION,
+    recovery_of,
     tasks_of,
 )
 from tasks.workspace.settings import validate_settings
@@ -75,8 +80,11 @@ def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
     _check_version(version)
     has_checkpoint = version["artifact"] == "checkpoint"
     asks = {TASKS, ANSWERS} if settings["evaluate"].get("tasks") else set()
-    _check_names(folder, asks | (_check_checkpoint(folder, manifest, base()) if has_checkpoint else set()))
+    trained = {RECOVERY} if settings.get("recover", {}).get("steps") else set()
+    _check_names(folder, asks | trained | (_check_checkpoint(folder, manifest, base()) if has_checkpoint else set()))
     _check_records(folder, manifest, evaluation, settings, version)
+    if trained:
+        _check_recovery(folder, manifest, settings)
     if asks:
         check_tasks(folder / TASKS, folder / ANSWERS, settings["evaluate"])
     _check_mlmodel(folder, settings, has_checkpoint)
@@ -127,7 +135,8 @@ def _check_checkpoint(folder: Path, manifest: Mapping[str, Any], base: Path) -> 
 
 def _check_names(folder: Path, more: set[str]) -> None:
     expected = {*_RECORDS, _MLMODEL, _CONDA, _REQUIREMENTS, _PYTHON, *more}
-    present = {name for name in files_in(folder) if name != FROM_MLFLOW and not name.startswith(f"{UPDATES}/")}
+    of_values = (f"{UPDATES}/", f"{RECOVERED}/")  # compared where the weights are
+    present = {name for name in files_in(folder) if name != FROM_MLFLOW and not name.startswith(of_values)}
     for name in sorted(expected ^ present):
         raise ProofError(f"{name} is " + ("missing: every such version has it." if name in expected else "extra."))
 
@@ -154,6 +163,25 @@ def _check_records(
     _check_ratio("", evaluation)
     if "verdicts" in evaluation:  # versions of before were measured by their perplexity alone
         _check_measures(evaluation, settings["evaluate"])
+
+
+def _check_recovery(folder: Path, manifest: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """What the record of recovery says, as far as it follows from settings, manifest and its own history."""
+    recovery, asked = recovery_of(folder), settings["recover"]
+    try:
+        check_recovery_fits(recovery, manifest, folder / RECOVERY)
+    except InputError as error:
+        raise ProofError(str(error)) from None
+    said = recovery["settings"]
+    _same(RECOVERY, said, {key: asked[key] for key in said}, "settings")
+    looked = {entry["step"]: entry["held_back"] for entry in recovery["history"] if "held_back" in entry}
+    last = recovery["history"][-1]["step"]
+    best = min(looked, key=lambda step: (looked[step], step)) if looked else last
+    _same(RECOVERY, {"steps": last, "best_step": best}, {key: recovery[key] for key in ("steps", "best_step")})
+    text = recovery["text"]
+    _same(RECOVERY, text["windows"] * text["sequence_length"], text["tokens"], "text.tokens")
+    if not text["drawn"]:
+        _same(RECOVERY, manifest["calibration"]["digest"], text["digest"], "text.digest")
 
 
 def _check_measures(evaluation: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -294,7 +322,8 @@ def _check_card(
     made_by, here = version.get("dass"), version_of("dass")
     if made_by != here:
         return f"; {CARD} was written by dass {made_by}, and this is {here}: not compared"
-    expected = card(manifest, evaluation, tasks_of(folder), validate_settings(settings, SETTINGS), version)
+    checked = validate_settings(settings, SETTINGS)
+    expected = card(manifest, evaluation, tasks_of(folder), checked, version, recovery_of(folder))
     text = read_small(folder / CARD)
     for number, (ours, theirs) in enumerate(zip_longest(expected.split("\n"), text.split("\n")), start=1):
         if ours != theirs:

@@ -120,7 +120,8 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
 
     Returns:
         {"model", "before", "after": version numbers, "settings" and "figures": {key: [before, after]} of those that
-        differ, "calibration": {key: [before, after]} likewise, "masks": [{"tensor", "moved", "share", "jaccard"}]}
+        differ, "calibration" and "values" (new values of weights) likewise, "masks": [{"tensor", "moved", "share",
+        "jaccard"}]}
 
     Raises:
         InputError: there is no such version, or the two are of different models.
@@ -131,6 +132,7 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
         manifests, evaluations, settings = (
             [version.record(name) for version in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
         )
+        made = list(zip(manifests, [version.recovery for version in pair], strict=True))
         with pair[0].file(MASKS) as one, pair[1].file(MASKS) as other:
             from dass.masks.difference import compare_masks  # here: torch takes seconds
             from dass.masks.mask_file import MaskFile
@@ -143,8 +145,17 @@ def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
         "settings": _changed(*({**each, "promote": {}} for each in settings)),  # what is asked, not what was made
         "calibration": _changed(*(manifest["calibration"] for manifest in manifests)),
         "figures": _changed(*evaluations),
+        "values": _changed(
+            *({"pruned": _values(manifest), "recovered": _values(recovery)} for manifest, recovery in made)
+        ),
         "masks": [each.as_json() for each in sorted(moved, key=lambda each: _in_order(each.tensor))],
     }
+
+
+def _values(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of new values of weights, as far as two versions can be told apart by it."""
+    updates = record.get("updates") or {}
+    return {"digest": updates.get("digest"), "tensors": len(updates.get("tensors", []))}
 
 
 def _in_order(tensor: str) -> list[tuple[int, str]]:
@@ -165,7 +176,7 @@ def diff_tables(record: dict[str, Any]) -> "Group":
 
     parts: list[Any] = []
     names = (f"version {record['before']}", f"version {record['after']}")
-    for what in ("settings", "calibration", "figures"):
+    for what in ("settings", "calibration", "figures", "values"):
         if not record[what]:
             parts.append(f"{what}: the same")
             continue

@@ -1,15 +1,20 @@
-"""`dass verify --replay`: prune again from what DVC kept, in an empty folder, and compare the masks."""
+"""`dass verify --replay`: prune and train again from what DVC kept, in an empty folder; compare masks and values."""
 
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
+
+from safetensors.torch import load_file
 
 from dass.engine.pruner import ENGINE_VERSION
 from dass.errors import UnavailableError
 from dass.files import read_json, scratch_folder
 from dass.masks.proof import ProofError
 from tasks.pruning import run, stages
-from tasks.registry.version_folder import MANIFEST, SETTINGS, VERSION
+from tasks.pruning.recovered import RECOVERY
+from tasks.recovery import stages as recovery_stages
+from tasks.registry.version_folder import MANIFEST, SETTINGS, VERSION, recovery_of
+from tasks.sources.tokens import digest_of_ids
 from tasks.versioning.dvc_data import pull
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, validate_settings
@@ -40,6 +45,7 @@ def replayed(ws: Workspace, folder: Path) -> str:
         pull(ws, {path: version["dvc"][path] for path in _DATA}, empty.root)
         stages.prune(empty, _settings(folder, engine))
         again, expected = read_json(empty.masks / run.MANIFEST), recorded["masks"]["digest"]
+        recovered = _recovered(ws, folder, version, empty) if again["masks"]["digest"] == expected else None
     if again["masks"]["digest"] != expected:
         raise ProofError(
             f"pruned again, the masks are {again['masks']['digest'][:16]}, and the manifest says {expected[:16]}"
@@ -47,13 +53,55 @@ def replayed(ws: Workspace, folder: Path) -> str:
         )
     if again["updates"] != recorded["updates"]:
         raise ProofError("pruned again, the masks are the same, and the new values of kept weights are not.")
-    return f"pruned again from DVC's base and calibration windows: the same masks, {expected[:16]}"
+    told = f"pruned again from DVC's base and calibration windows: the same masks, {expected[:16]}"
+    if recovered is None:
+        return told
+    values = recovery_of(folder)["updates"]
+    if recovered["updates"] != values:
+        raise ProofError(f"pruned again, the masks are the same; trained again, the values are not{_loss(recovered)}.")
+    return f"{told}; trained again: the same values, {values['digest'][:16] if values else 'none'}"
+
+
+def _recovered(ws: Workspace, folder: Path, version: dict[str, Any], empty: Workspace) -> dict[str, Any] | None:
+    """Train again what was pruned again, on as many processes; the record of it. None: the version was not trained."""
+    record = recovery_of(folder)
+    if not record["trained"]:
+        return None
+    from tasks.recovery.run import VERSION as TRAINED_BY
+
+    engine, windows = record["engine"], None
+    if engine["version"] != TRAINED_BY:
+        raise UnavailableError(
+            f"recovery version {engine['version']} trained it, and this is {TRAINED_BY}: check out commit "
+            f"{version['git']['commit']} and replay there."
+        )
+    if record["text"]["drawn"]:
+        kept = Workspace(empty.root / "drawn")
+        kept.root.mkdir()
+        path = "artifacts/recovered"
+        pull(ws, {path: version["dvc"][path]}, kept.root)
+        windows = load_file(kept.recovered / "tokens.safetensors")["input_ids"]
+        if digest_of_ids(windows) != record["text"]["digest"]:
+            raise ProofError("the windows that DVC kept are not those that recovery.json names.")
+    recovery_stages.recover(empty, _settings(folder, engine), windows=windows)
+    again: dict[str, Any] = read_json(empty.recovered / RECOVERY)
+    return again
+
+
+def _loss(recovered: dict[str, Any]) -> str:
+    held_back = recovered["held_back"]
+    return "" if held_back is None else f" (held-back loss {held_back['stored']:.6f})"
 
 
 def _settings(folder: Path, engine: dict[str, Any]) -> Settings:
-    """The version's settings, computed as it was: the same kind of device, type and batches."""
+    """The version's settings, computed as it was: the same kind of device, type and batches.
+
+    Pruning gives the same masks with any number of processes; a record that names a number wants that one.
+    """
     values = read_json(folder / SETTINGS)
-    values["engine"] |= {name: engine[name] for name in ("device", "dtype", "batch_tokens")} | {"processes": 1}
+    values["engine"] |= {"processes": 1} | {
+        name: engine[name] for name in ("device", "dtype", "batch_tokens", "processes") if name in engine
+    }
     return validate_settings(values, "the version's settings.json")
 
 

@@ -19,16 +19,15 @@ from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file
 from dass.masks.mask_file import MaskFile, check_masks_fit
 from dass.masks.proof import ProofError, prove_patterns, prove_weights
-from dass.masks.updates import named_updates
 from dass.model.checkpoint import Checkpoint
 from tasks.promotion.champion import check_alias
 from tasks.promotion.configuration import check_configuration
 from tasks.registry.anchor import check_anchor, git_store
 from tasks.registry.checked import check_folder, registration_of
 from tasks.registry.ledger import BrokenLedger, Ledger, NotAllowed
-from tasks.registry.loading import base_of
+from tasks.registry.loading import base_of, values_of
 from tasks.registry.tracking import is_outage, tracking
-from tasks.registry.version_folder import MANIFEST, MASKS, SIGNATURE, UPDATES, VERSION
+from tasks.registry.version_folder import MANIFEST, MASKS, SIGNATURE, VERSION
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
 
@@ -311,16 +310,17 @@ def _check_weights(folder: Path, base_folder: Callable[[], Path]) -> str:
         raise ProofError(
             f"the masks' digest is {masks.digest[:16]}, the manifest says {manifest['masks']['digest'][:16]}."
         )
-    updates, tuned = named_updates(masks, [(folder / UPDATES, manifest["updates"])])
+    updates, tuned = values_of(folder, manifest, masks)
     base = Checkpoint(base_folder())
     if version["artifact"] == "masks":
         check_masks_fit(base, masks)
         updates.check_fit(masks, base, tuned)
         return "the masks are the manifest's and fit its base; the weights are made from them when they are loaded"
     prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None, tuned)
-    changed = (
-        f"{len(updates)} tensors have the new values the manifest names" if updates else "kept ones are the base's"
-    )
+    changed = "kept ones are the base's"
+    if updates:
+        whole = f", {len(tuned)} of them without a mask" if tuned else ""
+        changed = f"{len(updates)} tensors have the new values that the signed records name{whole}"
     return f"removed weights are +0.0, {changed}, everything else is untouched"
 
 

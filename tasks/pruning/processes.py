@@ -1,28 +1,28 @@
-"""Pruning by several processes of this machine, from a process that only waits: `engine.processes`.
+"""Work shared by several processes of this machine, from a process that only waits: `engine.processes`.
 
-torchrun starts the ranks; each is the program `tasks.pruning.rank`. They write finished layers into the run's work
-folder, and whoever waits sees them appear there.
+torchrun starts the ranks; each is a program such as `tasks.pruning.rank`. They write what is finished into the run's
+work folder, and whoever waits sees it appear there.
 
 Nothing of it listens to a network. By default torchrun does, on every interface, and unpickles what it is sent there:
 its ranks meet in files of this user instead, and send each other tensors over the loopback.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from dass.engine.choice import Choice
-from dass.engine.run import CheckpointRun, LayerRecord, read_report
-from dass.errors import InfrastructureError
-from dass.files import read_json
+from dass.engine.ranks import Ranks, joined_ranks
+from dass.errors import InfrastructureError, InputError, NumericalError
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import Settings
-from tasks.workspace.tied import tied
+from tasks.workspace.settings import Settings, validate_settings
+from tasks.workspace.tied import end_with, tied
 
 _TORCHRUN = ("torch.distributed.run", "--nnodes", "1", "--local-addr", "127.0.0.1")
 _IN_A_FILE = ("--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint")
@@ -32,7 +32,7 @@ STARTER, MEETING = "DASSSTARTER", "DASSMEETING"
 
 
 class ProcessesError(InfrastructureError):
-    """A pruning process died. Finished layers stay."""
+    """One of the processes died. What was finished stays."""
 
 
 def is_rank() -> bool:
@@ -41,44 +41,41 @@ def is_rank() -> bool:
 
 
 class JoinedProcesses:
-    """`engine.processes` ranks at work on a run. Started with the first layer that is asked for and not finished."""
+    """`engine.processes` ranks at work on a run. Started when the first thing is waited for that is not there."""
 
-    def __init__(self, workspace: Workspace, settings: Settings, run: CheckpointRun) -> None:
-        self._workspace, self._settings, self._run = workspace, settings, run
+    def __init__(self, workspace: Workspace, settings: Settings, folder: Path, program: str) -> None:
+        """Nothing is started yet.
+
+        Args:
+            workspace, settings: what each rank is given.
+            folder: the run's work folder.
+            program: the module that each rank runs; it calls `work_as_rank`.
+        """
+        self._workspace, self._settings, self._folder, self._program = workspace, settings, folder, program
         self._job: subprocess.Popen[bytes] | None = None
-        self._log = run.folder / "processes.log"
-        self._meeting = run.folder / "meeting"
+        self._log = folder / "processes.log"
+        self._meeting = folder / "meeting"
 
-    def layer(self, index: int) -> LayerRecord:
-        """Wait until a layer is finished.
+    def wait_for(self, is_there: Callable[[], bool], doing: str, where: Callable[[], str]) -> None:
+        """Wait until something is finished.
 
-        Raises:
-            ProcessesError: a process died.
-        """
-        path = self._run.mask_file(index)
-        self._wait_for(path, f"in layer {index}")
-        return LayerRecord(read_report(path), resumed=index < self._run.finished)
-
-    def choice(self) -> Choice:
-        """Wait until `auto` has chosen.
+        Args:
+            is_there: whether it is.
+            doing: what the processes do, for the message: "Pruning".
+            where: says where they are: "in layer 3".
 
         Raises:
             ProcessesError: a process died.
         """
-        self._wait_for(self._run.choice_file, "while auto was choosing")
-        return Choice.of(read_json(self._run.choice_file))
-
-    def _wait_for(self, path: Path, where: str) -> None:
-        if not path.exists() and self._job is None:
-            self._job = self._start()
-        while not path.exists():
-            assert self._job is not None
+        while not is_there():
+            if self._job is None:
+                self._job = self._start()
             status = self._job.poll()
-            if status is not None and not path.exists():
+            if status is not None and not is_there():
                 processes = self._settings.engine.processes
                 raise ProcessesError(
-                    f"Pruning with {processes} processes stopped {where} (status {status}): {self._reason()}. "
-                    f"Finished layers are kept; run again to go on. Log: {self._log}"
+                    f"{doing} with {processes} processes stopped {where()} (status {status}): {self._reason()}. "
+                    f"What was finished is kept; run again to go on. Log: {self._log}"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -97,7 +94,7 @@ class JoinedProcesses:
 
     def _start(self) -> subprocess.Popen[bytes]:
         processes = self._settings.engine.processes
-        settings = self._run.folder / "settings.json"  # what the flow has read: params.yaml may change meanwhile
+        settings = self._folder / "settings.json"  # what the flow has read: params.yaml may change meanwhile
         settings.write_text(self._settings.model_dump_json(by_alias=True), encoding="utf-8")
         threads = max(1, (os.cpu_count() or 1) // processes)
         shutil.rmtree(self._meeting, ignore_errors=True)  # of a run that was killed
@@ -107,7 +104,7 @@ class JoinedProcesses:
                 [
                     *tied(*_TORCHRUN, *_IN_A_FILE, str(self._meeting / "torchrun")),
                     *("--nproc-per-node", str(processes), "-m"),
-                    "tasks.pruning.rank",
+                    self._program,
                     str(self._workspace.root),
                     str(settings),
                 ],
@@ -131,6 +128,18 @@ class JoinedProcesses:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line.removeprefix("dass: ") for line in lines if line.startswith("dass: ")]
         return (told or ["a process died"])[0]
+
+
+def work_as_rank(root: str, settings_file: str, work: Callable[[Workspace, Settings, Ranks], None]) -> None:
+    """What a rank's program does: its share of the work, until done or until torchrun or whoever started it is gone."""
+    end_with(int(os.environ[STARTER]))
+    end_with(os.getppid())
+    settings = validate_settings(json.loads(Path(settings_file).read_text(encoding="utf-8")), settings_file)
+    try:
+        with joined_ranks(Path(os.environ[MEETING])) as ranks:
+            work(Workspace(Path(root)), settings, ranks)
+    except (InputError, NumericalError) as error:
+        sys.exit(f"dass: {error}")
 
 
 def _loopback() -> str:

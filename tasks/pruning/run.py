@@ -17,7 +17,7 @@ from dass.engine.choice import Choice
 from dass.engine.layerwise import Buffering
 from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.ranks import ALONE, Ranks
-from dass.engine.run import CheckpointRun, LayerRecord
+from dass.engine.run import CheckpointRun, LayerRecord, read_report
 from dass.errors import InputError
 from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, removed_shares, save_masks
@@ -81,7 +81,7 @@ class PruningRun:
         self.layer_count = self._run.layer_count
         self._processes: JoinedProcesses | None = None
         if engine.processes > 1 and not is_rank():
-            self._processes = JoinedProcesses(workspace, settings, self._run)
+            self._processes = JoinedProcesses(workspace, settings, folder, "tasks.pruning.rank")
 
     def choose(self) -> Choice | None:
         """What `method: auto` chooses for each layer; None: a method is named. Takes long the first time.
@@ -92,7 +92,8 @@ class PruningRun:
         """
         if self._plan.method != "auto" or self._processes is None:
             return self._run.choice
-        return self._processes.choice()
+        self._processes.wait_for(self._run.choice_file.exists, "Pruning", lambda: "while auto was choosing")
+        return Choice.of(read_json(self._run.choice_file))
 
     def layer(self, index: int) -> LayerRecord:
         """Prune one layer, or replay it when an earlier run finished it.
@@ -101,7 +102,11 @@ class PruningRun:
             NumericalError: its activations are NaN or infinite.
             ProcessesError: it was left to several processes, and one of them died.
         """
-        return self._run.layer(index) if self._processes is None else self._processes.layer(index)
+        if self._processes is None:
+            return self._run.layer(index)
+        path = self._run.mask_file(index)
+        self._processes.wait_for(path.exists, "Pruning", lambda: f"in layer {index}")
+        return LayerRecord(read_report(path), resumed=index < self._run.finished)
 
     def finish(self, masks_folder: Path) -> None:
         """Gather all layers into artifacts/masks: masks, statistics, manifest. No times: equal runs, equal bytes."""

@@ -11,6 +11,7 @@ from dass.files import complete_folder
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
 from dass.masks.updates import named_updates
 from dass.model.checkpoint import Checkpoint
+from tasks.pruning.recovered import RECOVERY, check_recovery_fits
 from tasks.pruning.run import MANIFEST, MASKS, UPDATES, PruningRun, read_stage
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress
@@ -54,17 +55,20 @@ def prune(
 
 
 def materialize(workspace: Workspace, settings: Settings) -> None:
-    """Stage `materialize`: artifacts/base × artifacts/masks to artifacts/pruned.
+    """Stage `materialize`: artifacts/base × artifacts/masks, and what artifacts/recovered changed, to artifacts/pruned.
 
     Raises:
-        InputError: the masks belong to another base.
+        InputError: the masks belong to another base, or what was recovered to other masks.
     """
     source = read_stage(workspace.base / "source.json", "sources")
     manifest = read_stage(workspace.masks / MANIFEST, "prune")
     if manifest["base"]["digest"] != source["digest"]:
         raise InputError(f"{workspace.masks} was made from another base than {workspace.base}. Run: dass run")
     masks = MaskFile(workspace.masks / MASKS)
-    updates, tuned = named_updates(masks, [(workspace.masks / UPDATES, manifest["updates"])])
+    recovery = read_stage(workspace.recovered / RECOVERY, "recover")
+    check_recovery_fits(recovery, manifest, workspace.recovered)
+    named = [(workspace.masks / UPDATES, manifest["updates"]), (workspace.recovered / UPDATES, recovery.get("updates"))]
+    updates, tuned = named_updates(masks, named)
     with complete_folder(workspace.pruned) as folder:
         left = apply_to_checkpoint(
             Checkpoint(workspace.base),

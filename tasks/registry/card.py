@@ -16,6 +16,7 @@ def card(
     tasks: dict[str, Any],
     settings: Settings,
     version: dict[str, Any],
+    recovery: dict[str, Any],
 ) -> str:
     """The model card's text. Equal results give equal cards.
 
@@ -25,6 +26,7 @@ def card(
         tasks: dass/tasks.json.
         settings: what the run was made with.
         version: dass/version.json.
+        recovery: dass/recovery.json, or {"trained": False}.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -38,12 +40,13 @@ def card(
     )
     sections = [
         f"# {name}",
-        f"{_uri(base['uri'])} with a share of its MLP weights removed: {described(manifest['settings']['prune'])}.",
+        f"{_uri(base['uri'])} with a share of its MLP weights removed: {described(manifest['settings']['prune'])}."
+        + (f" What is left was trained: {trained(recovery)}." if recovery["trained"] else ""),
         "## Results",
         _results(evaluation),
         *_tasks(tasks),
         "## What was done",
-        _what_was_done(manifest, version),
+        _what_was_done(manifest, version, recovery),
         "## What it gains",
         _gains(manifest, evaluation, version),
         "## Licence",
@@ -74,6 +77,18 @@ def described(prune: dict[str, Any]) -> str:
     if prune["propagation"] != "pruned":
         told.append(f"propagation {prune['propagation']}")
     return ", ".join(told)
+
+
+def trained(recovery: dict[str, Any]) -> str:
+    """How the pruned model was trained, in words."""
+    if not recovery["trained"]:
+        return "no"
+    asked, held_back = recovery["settings"], recovery["held_back"]
+    told = f"{asked['train']}, {recovery['steps']} steps on {recovery['tokens']:,} tokens against its base"
+    if held_back is not None:
+        told += f", held-back loss {held_back['start']:.4f} to {held_back['stored']:.4f}"
+        told += f" (step {recovery['best_step']})"
+    return told
 
 
 def _results(evaluation: dict[str, Any]) -> str:
@@ -136,7 +151,7 @@ def more_figures(evaluation: dict[str, Any]) -> dict[str, str]:
     return told
 
 
-def _what_was_done(manifest: dict[str, Any], version: dict[str, Any]) -> str:
+def _what_was_done(manifest: dict[str, Any], version: dict[str, Any], recovery: dict[str, Any]) -> str:
     base, calibration, engine = manifest["base"], manifest["calibration"], manifest["engine"]
     rows = [
         ["base", f"{_uri(base['uri'])}, {base['dtype']}, digest `{base['digest']}`"],
@@ -145,6 +160,7 @@ def _what_was_done(manifest: dict[str, Any], version: dict[str, Any]) -> str:
         ["masks", f"digest `{manifest['masks']['digest']}`"],
         *([["auto chose", told]] if (told := scores_told(manifest)) else []),
         ["kept weights", _kept(manifest)],
+        *([] if not recovery["trained"] else [["trained", _trained(recovery)]]),
         ["computed", f"{engine['device']}, {engine['dtype']}, engine {engine['version']}"],
         ["versions", ", ".join(f"{package} {number}" for package, number in manifest["versions"].items())],
         ["commit", f"`{version['git']['commit']}`" if version["git"]["commit"] else "not in git"],
@@ -158,6 +174,13 @@ def _kept(manifest: dict[str, Any]) -> str:
     if updates is None:
         return "the base's, bit for bit"
     return f"re-fitted in {len(updates['tensors'])} matrices, digest `{updates['digest']}`"
+
+
+def _trained(recovery: dict[str, Any]) -> str:
+    updates, text = recovery["updates"], recovery["text"]
+    changed = "nothing was changed" if updates is None else f"digest `{updates['digest']}`"
+    source = f" of {_uri(text['source']['uri'])}" if text["drawn"] else " of the calibration"
+    return f"{trained(recovery)}; {text['windows']} windows{source}; {changed}"
 
 
 def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[str, Any]) -> str:
@@ -198,7 +221,11 @@ def _use(name: str, version: dict[str, Any]) -> str:
 
 
 def _settings(settings: Settings) -> dict[str, Any]:
-    return flat(settings.model_dump(mode="json", by_alias=True, include={"calibration", "prune", "engine", "evaluate"}))
+    return flat(
+        settings.model_dump(
+            mode="json", by_alias=True, include={"calibration", "prune", "recover", "engine", "evaluate"}
+        )
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

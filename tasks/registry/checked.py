@@ -19,7 +19,7 @@ from tasks.registry.entry import Entry
 from tasks.registry.keyring import Key
 from tasks.registry.ledger import Ledger
 from tasks.registry.signing import SIGNATURE, SignatureError, check, signed_files
-from tasks.registry.version_folder import MANIFEST, TASKS, VERSION
+from tasks.registry.version_folder import MANIFEST, NOT_TRAINED, RECOVERY, TASKS, VERSION
 from tasks.registry.versions import file_of, find_version, folder_of
 from tasks.workspace.folder import Workspace
 
@@ -69,6 +69,12 @@ class CheckedVersion:
         """What it says of zero-shot tasks, checked; nothing where none was asked. Raises as `record`."""
         tasks: dict[str, Any] = self.record(TASKS) if TASKS in self.signed else {"tasks": {}}
         return tasks
+
+    @property
+    def recovery(self) -> dict[str, Any]:
+        """What it says of recovery, checked; that nothing was trained where it says nothing. Raises as `record`."""
+        recovery: dict[str, Any] = self.record(RECOVERY) if RECOVERY in self.signed else NOT_TRAINED
+        return recovery
 
     def record(self, name: str) -> Any:
         """A JSON file of the version, checked.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.registry.card import described
+from tasks.registry.card import described, trained
 from tasks.registry.result import Result, scores_told
 
 
@@ -22,6 +22,7 @@ def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
         ("model", _code(model)),
         ("pruned by", described(manifest["settings"]["prune"])),
         *([("auto chose", told)] if (told := scores_told(manifest)) else []),
+        *([("trained behind it", trained(result.recovery))] if result.recovery["trained"] else []),
         ("perplexity, dense", f"{evaluation['dense']['perplexity']:.3f}"),
         ("perplexity, pruned", f"{evaluation['pruned']['perplexity']:.3f}"),
         ("ratio", f"{evaluation['ratio']:.3f}{sure}"),

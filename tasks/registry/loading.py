@@ -17,15 +17,26 @@ from dass.errors import InputError, UnavailableError
 from dass.files import complete_folder, digest_of, read_json, scratch_folder, sha256_file
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint
 from dass.masks.pruned_record import RECORD
-from dass.masks.updates import named_updates
+from dass.masks.updates import Updates, named_updates
 from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import contents
 from dass.model.config_bounds import check_config_bounds
 from dass.outputs import check_empty, check_place
+from tasks.pruning.recovered import check_recovery_fits
 from tasks.registry.checked import checked_version
 from tasks.registry.signing import refuse_links_and_pickles
 from tasks.registry.tracking import tracking
-from tasks.registry.version_folder import CARD, FORMAT, MANIFEST, MASKS, UPDATES, VERSION
+from tasks.registry.version_folder import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    MASKS,
+    RECOVERED,
+    RECOVERY,
+    UPDATES,
+    VERSION,
+    recovery_of,
+)
 from tasks.sources.base import fetch_model
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import DType, Source
@@ -236,10 +247,23 @@ def _apply_masks(folder: Path, target: Path, base: Path | None, ws: Workspace | 
             f"{folder / MASKS} has digest {masks.digest}, and its manifest says {manifest['masks']['digest']}: "
             "these are other masks."
         )
-    updates, tuned = named_updates(masks, [(folder / UPDATES, manifest["updates"])])
+    updates, tuned = values_of(folder, manifest, masks)
     with base_of(ws, manifest, base) as dense:
         how = {"settings": manifest["settings"]["prune"], "history": manifest["base"].get("pruned")}
         apply_to_checkpoint(Checkpoint(dense), masks, target, updates, tuned=tuned, **how)
+
+
+def values_of(folder: Path, manifest: dict[str, Any], masks: MaskFile) -> tuple[Updates, list[str]]:
+    """The new values that a version's folder holds, held to its records, and the names of the tuned tensors.
+
+    Raises:
+        InputError: they are not what the manifest and the record of recovery name, or these do not belong together.
+    """
+    recovery = recovery_of(folder)
+    check_recovery_fits(recovery, manifest, folder / RECOVERY)
+    return named_updates(
+        masks, [(folder / UPDATES, manifest["updates"]), (folder / RECOVERED, recovery.get("updates"))]
+    )
 
 
 def _files_of(manifest: dict[str, Any]) -> dict[str, str]:

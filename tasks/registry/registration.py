@@ -301,6 +301,8 @@ def _metric(name: str) -> str:
 
 def _log_files(workspace: Workspace, client: "MlflowClient", run_id: str, settings: Settings) -> None:
     client.log_artifact(run_id, str(workspace.masks / "manifest.json"))
+    if settings.recover.steps:
+        client.log_artifact(run_id, str(workspace.recovered / "recovery.json"))
     client.log_artifact(run_id, str(workspace.metrics / "evaluation.json"))
     if settings.evaluate.tasks:
         client.log_artifact(run_id, str(workspace.metrics / "tasks.json"))

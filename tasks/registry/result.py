@@ -18,6 +18,7 @@ class Result:
     Attributes:
         manifest: artifacts/masks/manifest.json.
         manifest_digest: sha256 of that file's bytes.
+        recovery: artifacts/recovered/recovery.json.
         evaluation: metrics/evaluation.json.
         tasks: metrics/tasks.json.
         calibration_set: artifacts/calibration/calibration.json.
@@ -28,6 +29,7 @@ class Result:
 
     manifest: dict[str, Any]
     manifest_digest: str
+    recovery: dict[str, Any]
     evaluation: dict[str, Any]
     tasks: dict[str, Any]
     calibration_set: dict[str, Any]
@@ -40,6 +42,7 @@ class Result:
         """Raises InputError: a stage has not run yet."""
         needed = {
             "manifest": workspace.masks / "manifest.json",
+            "recovery": workspace.recovered / "recovery.json",
             "evaluation": workspace.metrics / "evaluation.json",
             "tasks": workspace.metrics / "tasks.json",
             "calibration_set": workspace.calibration / "calibration.json",
@@ -64,6 +67,7 @@ class Result:
             {
                 "masks": self.manifest["masks"]["digest"],
                 "base": self.manifest["base"]["digest"],
+                "recovery": (self.recovery.get("updates") or {}).get("digest"),
                 "evaluation": [self.evaluation_set["digest"], self.evaluation],
                 "tasks": self.tasks,
                 "settings": self.settings,
@@ -73,13 +77,17 @@ class Result:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every number of metrics/evaluation.json under a dotted name, and those of the tasks behind "tasks."."""
-        values = flat({**self.evaluation, "tasks": task_figures(self.tasks)})
+        """Every number of metrics/evaluation.json under a dotted name; those of tasks and recovery behind theirs."""
+        trained = {key: self.recovery.get(key) for key in ("steps", "best_step", "tokens", "loss", "held_back")}
+        values = flat({**self.evaluation, "tasks": task_figures(self.tasks), "recover": trained})
         return {name: value for name, value in values.items() if type(value) in (int, float)}
 
     @property
     def series(self) -> dict[str, list[tuple[int, float]]]:
-        """What metrics/evaluation.json has along bands (by_...): a dotted name -> where each begins, and the figure."""
+        """What metrics/evaluation.json has along bands (by_...): a dotted name -> where each begins, and the figure.
+
+        Recovery's losses are along its steps.
+        """
         found: dict[str, list[tuple[int, float]]] = {}
         for name, bands in flat(self.evaluation).items():
             if ".by_" in name:
@@ -87,6 +95,10 @@ class Result:
                     for key, value in band.items():
                         if key not in ("from", "to") and type(value) in (int, float):
                             found.setdefault(f"{name}.{key}", []).append((band["from"], value))
+        for entry in self.recovery.get("history", []):
+            for key, value in entry.items():
+                if key != "step":
+                    found.setdefault(f"recover.step.{key}", []).append((entry["step"], value))
         return found
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import read_json
-from tasks.registry.card import described, more_figures
+from tasks.registry.card import described, more_figures, trained
 from tasks.registry.checked import CHAMPION, checked_version
 from tasks.registry.entry import Entry
 from tasks.registry.ledger import Ledger
@@ -35,8 +35,8 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
 
     Returns:
         {"settings", "evaluation", "tasks", "base", "calibration", "engine", "versions", "masks", "fingerprint",
-        "layers", "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "entry": what the
-        ledger says of it}}
+        "layers", "recovery", "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "entry":
+        what the ledger says of it}}
 
     Raises:
         InputError: there is no result, or no such version.
@@ -48,10 +48,11 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
         return _registered_version(workspace, model, version)
     try:
         manifest = read_json(workspace.masks / "manifest.json")
+        recovery = read_json(workspace.recovered / "recovery.json")
         evaluation, tasks = (read_json(workspace.metrics / name) for name in ("evaluation.json", "tasks.json"))
     except FileNotFoundError as error:
         raise InputError(f"No {error.filename}: there is no result yet. Run: dass run") from None
-    return _record(manifest, evaluation, tasks, _newest_version(workspace, model, manifest))
+    return _record(manifest, evaluation, tasks, recovery, _newest_version(workspace, model, manifest))
 
 
 def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) -> dict[str, Any] | None:
@@ -76,7 +77,7 @@ def _registered_version(workspace: Workspace, model: str, version: str) -> dict[
         checked = checked_version(client, model, version, workspace)
         manifest, evaluation = (checked.record(name) for name in (MANIFEST, EVALUATION))
         registered = _registered(workspace, checked.made, checked.entry, checked.chain.champion)
-        return _record(manifest, evaluation, checked.tasks, registered)
+        return _record(manifest, evaluation, checked.tasks, checked.recovery, registered)
 
 
 def _registered(workspace: Workspace, made: "ModelVersion", entry: Entry, champion: str | None) -> dict[str, Any]:
@@ -95,10 +96,14 @@ def _registered(workspace: Workspace, made: "ModelVersion", entry: Entry, champi
 
 
 def _record(
-    manifest: dict[str, Any], evaluation: dict[str, Any], tasks: dict[str, Any], registered: dict[str, Any] | None
+    manifest: dict[str, Any],
+    evaluation: dict[str, Any],
+    tasks: dict[str, Any],
+    recovery: dict[str, Any],
+    registered: dict[str, Any] | None,
 ) -> dict[str, Any]:
     kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
-    measured = {"evaluation": evaluation, "tasks": tasks}
+    measured = {"evaluation": evaluation, "tasks": tasks, "recovery": recovery}
     chosen = {"auto": manifest.get("auto")}
     return {**{key: manifest[key] for key in kept}, **chosen, **measured, "registered": registered}
 
@@ -119,6 +124,7 @@ def _result_table(record: dict[str, Any]) -> "Table":
     table.add_row("pruned by", described(prune))
     if chosen := scores_told(record):
         table.add_row("auto chose", chosen)
+    table.add_row("trained behind it", trained(record["recovery"]))
     table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
     table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
     table.add_row("ratio", f"{evaluation['ratio']:.3f}")

@@ -16,6 +16,7 @@ from dass.masks.proof import ProofError
 from dass.masks.pruned_record import RECORD, read_record
 from dass.masks.updates import named_updates
 from dass.model.checkpoint_folder import BASE_CARD, CARD, contents
+from tasks.pruning.recovered import RECOVERY, check_recovery_fits
 from tasks.pruning.run import MANIFEST, MASKS, STATISTICS, UPDATES, read_stage
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -65,10 +66,16 @@ def _check_masks(ws: Workspace, manifest: Mapping[str, Any]) -> None:
     masks, updates = ws.masks / MASKS, ws.masks / UPDATES
     if MaskFile(masks).digest != manifest["masks"]["digest"]:
         raise _changed(masks, "these are not the masks that manifest.json names", "prune")
-    try:
-        named_updates(MaskFile(masks), [(updates, manifest["updates"])])
-    except InputError:
-        raise _changed(updates, "these are not the new values that manifest.json names", "prune") from None
+    recovery, recovered = read_stage(ws.recovered / RECOVERY, "recover"), ws.recovered / UPDATES
+    for folder, said, record, stage in (
+        (updates, manifest["updates"], MANIFEST, "prune"),
+        (recovered, recovery.get("updates"), RECOVERY, "recover"),
+    ):
+        try:
+            named_updates(MaskFile(masks), [(folder, said)])
+        except InputError:
+            raise _changed(folder, f"these are not the new values that {record} names", stage) from None
+    check_recovery_fits(recovery, manifest, ws.recovered)
     statistics = ws.masks / STATISTICS
     if sha256_file(statistics) != manifest["statistics"]["sha256"]:
         raise _changed(statistics, "it is not the file that manifest.json names", "prune")

@@ -32,6 +32,9 @@ RECORDS = "dass"
 MANIFEST = "dass/manifest.json"
 MASKS = "dass/masks.safetensors"
 UPDATES = "dass/updates"
+RECOVERY = "dass/recovery.json"
+RECOVERED = "dass/recovered"
+"""These two where the pruned model was trained."""
 STATISTICS = "dass/statistics.safetensors"
 EVALUATION = "dass/evaluation.json"
 TASKS = "dass/tasks.json"
@@ -41,6 +44,7 @@ SETTINGS = "dass/settings.json"
 VERSION = "dass/version.json"
 CARD = "README.md"
 
+NOT_TRAINED: dict[str, Any] = {"trained": False}
 FORMAT = "dass-version-2"
 CHECKPOINT = "model"
 """Where MLflow's transformers flavour puts a checkpoint."""
@@ -140,6 +144,10 @@ def _save_records(
     if settings.evaluate.tasks:
         copied |= {TASKS: workspace.metrics / "tasks.json", ANSWERS: workspace.answers / "answers.parquet"}
     copied |= {f"{UPDATES}/{path.name}": path for path in sorted((workspace.masks / "updates").glob("*.safetensors"))}
+    if settings.recover.steps:
+        recovered = sorted((workspace.recovered / "updates").glob("*.safetensors"))
+        copied |= {RECOVERY: workspace.recovered / "recovery.json"}
+        copied |= {f"{RECOVERED}/{path.name}": path for path in recovered}
     for name, path in copied.items():
         _link(path, folder / name)
     artifact = settings.register_.artifact
@@ -155,7 +163,8 @@ def _save_records(
     }
     write_json(folder / SETTINGS, settings.model_dump(mode="json", by_alias=True))
     write_json(folder / VERSION, version)
-    text = card(read_json(folder / MANIFEST), read_json(folder / EVALUATION), tasks_of(folder), settings, version)
+    records = [read_json(folder / name) for name in (MANIFEST, EVALUATION)]
+    text = card(*records, tasks_of(folder), settings, version, recovery_of(folder))
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
@@ -163,6 +172,12 @@ def tasks_of(folder: Path) -> dict[str, Any]:
     """What a version's folder says of zero-shot tasks; nothing where none was asked."""
     tasks: dict[str, Any] = read_json(folder / TASKS) if (folder / TASKS).exists() else {"tasks": {}}
     return tasks
+
+
+def recovery_of(folder: Path) -> dict[str, Any]:
+    """What a version's folder says of recovery; nothing was trained where it says nothing."""
+    recovery: dict[str, Any] = read_json(folder / RECOVERY) if (folder / RECOVERY).exists() else NOT_TRAINED
+    return recovery
 
 
 def _requirements() -> list[str]:

@@ -50,6 +50,7 @@ class Facts:
         run_id: the MLflow run that recorded it.
         tracking_uri: where MLflow keeps it, without credentials; no path of this machine, for the page may travel.
         manifest, evaluation, settings, origin: its records (origin is version.json).
+        recovery: its record of recovery; {"trained": False} where there was none.
         tasks: metrics/tasks.json as it was registered; {"tasks": {}} where no zero-shot task was asked.
         chain: the ledger, which holds.
         rulings: the rules of promotion as they would be judged now.
@@ -67,6 +68,7 @@ class Facts:
     evaluation: dict[str, Any]
     settings: dict[str, Any]
     origin: dict[str, Any]
+    recovery: dict[str, Any]
     tasks: dict[str, Any]
     chain: Chain
     rulings: list[Ruling]
@@ -112,6 +114,7 @@ def read_facts(ws: Workspace, model: str, wanted: str, rules: Promote) -> Facts:
             records[EVALUATION],
             records[SETTINGS],
             records[VERSION],
+            version.recovery,
             version.tasks,
             version.chain,
             *_judged(version, rules),

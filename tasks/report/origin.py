@@ -5,7 +5,7 @@ import re
 from shlex import quote
 from typing import Any
 
-from tasks.registry.card import described
+from tasks.registry.card import described, trained
 from tasks.registry.result import scores_told
 from tasks.registry.timeline import told
 from tasks.report.anatomy import PROJECTIONS
@@ -25,7 +25,7 @@ def change(facts: Facts) -> Section | None:
         return Section("change", title, [f"They were not compared: {facts.change.told}"])
     record, tables, same = facts.change.record, [], []
     columns = ["", f"version {record['before']}", f"version {record['after']}"]
-    for what in ("settings", "calibration", "figures"):
+    for what in ("settings", "calibration", "figures", "values"):
         rows = [
             [text(key, code=True), _value(before), _value(after)]
             for key, (before, after) in record[what].items()
@@ -92,6 +92,7 @@ def provenance(facts: Facts) -> Section:
         ("licence of the base", text(base.get("license"))),
         ("pruned by", text(described(manifest["settings"]["prune"]))),
         *([("auto chose", text(chosen))] if (chosen := scores_told(manifest)) else []),
+        ("trained behind it", text(trained(facts.recovery))),
         ("masks digest", digest(manifest["masks"]["digest"])),
         ("computed", text(f"{engine['device']}, {engine['dtype']}, engine {engine['version']}")),
         ("versions", text(", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))),

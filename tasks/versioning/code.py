@@ -13,6 +13,7 @@ STAGE_MODULES = {
     "calibration": "tasks.calibration",
     "baseline": "tasks.evaluation.stages",
     "prune": "tasks.pruning.stages",
+    "recover": "tasks.recovery.stages",
     "materialize": "tasks.pruning.stages",
     "evaluate": "tasks.evaluation.stages",
     "tasks": "tasks.evaluation.zero_shot",

@@ -10,6 +10,7 @@ from tasks.workspace.folder import Workspace
 _CALIBRATION = {"tokens.safetensors", "calibration.json"}
 _EVALUATION = {"tokens.safetensors", "losses.safetensors", "dense.json", "prompts.json"}
 _MEASURES = {"losses.safetensors", "divergence.safetensors"}
+_RECOVERED = {"recovery.json", "tokens.safetensors"}
 _MASKS = {"manifest.json", "masks.safetensors", "statistics.safetensors"}
 
 
@@ -43,6 +44,7 @@ def _known(ws: Workspace, folder: Path) -> set[str]:
         return {"dass.json", *_named_in(folder / "dass.json")}
     return {
         ws.masks: _MASKS,
+        ws.recovered: _RECOVERED,
         ws.calibration: _CALIBRATION,
         ws.evaluation: _EVALUATION,
         ws.measures: _MEASURES,
@@ -58,5 +60,5 @@ def _named_in(record: Path) -> list[str]:
 
 
 def _is_one_of_many(ws: Workspace, folder: Path, name: str) -> bool:
-    many = {ws.masks: "updates/", ws.evaluation: "hidden/"}.get(folder)
+    many = {ws.masks: "updates/", ws.recovered: "updates/", ws.evaluation: "hidden/"}.get(folder)
     return many is not None and name.startswith(many) and name.endswith(".safetensors")

@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "artifacts" / "masks"
 
     @property
+    def recovered(self) -> Path:
+        """What training behind pruning changed: recovery.json, and updates/ where it was on."""
+        return self.root / "artifacts" / "recovered"
+
+    @property
     def pruned(self) -> Path:
         """The pruned checkpoint: base × masks."""
         return self.root / "artifacts" / "pruned"
@@ -98,7 +103,10 @@ class Workspace:
     @property
     def made(self) -> list[Path]:
         """Everything the stages make, and where results are registered without a server."""
-        folders = [self.base, self.calibration, self.masks, self.pruned, self.evaluation, self.measures, self.answers]
+        folders = [
+            *(self.base, self.calibration, self.masks, self.recovered, self.pruned),
+            *(self.evaluation, self.measures, self.answers),
+        ]
         measured = [self.metrics / "evaluation.json", self.metrics / "tasks.json"]
         files = [*measured, self.plots / "layers.png", self.plots / "norms.png"]
         return [*folders, *files, self.report, self.root / "mlflow.db", self.root / "mlartifacts", self.private]

@@ -23,6 +23,7 @@ from dass.method.plan import (
     Update,
     plan,
 )
+from dass.recovery.recipe import Recipe, TeacherKind, Train, check_enough
 from tasks.workspace.small_files import parse_yaml, read_small
 
 Bos = Literal["auto", "always", "never"]
@@ -126,6 +127,62 @@ class Prune(_Section):
     def plan(self) -> Plan:
         """What the engine is asked for."""
         return plan(**self.model_dump())
+
+
+class Recover(_Section):
+    """How the pruned model is trained against its base. `dass.recovery.recipe.Recipe` explains what is not here.
+
+    Attributes:
+        steps: 0 trains nothing.
+        windows: how many windows to draw from sources.calibration for this; None takes the calibration windows.
+        sequence_length: tokens of a drawn window; None takes the calibration's.
+    """
+
+    steps: int = Field(default=0, ge=0)
+    train: Train = "mlp+norms"
+    lora_rank: int = Field(default=16, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0.0, allow_inf_nan=False)
+    warmup_steps: int = Field(default=5, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    max_grad_norm: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    step_tokens: int = Field(default=4096, gt=0)
+    batch_tokens: int = Field(default=2048, gt=0)
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    mse: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    teacher: TeacherKind = "live"
+    top_k: int = Field(default=64, gt=0)
+    windows: int | None = Field(default=None, gt=0)
+    sequence_length: int | None = Field(default=None, gt=1)
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    evaluate_every: int = Field(default=10, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    checkpoint_every: int = Field(default=10, gt=0)
+    activation_checkpointing: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**62)
+
+    @field_validator(
+        *("learning_rate", "weight_decay", "max_grad_norm", "temperature", "mse", "validation_share"), mode="before"
+    )
+    @classmethod
+    def _may_be_whole(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "Recover":
+        if self.mse and self.teacher == "stored":
+            raise ValueError(
+                'mse is above 0 and teacher "stored": only its logits are stored. Use teacher: live, or mse: 0'
+            )
+        if self.sequence_length is not None and self.windows is None:
+            raise ValueError(
+                "sequence_length is set and windows null: the calibration windows have theirs. Set windows too"
+            )
+        return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the training loop is asked for."""
+        return Recipe(**self.model_dump(exclude={"windows", "sequence_length"}))
 
 
 class Engine(_Section):
@@ -316,6 +373,7 @@ class Settings(_Section):
     sources: Sources
     calibration: Calibration
     prune: Prune
+    recover: Recover = Recover()
     engine: Engine
     evaluate: Evaluate
     register_: Register = Field(alias="register")
@@ -327,6 +385,14 @@ class Settings(_Section):
         if (calibration := info.data.get("calibration")) is not None:
             value.plan.check_samples(calibration.samples)
         return value
+
+    @model_validator(mode="after")
+    def _there_is_enough_to_train_on(self) -> "Settings":
+        if self.recover.steps:
+            windows = self.recover.windows or self.calibration.samples
+            length = self.recover.sequence_length or self.calibration.sequence_length
+            check_enough(windows, length, self.recover.recipe, self.engine.processes)
+        return self
 
 
 def validate_settings(values: Any, origin: str) -> Settings:
@@ -343,7 +409,8 @@ def validate_settings(values: Any, origin: str) -> Settings:
         # A value that may be of several types gets one error from each.
         told = list(dict.fromkeys(_message(each) for each in errors if _named(each, values) == where))
         message = " or ".join([told[0], *(each.removeprefix("expected ") for each in told[1:])])
-        raise InputError(f"{origin}: {'.'.join(where)}{_given(errors[0])}: {message}") from None
+        named = f"{'.'.join(where)}{_given(errors[0])}: " if where else ""
+        raise InputError(f"{origin}: {named}{message}") from None
 
 
 def _named(error: ErrorDetails, values: Any) -> list[str]:

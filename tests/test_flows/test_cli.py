@@ -26,6 +26,7 @@ COMMANDS = (
     "calibration",
     "baseline",
     "prune",
+    "recover",
     "materialize",
     "evaluate",
     "tasks",

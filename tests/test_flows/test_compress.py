@@ -20,7 +20,7 @@ from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
 
 UNCHANGED = dict.fromkeys(
-    ("sources", "calibration", "baseline", "prune", "materialize", "evaluate", "tasks", "plots"), "unchanged"
+    ("sources", "calibration", "baseline", "prune", "recover", "materialize", "evaluate", "tasks", "plots"), "unchanged"
 )
 
 
@@ -111,7 +111,7 @@ def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
     assert answer["changed"] == {"prune.sparsity": {"before": 0.5, "now": 0.25}}
     assert answer["sparsity"]["mlp"] == 0.25
     ran = {name for name, outcome in answer["stages"].items() if outcome == "ran"}
-    assert ran == {"prune", "materialize", "evaluate", "tasks", "plots"}
+    assert ran == {"prune", "recover", "materialize", "evaluate", "tasks", "plots"}
     assert answer["version"] == "2"
 
     back = commands.run(finished, "-S", "prune.sparsity=0.5")

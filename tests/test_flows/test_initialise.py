@@ -33,6 +33,7 @@ def test_a_new_workspace_has_the_default_settings_and_dvc_reads_its_pipeline(tmp
         "calibration",
         "baseline",
         "prune",
+        "recover",
         "materialize",
         "evaluate",
         "tasks",

@@ -50,6 +50,7 @@ def make_workspace(root: Path, family: str = "llama") -> Workspace:
     workspace.calibration.mkdir(parents=True)
     save_file({"input_ids": tiny_tokens()}, workspace.calibration / "tokens.safetensors")
     write_json(workspace.calibration / "calibration.json", {"digest": "c"})
+    write_json(workspace.recovered / "recovery.json", {"trained": False})
     return workspace
 
 

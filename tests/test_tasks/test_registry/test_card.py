@@ -25,7 +25,7 @@ def records(finished: Workspace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def text_of(records: tuple[dict[str, Any], dict[str, Any]], settings: Settings, **changes: Any) -> str:
-    return card(*records, {"tasks": {}}, settings, {**VERSION, **changes})
+    return card(*records, {"tasks": {}}, settings, {**VERSION, **changes}, {"trained": False})
 
 
 def test_it_holds_what_the_hub_reads(records: Any, settings: Settings) -> None:

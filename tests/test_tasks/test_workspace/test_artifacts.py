@@ -8,7 +8,7 @@ from dass.errors import InputError
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
 
-FOLDERS = ("base", "calibration", "masks", "pruned", "evaluation", "measures")
+FOLDERS = ("base", "calibration", "masks", "recovered", "pruned", "evaluation", "measures")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -30,7 +30,8 @@ def test_a_folder_without_our_record_is_somebody_s_own(finished: Workspace) -> N
 
 def test_re_fitted_weights_are_the_stages_too(tmp_path: Path) -> None:
     ws = Workspace(tmp_path)
-    (ws.masks / "updates").mkdir(parents=True)
-    (ws.masks / "updates" / "000.safetensors").touch()
-    refuse_strangers(ws, ws.masks)
+    for folder in (ws.masks, ws.recovered):
+        (folder / "updates").mkdir(parents=True)
+        (folder / "updates" / "000.safetensors").touch()
+        refuse_strangers(ws, folder)
     refuse_strangers(ws, ws.pruned)

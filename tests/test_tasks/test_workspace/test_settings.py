@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_settings_are_frozen() -> None:
         ),
         ("evaluate.texts.code", "./x", "evaluate.texts.code is './x': expected a section with uri, sha256"),
         ("promote.min_top1_agreement", 2, "promote.min_top1_agreement is 2"),
+        ("recover.steps", -1, "recover.steps is -1: expected greater than or equal to 0"),
+        ("recover.learning_rate", 0, "recover.learning_rate is 0.0: expected greater than 0"),
+        ("recover.learning_rate", -1e-3, "recover.learning_rate is -0.001"),
+        ("recover.learning_rate", math.nan, "recover.learning_rate is nan"),
+        ("recover.train", "attention", "recover.train is 'attention': expected 'mlp', 'mlp+norms', 'norms', 'all' or"),
+        ("recover.validation_share", 1, "recover.validation_share is 1.0: expected less than 1"),
+        ("recover.teacher", "other", "recover.teacher is 'other': expected 'live' or 'stored'"),
+        ("recover.sequence_length", 128, "sequence_length is set and windows null"),
         ("register.model", "a/b", "register.model is 'a/b'"),
         ("register.model", "", "register.model is ''"),
         ("sources.dtype", "int8", "sources.dtype is 'int8'"),
@@ -123,6 +132,23 @@ def test_auto_leaves_windows_to_prune_with() -> None:
         InputError, match=r"^params.yaml: prune: method is \"auto\" and auto_windows 4: .* there are 4\."
     ):
         validate_settings(values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 5, "step_tokens": 99999}, "params.yaml: recover has 29 windows of 512 tokens to train on"),
+        ({"steps": 5, "windows": 4}, "params.yaml: recover has 3 windows of 512 tokens to train on"),
+        ({"mse": 1.0, "teacher": "stored"}, 'params.yaml: recover: mse is above 0 and teacher "stored"'),
+    ],
+)
+def test_a_recovery_that_cannot_be_is_refused_before_any_work(changes: dict[str, Any], told: str) -> None:
+    values = changed("prune.pattern", "2:4")
+    values["recover"] |= changes
+    with pytest.raises(InputError, match=re.escape(told)):
+        validate_settings(values, "params.yaml")
+    values["recover"] = {}
+    assert validate_settings(values, "params.yaml").recover.steps == 0
 
 
 def test_a_missing_setting_is_named() -> None:

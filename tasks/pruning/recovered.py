@@ -1,0 +1,35 @@
+"""What training behind pruning left in artifacts/recovered, and whether it belongs to a result of pruning."""
+
+from pathlib import Path
+from typing import Any
+
+from dass.errors import InputError
+
+RECOVERY = "recovery.json"
+
+
+def check_recovery_fits(recovery: dict[str, Any], manifest: dict[str, Any], where: Path) -> None:
+    """Refuse a recovery of another result of pruning.
+
+    Args:
+        recovery: recovery.json.
+        manifest: manifest.json.
+        where: what to name in the message.
+
+    Raises:
+        InputError: it was trained on other masks, other values or another base.
+    """
+    if not recovery["trained"]:
+        return
+    made_from = {
+        "base": manifest["base"]["digest"],
+        "teacher": manifest["base"]["digest"],
+        "masks": manifest["masks"]["digest"],
+        "pruned_updates": (manifest["updates"] or {}).get("digest"),
+    }
+    for name, digest in made_from.items():
+        if recovery[name] != digest:
+            raise InputError(
+                f"{where} was trained with {name} {str(recovery[name])[:16]}, and the manifest says "
+                f"{str(digest)[:16]}: it belongs to another result. Run: dass run"
+            )
