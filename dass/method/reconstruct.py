@@ -81,7 +81,8 @@ def refit_judged(
         taken = DEFAULT_DAMPING if damping is None else damping
         return at(taken), taken
     best_OC = (weight_OC if start_OC is None else start_OC).masked_fill(~keep_OC, 0.0) + 0.0
-    least, chosen = held_back.squared_error(best_OC, weight_OC), None
+    least = held_back.squared_error(best_OC, weight_OC)
+    chosen: float | None = None
     for each in DAMPINGS if damping is None else (damping,):
         found_OC = at(each)
         error = held_back.squared_error(found_OC, weight_OC)

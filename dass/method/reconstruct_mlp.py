@@ -94,14 +94,14 @@ def refit_mlp(
     if held_back is not None and len(held_back[0]):
         judges = (*held_back, torch.ones(len(held_back[0]), device=x_TH.device))
     power = _power(*fitted[1:])
-    start = {name: weights[name].masked_fill(~keep[name], 0.0) + 0.0 for name in PROJECTIONS}
+    start: dict[str, Tensor] = {name: weights[name].masked_fill(~keep[name], 0.0) + 0.0 for name in PROJECTIONS}
 
     def error(values: Mapping[str, Tensor]) -> float:
         return _squared_error(values, *judges, activation)
 
     if power == 0.0:  # nothing to fit to
         before = after = _squared_error(start, *fitted, activation)
-        best: Mapping[str, Tensor] = start
+        best = start
         judged = error(start)
     else:
         batches = Batches(len(x_TH), batch_tokens, seed)
@@ -116,7 +116,7 @@ def refit_mlp(
 
         done = descend(
             start,
-            keep,
+            {name: keep[name] for name in PROJECTIONS},
             gradients,
             error,
             steps=steps,
