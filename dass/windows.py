@@ -4,7 +4,9 @@ Axes: D documents, N tokens of one stream, W windows, L tokens of a window. With
 followed by L − 1 tokens of text.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -84,6 +86,21 @@ def consecutive_windows(
         raise InputError(_too_little(0, sequence_length, samples or 1, len(tokens_N)))
     count = whole if samples is None else min(samples, whole)
     return _with_bos(tokens_N[: count * width].view(count, width), bos)
+
+
+def windows_each(samples: int, shares: Sequence[Fraction]) -> list[int]:
+    """How many of `samples` windows each of several texts gives, by largest remainder; the first of equal ones first.
+
+    Args:
+        samples: all of them.
+        shares: adding up to 1.
+    """
+    exact = [samples * share for share in shares]
+    counts = [math.floor(each) for each in exact]
+    order = sorted(range(len(shares)), key=lambda which: counts[which] - exact[which])
+    for which in order[: samples - sum(counts)]:
+        counts[which] += 1
+    return counts
 
 
 def _width(sequence_length: int, bos: int | None) -> int:

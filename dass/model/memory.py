@@ -1,11 +1,19 @@
 """How much memory is free, on the host and on a CUDA device."""
 
 import ctypes
+import math
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from dass.model.checkpoint import Checkpoint
+
+MEMORY_SHARE = 0.7
+"""Of the free memory, what weights may take: the rest is for what is computed."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -33,6 +41,15 @@ def free_host_memory() -> int:
         return available
     reclaimable = _fields(_CGROUP / "memory.stat").get("inactive_file", 0)
     return max(0, min(available, limit - used + reclaimable))
+
+
+def weights_fit(checkpoint: "Checkpoint", dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a checkpoint's weights take at most MEMORY_SHARE of what is free, on the host and on a CUDA device."""
+    free = free_host_memory()  # where weights lie first
+    if device.type == "cuda":
+        free = min(free, free_device_memory(device))
+    weights = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.stored)
+    return weights * dtype.itemsize <= MEMORY_SHARE * free
 
 
 def is_out_of_memory(error: BaseException) -> bool:

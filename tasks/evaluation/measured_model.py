@@ -1,7 +1,6 @@
 """A checkpoint that is scored: in memory where it fits, else layer by layer, each layer read once for a text."""
 
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,16 +13,13 @@ from dass.engine.scoring import StreamedHalves
 from dass.errors import NumericalError
 from dass.measures.losses import Slice, token_losses
 from dass.model.checkpoint import Checkpoint
-from dass.model.memory import free_device_memory, free_host_memory
+from dass.model.memory import weights_fit
 from dass.model.pretrained import load_model
 from tasks.workspace.devices import choose_device
 from tasks.workspace.progress import progress_bar
 from tasks.workspace.settings import Engine
 
 logger = logging.getLogger("dass")
-
-MEMORY_SHARE = 0.7
-"""Of the free memory, what weights may take: the rest is for what is computed."""
 
 
 class MeasuredModel:
@@ -42,7 +38,7 @@ class MeasuredModel:
         self._checkpoint, self._engine, self._dtype = checkpoint, engine, dtype
         self._device = choose_device(engine.device)
         self.model: PreTrainedModel | None = None
-        if _bytes(checkpoint, dtype) <= MEMORY_SHARE * _free(self._device):
+        if weights_fit(Checkpoint(checkpoint), dtype, self._device):
             loaded = load_model(checkpoint, dtype)
             self.model = loaded.to(self._device)  # type: ignore[arg-type]
         else:
@@ -70,13 +66,3 @@ class MeasuredModel:
         finally:
             if parts is not None:
                 parts.close()
-
-
-def _bytes(checkpoint: Path, dtype: torch.dtype) -> int:
-    stored = Checkpoint(checkpoint)
-    return sum(math.prod(stored.shape(name)) for name in stored.stored) * dtype.itemsize
-
-
-def _free(device: torch.device) -> int:
-    host = free_host_memory()  # where weights lie first
-    return min(host, free_device_memory(device)) if device.type == "cuda" else host

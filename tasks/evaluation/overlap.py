@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dass.files import read_json
+from tasks.sources.calibrated_on import sources_of
 from tasks.workspace.folder import Workspace
 
 GRAM = 13
@@ -63,13 +64,14 @@ def overlaps(ws: Workspace, texts: dict[str, dict[str, Any]], windows: dict[str,
         windows: name -> LongTensor (W, L).
         bos: whether each window starts with a BOS token.
     """
-    calibrated_on = read_json(ws.calibration / "calibration.json")["source"]["sha256"]
+    sources = sources_of(read_json(ws.calibration / "calibration.json")).values()
+    calibrated_on = {source["sha256"] for source in sources}
     known = calibration_grams(ws)
     found = {}
     for name, record in texts.items():
         windows_WL = windows[name]
         found[name] = known.share_of((windows_WL[:, 1:] if bos else windows_WL).unbind())
-        if record["source"]["sha256"] == calibrated_on:
+        if record["source"]["sha256"] in calibrated_on:
             found[name]["share"] = 1.0
     return found
 

@@ -45,6 +45,7 @@ from tasks.registry.version_folder import (
     recovery_of,
     tasks_of,
 )
+from tasks.sources.calibrated_on import SELF, sources_of
 from tasks.workspace.settings import validate_settings
 from tasks.workspace.small_files import parse_yaml, read_small
 
@@ -155,8 +156,14 @@ def _check_records(
     named = manifest["settings"]["prune"]
     _same(SETTINGS, named, named | asked, "prune")
     _same(SETTINGS, manifest["calibration"]["settings"], settings["calibration"], "calibration")
-    uris = {"model": manifest["base"]["uri"], "calibration": manifest["calibration"]["source"]["uri"]}
-    _same(SETTINGS, uris, {name: settings["sources"][name]["uri"] for name in uris}, "sources")
+    windows = settings["calibration"]
+    texts = {"calibration": settings["sources"]["calibration"], **windows.get("texts", {})}  # once there was one alone
+    uris = {name: text["uri"] for name, text in texts.items()}
+    if windows.get("source") == SELF:
+        uris["calibration"] = SELF
+    _same(SETTINGS, manifest["base"]["uri"], settings["sources"]["model"]["uri"], "sources.model")
+    made_from = sources_of(manifest["calibration"])
+    _same(SETTINGS, {name: each["uri"] for name, each in made_from.items()}, uris, "sources")
     _same(SETTINGS, version["artifact"], settings["register"]["artifact"], "register.artifact")
     _same(SETTINGS, evaluation["context_length"], settings["evaluate"]["sequence_length"], "evaluate.sequence_length")
     _same(EVALUATION, manifest["sparsity"], evaluation["mask_sparsity"], "mask_sparsity")

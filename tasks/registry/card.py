@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.registry.result import scores_told
+from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.flat import flat
 from tasks.workspace.settings import Settings
 
@@ -155,7 +156,7 @@ def _what_was_done(manifest: dict[str, Any], version: dict[str, Any], recovery: 
     base, calibration, engine = manifest["base"], manifest["calibration"], manifest["engine"]
     rows = [
         ["base", f"{_uri(base['uri'])}, {base['dtype']}, digest `{base['digest']}`"],
-        ["calibration", f"{calibration['tokens']:,} tokens of {_uri(calibration['source']['uri'])}"],
+        ["calibration", f"{calibration['tokens']:,} tokens of {calibrated_on(calibration, _uri)}"],
         ["calibration digest", f"`{calibration['digest']}`"],
         ["masks", f"digest `{manifest['masks']['digest']}`"],
         *([["auto chose", told]] if (told := scores_told(manifest)) else []),

@@ -4,6 +4,7 @@ from typing import Any
 
 from tasks.registry.card import described, trained
 from tasks.registry.result import Result, scores_told
+from tasks.sources.calibrated_on import told as calibrated_on
 
 
 def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
@@ -30,7 +31,7 @@ def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
         ("base", _source(manifest["base"])),
         (
             "calibration",
-            f"{calibration['tokens']:,} tokens of {_source(calibration['source'])}",
+            f"{calibration['tokens']:,} tokens of {calibrated_on(calibration, _code)}",
         ),
         ("evaluation", f"{evaluation['tokens']:,} tokens of {_source(read)}"),
         ("commit", _code(provenance["git_commit"]) if provenance["git_commit"] else "not in git"),

@@ -43,6 +43,7 @@ from tasks.registry.tracking import (
 from tasks.registry.version_folder import version_folder
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
+from tasks.workspace.recipes import recipe_of
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import Settings
 
@@ -258,6 +259,7 @@ def _log_settings(client: "MlflowClient", run_id: str, settings: Settings) -> No
     from mlflow.entities import Param
 
     values = flat(settings.model_dump(mode="json", by_alias=True))
+    values["recipe"] = recipe_of(settings) or "none"
     client.log_batch(run_id, params=[Param(name, _text(value)) for name, value in values.items()])
 
 
@@ -325,7 +327,8 @@ def _log_datasets(workspace: Workspace, client: "MlflowClient", run_id: str, res
     ):
         uri = record["source"]["uri"]
         name = Path(uri if isinstance(uri, str) else uri[0]).name
-        origin = {**record["source"], "tokenizer": record["tokenizer"], "tokens_sha256": record["digest"]}
+        texts = {"texts": record["texts"]} if record.get("texts") else {}
+        origin = {**record["source"], **texts, "tokenizer": record["tokenizer"], "tokens_sha256": record["digest"]}
         windows = load_file(folder / "tokens.safetensors")["input_ids"]
         dataset = from_numpy(windows, CodeDatasetSource(origin), name=name, digest=record["digest"][:_DATASET_DIGEST])
         tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]

@@ -14,6 +14,7 @@ from tasks.registry.result import layer_scores, scores_told, tasks_told
 from tasks.registry.tracking import is_embedded, tracking, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST
 from tasks.registry.versions import version_numbered
+from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
@@ -136,7 +137,10 @@ def _result_table(record: dict[str, Any]) -> "Table":
     masked = evaluation["mask_sparsity"]["mlp"]
     table.add_row("MLP sparsity", f"{evaluation['sparsity']['mlp']:.2%} (masks {masked:.2%})")
     table.add_row("model sparsity", f"{evaluation['sparsity']['model']:.2%}")
-    table.add_row("calibrated on", f"{calibration['tokens']:,} tokens, {_digest(calibration['digest'])}")
+    table.add_row(
+        "calibrated on",
+        f"{calibration['tokens']:,} tokens of {calibrated_on(calibration, escape)}, {_digest(calibration['digest'])}",
+    )
     base = record["base"]
     table.add_row("base", f"{_uri(base['uri'])}, {base['dtype']}, {_digest(base['digest'])}")
     table.add_row("masks", _digest(record["masks"]["digest"]))

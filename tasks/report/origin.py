@@ -12,6 +12,8 @@ from tasks.report.anatomy import PROJECTIONS
 from tasks.report.blocks import Cell, Chart, Section, Table, digest, number, share, text
 from tasks.report.charts import by_layer_and_projection
 from tasks.report.facts import Facts
+from tasks.sources.calibrated_on import sources_of
+from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.flat import flat
 from tasks.workspace.redaction import redacted
 
@@ -107,10 +109,12 @@ def provenance(facts: Facts) -> Section:
     windows = calibration["settings"]
     sources = facts.settings.get("sources", {})
     seen: list[tuple[str, Cell, Cell]] = [
-        ("text", _source(calibration["source"]), _source(sources.get("evaluation"))),
+        ("text", text(redacted(calibrated_on(calibration))), _source(sources.get("evaluation"))),
         (
             "sha256",
-            digest(calibration["source"].get("sha256")),
+            text(", ".join(str(each.get("sha256"))[:12] for each in sources_of(calibration).values()))
+            if calibration.get("texts")
+            else digest(calibration["source"].get("sha256")),
             digest((sources.get("evaluation") or {}).get("sha256")),
         ),
         ("windows", number(windows.get("samples"), "{:,}"), number(evaluation.get("windows"), "{:,}")),

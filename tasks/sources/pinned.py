@@ -12,7 +12,7 @@ from tasks.sources.locate import locate, uri_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Source
 
-GROUPS = {"texts": "evaluate.texts"}
+GROUPS = {"texts": "evaluate.texts", "calibration_texts": "calibration.texts"}
 """Sources that have names of their own, "GROUP.NAME" as a role: the setting that holds each group."""
 
 
@@ -44,7 +44,7 @@ def pinned(ws: Workspace, role: str, source: Source) -> dict[str, Any]:
 
     Args:
         ws: whose lock file.
-        role: "model", "calibration", "evaluation", or "texts.NAME".
+        role: "model", "calibration", "evaluation", "texts.NAME" or "calibration_texts.NAME".
         source: the source that the settings name for it; a pin of another uri says nothing of this one.
 
     Raises:

@@ -55,6 +55,23 @@ def bos_token(setting: Bos, folder: Path) -> int | None:
     raise InputError(f"bos is {setting!r} but neither tokenizer nor config in {folder} names a BOS token. Use never.")
 
 
+def first_token(folder: Path) -> int:
+    """The token behind which a model starts a text: BOS, or where there is none the end of the text before.
+
+    Raises:
+        InputError: the checkpoint names neither.
+    """
+    tokenizer, config = load_tokenizer(folder), _text_config(folder)
+    ends = getattr(config, "eos_token_id", None)
+    named = (tokenizer.bos_token_id, getattr(config, "bos_token_id", None), tokenizer.eos_token_id)
+    for token in (*named, *(ends if isinstance(ends, list) else [ends])):
+        if isinstance(token, int) and 0 <= token < config.vocab_size:
+            return token
+    raise InputError(
+        f"Neither tokenizer nor config in {folder} names a BOS or EOS token: use calibration.source: text."
+    )
+
+
 def check_context(folder: Path, sequence_length: int, setting: str) -> None:
     """Refuse windows that are longer than the model's context.
 

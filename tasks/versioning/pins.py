@@ -144,7 +144,8 @@ def _same_uri(pinned: dict[str, Any] | None, source: Source) -> dict[str, Any] |
 def _given(settings: Settings) -> dict[str, Source]:
     """Every source that the settings name, by its role, but for what zero-shot tasks read."""
     named: dict[str, Source] = {role: getattr(settings.sources, role) for role in SOURCES}
-    return named | {f"texts.{name}": source for name, source in settings.evaluate.texts.items()}
+    named |= {f"texts.{name}": source for name, source in settings.evaluate.texts.items()}
+    return named | {f"calibration_texts.{name}": source for name, source in settings.calibration.texts.items()}
 
 
 def _repo_type(role: str) -> RepoType:

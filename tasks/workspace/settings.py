@@ -1,6 +1,8 @@
 """The one reader of params.yaml: strict, frozen, and the place where bad settings are refused."""
 
 import re
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -70,6 +72,15 @@ class Source(_Section):
         return self
 
 
+def _check_names(texts: Iterable[str], taken: tuple[str, ...]) -> None:
+    for name in texts:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name in taken:
+            raise ValueError(
+                f"a text is called {name[:50]!r}: expected letters, digits, _ and -, and not the name of "
+                f"sources.{taken[0]}"
+            )
+
+
 class Sources(_Section):
     """What goes in. `dtype` is the base checkpoint's: auto keeps its own, a GGUF becomes bfloat16."""
 
@@ -79,13 +90,43 @@ class Sources(_Section):
     dtype: DType = "auto"
 
 
+class CalibrationText(Source):
+    """A text besides sources.calibration, and which share of the windows it gives."""
+
+    share: float = Field(gt=0.0, lt=1.0)
+
+
 class Calibration(_Section):
-    """The windows statistics are taken on: `samples` windows of `sequence_length` tokens, drawn with `seed`."""
+    """The windows statistics are taken on: `samples` windows of `sequence_length` tokens, drawn with `seed`.
+
+    Attributes:
+        source: what gives them, but for the shares of `texts`: sources.calibration, or the dense model itself.
+        temperature: of what the model writes itself.
+        top_k: it draws from the so many likeliest tokens; None: from all.
+        texts: more texts, each with its share of the windows.
+    """
 
     samples: int = Field(gt=0)
     sequence_length: int = Field(gt=1)
     seed: int = Field(ge=0, lt=2**63)
     bos: Bos = "auto"
+    source: Literal["text", "self"] = "text"
+    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    top_k: int | None = Field(default=None, gt=0)
+    texts: dict[str, CalibrationText] = Field(default_factory=dict)
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _may_be_whole(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+    @field_validator("texts")
+    @classmethod
+    def _leave_a_rest(cls, value: dict[str, CalibrationText]) -> dict[str, CalibrationText]:
+        _check_names(value, ("calibration", "self"))
+        if (total := sum(Fraction(str(text.share)) for text in value.values())) >= 1:
+            raise ValueError(f"the shares add up to {float(total):g}: expected less than 1, the rest is the source's")
+        return value
 
 
 class Prune(_Section):
@@ -271,12 +312,7 @@ class Evaluate(_Section):
     @field_validator("texts")
     @classmethod
     def _are_named(cls, value: dict[str, Source]) -> dict[str, Source]:
-        for name in value:
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == "evaluation":
-                raise ValueError(
-                    f"a text is called {name[:50]!r}: expected letters, digits, _ and -, and not the name "
-                    "of sources.evaluation"
-                )
+        _check_names(value, ("evaluation",))
         return value
 
 

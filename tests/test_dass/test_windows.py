@@ -1,11 +1,13 @@
 """Windows drawn at random and one after another."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor
 
 from dass.errors import InputError
-from dass.windows import consecutive_windows, random_windows
+from dass.windows import consecutive_windows, random_windows, windows_each
 
 
 def draw(texts: list[Tensor], length: int, samples: int, seed: int = 0, bos: int | None = None) -> Tensor:
@@ -100,3 +102,19 @@ def test_a_stream_shorter_than_a_window_is_refused() -> None:
 def test_a_bos_token_leaves_no_room_in_a_window_of_one() -> None:
     with pytest.raises(InputError, match="at least 2"):
         consecutive_windows(stream(7), 1, bos=0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "shares", "counts"),
+    [
+        (10, ("0.7", "0.3"), [7, 3]),
+        (32, ("0.7", "0.3"), [22, 10]),
+        (3, ("0.5", "0.25", "0.25"), [1, 1, 1]),
+        (2, ("0.5", "0.25", "0.25"), [1, 1, 0]),
+        (7, ("1",), [7]),
+    ],
+)
+def test_shares_of_the_windows_go_by_largest_remainder(
+    samples: int, shares: tuple[str, ...], counts: list[int]
+) -> None:
+    assert windows_each(samples, [Fraction(share) for share in shares]) == counts

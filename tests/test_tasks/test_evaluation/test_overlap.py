@@ -32,7 +32,7 @@ def test_the_text_that_is_calibrated_on_overlaps_whole(tmp_path: Path, caplog: p
     assert same_as_calibration(ws, settings) == ["sources.evaluation", "evaluate.texts.again"]
     with caplog.at_level(logging.WARNING, "dass"):
         tell_same_text(ws, settings)
-    assert "sources.evaluation and evaluate.texts.again are the text of sources.calibration" in caplog.text
+    assert "sources.evaluation and evaluate.texts.again are calibrated on too" in caplog.text
     fetch_base(ws, settings)
     cache_windows(ws, settings)
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from dass.errors import InputError, NumericalError
 from dass.files import read_json, sha256_file
+from dass.model import memory
 from dass.model.pretrained import load_tokenizer
-from tasks.evaluation import measured_model
 from tasks.evaluation.stages import evaluate_dense, evaluate_pruned
 from tasks.sources.base import fetch_base
 from tasks.workspace.folder import Workspace
@@ -203,7 +203,7 @@ def test_a_checkpoint_larger_than_memory_is_measured_layer_by_layer(
     finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read_json(finished.metrics / "evaluation.json")
-    monkeypatch.setattr(measured_model, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(memory, "MEMORY_SHARE", 0.0)
     evaluate_dense(finished, settings)
     evaluate_pruned(finished, settings)
     streamed = read_json(finished.metrics / "evaluation.json")
