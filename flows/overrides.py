@@ -28,7 +28,10 @@ _WritesNull.add_representer(type(None), lambda writer, _: writer.represent_scala
 
 
 def change_settings(
-    ws: Workspace, changes: Iterable[str], accept: Callable[[Settings], None] = lambda _: None
+    ws: Workspace,
+    changes: Iterable[str],
+    accept: Callable[[Settings], None] = lambda _: None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
     """Write `section.key=value` pairs into params.yaml, after checking the settings they give as a whole.
 
@@ -36,6 +39,7 @@ def change_settings(
         ws: where.
         changes: the pairs.
         accept: asked of the settings before they are written; raises what it does not accept.
+        recipe: key -> value, written before the pairs, which may refine it.
 
     Returns:
         What changed: key -> (value before, value now).
@@ -43,7 +47,9 @@ def change_settings(
     Raises:
         InputError: a change cannot be read, names nothing, or gives settings that cannot be used. Nothing is written.
     """
-    wanted = parse_changes(changes)
+    refined = parse_changes(changes)
+    given = {key for key, _ in refined}
+    wanted = [*((key, value) for key, value in (recipe or {}).items() if key not in given), *refined]
     if not wanted:
         return {}
     read_params(ws.params)  # says in one line what is wrong with the file, if anything is

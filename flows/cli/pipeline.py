@@ -9,6 +9,7 @@ from flows.cli.app import app
 from flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
 from flows.cli.output import print_json, reveal, show_decision, show_table, shown, tell
 from flows.exit_status import DONE, FAILED
+from tasks.workspace.recipes import RECIPES, in_words, recipe_named
 
 
 @app.command()
@@ -44,6 +45,15 @@ def init(
 def run(
     workspace: WorkspaceOption = Path(),
     changes: SetOption = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Settings to begin with, which -S refines. "
+            + "; ".join(f"{name}: {in_words(name)}" for name in RECIPES)
+            + ".",
+        ),
+    ] = None,
     then_promote: Annotated[
         bool, typer.Option("--promote", help="Make the version champion at the end, if every rule holds.")
     ] = False,
@@ -58,6 +68,7 @@ def run(
     \b
         dass run
         dass run --promote
+        dass run --recipe quick -S prune.pattern=2:4 -S prune.sparsity=null
         dass run -S prune.pattern=2:4 -S prune.sparsity=null
         dass run --workspace my-model --json > result.json
     """
@@ -69,7 +80,14 @@ def run(
         from flows.overrides import change_settings
         from tasks.workspace.settings import load_settings
 
-        changed = change_settings(ws, changes or [], accept=lambda settings: check_start(ws, settings))
+        changed = change_settings(
+            ws,
+            changes or [],
+            accept=lambda settings: check_start(ws, settings),
+            recipe=None if recipe is None else recipe_named(recipe),
+        )
+        if recipe is not None:
+            tell(f"recipe {recipe}: {in_words(recipe)}")
         for key, (before, now) in changed.items():
             tell(f"{ws.params.name}: {key} {shown(before)} -> {shown(now)}")
         load_settings(ws.params)  # a wrong setting is told before the slow imports
@@ -91,7 +109,7 @@ def run(
     if as_json:
         changes_made = {key: {"before": before, "now": now} for key, (before, now) in changed.items()}
         decided = {} if decision is None else {"decision": decision.as_json()}
-        print_json({**summary.as_json(), "changed": changes_made, "open": commands, **decided})
+        print_json({**summary.as_json(), "recipe": recipe, "changed": changes_made, "open": commands, **decided})
     else:
         show_table(summary.table())
         if decision is not None:

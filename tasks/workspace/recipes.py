@@ -1,0 +1,54 @@
+"""Named sets of settings: how weights are chosen and re-fitted, on how much text. Which share goes stays the user's.
+
+Figures behind them: docs/results.md.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from dass.errors import InputError
+from tasks.workspace.flat import flat
+
+if TYPE_CHECKING:
+    from tasks.workspace.settings import Settings
+
+_PAPER: dict[str, Any] = {
+    "calibration.samples": 32,
+    "calibration.source": "text",
+    "prune.method": "dass",
+    "prune.alpha": 0.5,
+    "prune.update": "none",
+    "prune.allocation": "uniform",
+    "prune.propagation": "pruned",
+    "prune.damping": None,
+    "prune.refine": "none",
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": _PAPER,  # arXiv 2405.01943, and what `make run` does
+    "quick": {**_PAPER, "calibration.samples": 128, "prune.method": "sparsegpt", "prune.update": "reconstruct"},
+    "best": {**_PAPER, "calibration.samples": 128, "prune.method": "sparsegpt", "prune.update": "reconstruct-mlp"},
+}
+"""Name -> setting -> value. All name the same settings, so that one recipe leaves nothing of another behind."""
+
+
+def recipe_named(name: str) -> dict[str, Any]:
+    """The settings of a recipe.
+
+    Raises:
+        InputError: nothing is called that.
+    """
+    if name not in RECIPES:
+        raise InputError(f"--recipe is {name!r}: expected one of {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def recipe_of(settings: "Settings") -> str | None:
+    """Which recipe settings are, as far as it says; None where they were refined away from all of them."""
+    values = flat(settings.model_dump(include={"calibration", "prune"}))
+    return next((name for name, wanted in RECIPES.items() if wanted.items() <= values.items()), None)
+
+
+def in_words(name: str) -> str:
+    """What distinguishes a recipe from the published method, in one line."""
+    own = {key: value for key, value in RECIPES[name].items() if value != _PAPER[key]} or RECIPES[name]
+    return ", ".join(f"{key}={'null' if value is None else value}" for key, value in own.items())
