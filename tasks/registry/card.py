@@ -67,6 +67,8 @@ def described(prune: dict[str, Any]) -> str:
         told.append(f"α {prune['alpha']:g}")
     if prune["layout"] != "paper":
         told.append(f"layout {prune['layout']}")
+    if prune.get("refine", "none") != "none":
+        told.append(f"refined by at most {prune['max_swaps']} {prune['refine']} a row")
     if prune["update"] != "none":
         told.append(f"update {prune['update']}")
     if prune["update"] == "reconstruct-block":

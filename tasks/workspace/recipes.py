@@ -17,6 +17,8 @@ _PAPER: dict[str, Any] = {
     "prune.method": "dass",
     "prune.alpha": 0.5,
     "prune.update": "none",
+    "prune.validation_share": 0.0,
+    "prune.tune_norms": False,
     "prune.allocation": "uniform",
     "prune.propagation": "pruned",
     "prune.damping": None,
@@ -51,4 +53,8 @@ def recipe_of(settings: "Settings") -> str | None:
 def in_words(name: str) -> str:
     """What distinguishes a recipe from the published method, in one line."""
     own = {key: value for key, value in RECIPES[name].items() if value != _PAPER[key]} or RECIPES[name]
-    return ", ".join(f"{key}={'null' if value is None else value}" for key, value in own.items())
+    return ", ".join(f"{key}={_yaml(value)}" for key, value in own.items())
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
