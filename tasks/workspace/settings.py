@@ -141,6 +141,9 @@ class Prune(_Section):
     alpha: float = Field(ge=0.0, le=4.0, allow_inf_nan=False)
     layout: Layout = "paper"
     update: Update = "none"
+    validation_share: float = 0.0
+    epochs: int = DEFAULT_EPOCHS
+    tune_norms: bool = False
     allocation: Allocation = "uniform"
     owl_bound: float = DEFAULT_BOUND
     propagation: Propagation = "pruned"
@@ -150,9 +153,6 @@ class Prune(_Section):
     max_swaps: int = DEFAULT_MAX_SWAPS
     auto_windows: int = DEFAULT_AUTO_WINDOWS
     auto_budget: int = DEFAULT_AUTO_BUDGET
-    validation_share: float = 0.0
-    epochs: int = DEFAULT_EPOCHS
-    tune_norms: bool = False
 
     @field_validator("sparsity", "alpha", "owl_bound", "damping", "validation_share", mode="before")
     @classmethod
