@@ -48,22 +48,23 @@ class Run:
         self._note(name, outcome, begin)
         self._tell(name)
 
-    def is_done(self) -> bool:
-        """Whether nothing is left to do: DVC has every stage's result, and the registry has this very one."""
+    def is_unchanged(self) -> bool:
+        """Whether DVC has every stage's result. Nothing is told yet: there may be other work."""
         for name in STAGES:
             begin = time.perf_counter()
             if not is_unchanged(self.ws, name, self.started):
                 return False
             self._note(name, "unchanged", begin)
-        if not registration.is_registered(self.ws, self.settings):
-            return False
-        for name in STAGES:
-            self._tell(name)
         return True
 
     def _note(self, name: str, outcome: Outcome, begin: float) -> None:
         self.outcomes[name] = outcome
         self.seconds[name] = round(time.perf_counter() - begin, 3)
+
+    def tell(self) -> None:
+        """What became of each stage, a line each."""
+        for name in self.outcomes:
+            self._tell(name)
 
     def _tell(self, name: str) -> None:
         outcome = self.outcomes[name]
@@ -78,10 +79,16 @@ class Run:
         origin = provenance(self.ws, self.seconds)
         if flow_run is not None:
             origin["flow_run"] = flow_run
-        if self.settings.register_.save_experiment:
-            name = registration.experiment_name(self.ws, self.settings)
-            origin["experiment"] = {"name": name, "commit": save_experiment(self.ws, name)}
+        if experiment := self.save_experiment():
+            origin["experiment"] = experiment
         return registration.register(self.ws, self.settings, origin)
+
+    def save_experiment(self) -> dict[str, str] | None:
+        """Save the workspace as a DVC experiment, {"name", "commit"}, where the settings ask for it."""
+        if not self.settings.register_.save_experiment:
+            return None
+        name = registration.experiment_name(self.ws, self.settings)
+        return {"name": name, "commit": save_experiment(self.ws, name)}
 
     def report(self, registered: registration.Registration) -> None:
         """Draw the page of the registered version."""
@@ -120,8 +127,12 @@ def finished(workspace: str) -> Summary | None:
         InputError: as the run itself.
     """
     with run_of(workspace) as run:
-        if not run.is_done():
+        if not run.is_unchanged():
             return None
         check_base_fits(run.ws, run.settings)
-        registered = run.register()
-        return run.summary(registered) if is_drawn(run.ws, registered) else None
+        registered = registration.registered(run.ws, run.settings)
+        if registered is None or not is_drawn(run.ws, registered):
+            return None
+        run.tell()
+        run.save_experiment()
+        return run.summary(registered)

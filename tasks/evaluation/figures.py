@@ -3,16 +3,15 @@
 import math
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from dass.errors import NumericalError
 from dass.measures.divergence import Divergence, frequency_bands, position_bands
 from dass.measures.losses import mean
 from dass.measures.perplexity import perplexity, perplexity_of
+from tasks.evaluation.bootstrap import LEVEL, RESAMPLES, mean_interval
 
-LEVEL, RESAMPLES, SEED = 0.95, 9999, 1234
-_AT_ONCE = 1 << 22  # window losses drawn at once
+SEED = 1234
 
 
 def scores(losses_WL: Tensor, text: dict[str, Any]) -> dict[str, Any]:
@@ -44,20 +43,9 @@ def ratio_interval(dense_WL: Tensor, pruned_WL: Tensor) -> dict[str, Any] | None
     """
     if len(dense_WL) < 2:
         return None
-    from scipy.stats import bootstrap  # here: it takes most of a second
-
-    difference_W = (pruned_WL.double().mean(1) - dense_WL.double().mean(1)).numpy()
-    found = bootstrap(
-        (difference_W,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, _AT_ONCE // len(difference_W)),
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
+    low, high = mean_interval((pruned_WL.double().mean(1) - dense_WL.double().mean(1)).numpy(), SEED)
     return {
-        "ratio": [math.exp(found.low), math.exp(found.high)],
+        "ratio": [math.exp(low), math.exp(high)],
         "level": LEVEL,
         "method": "paired block bootstrap over windows",
         "resamples": RESAMPLES,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LEVEL, RESAMPLES = 0.95, 9999
+from tasks.evaluation.bootstrap import LEVEL, mean_interval
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,14 @@ def difference(dense: Sequence[float], pruned: Sequence[float], seed: int) -> Di
         seed: of the bootstrap.
     """
     import numpy as np
-    from scipy import stats
+    from scipy.stats import binomtest
 
     changes = np.asarray(pruned, dtype=float) - np.asarray(dense, dtype=float)
     value = float(np.mean(pruned) - np.mean(dense))
-    if np.ptp(changes) == 0.0:  # every resample is the same
-        interval = (value, value)
-    else:
-        drawn = stats.bootstrap(
-            (changes,),
-            np.mean,
-            confidence_level=LEVEL,
-            n_resamples=RESAMPLES,
-            method="percentile",  # BCa is not defined where all that changed went one way
-            batch=1000,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        interval = (float(drawn.low), float(drawn.high))
+    unchanged = np.ptp(changes) == 0.0  # then every resample is the same
+    interval = (value, value) if unchanged else mean_interval(changes, seed)
     if not set(dense) | set(pruned) <= {0.0, 1.0}:
         return Difference(value, interval, None, None, None)
     lost, gained = int((changes < 0).sum()), int((changes > 0).sum())
-    p = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
     return Difference(value, interval, p, lost, gained)

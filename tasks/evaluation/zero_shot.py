@@ -139,15 +139,7 @@ class _Asking:
         mean = {
             which: sum(entry[which][entry["metric"]] for entry in judged) / len(judged) for which in ("dense", "pruned")
         }
-        settings = {
-            "limit": self.evaluate.limit,
-            "seed": self.evaluate.seed,
-            "batch_size": self.rows,
-            "dtype": _name(self.dtype),
-            "device": self.device.type,
-            "versions": {package: version_of(package) for package in _ENVIRONMENT},
-        }
-        return {"tasks": tasks, "settings": settings, "mean": mean if judged else None, "verdicts": told}, rows
+        return {"tasks": tasks, "settings": self._how(), "mean": mean if judged else None, "verdicts": told}, rows
 
     def _ask_model(self, model: _Model, asked: "list[AskedTask]") -> dict[str, Scored]:
         """All tasks of one model, which is loaded when the first question is not answered yet, and once."""
@@ -201,6 +193,12 @@ class _Asking:
             "version": each.version,
             "definition": each.digest,
             "data": each.data,
+            **self._how(),
+        }
+
+    def _how(self) -> dict[str, Any]:
+        """What every answer depends on besides model and task."""
+        return {
             "limit": self.evaluate.limit,
             "seed": self.evaluate.seed,
             "batch_size": self.rows,

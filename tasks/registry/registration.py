@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["ALIAS", "Registration", "check_reachable", "is_registered", "register"]
+__all__ = ["ALIAS", "Registration", "check_reachable", "register", "registered"]
 
 _METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
 _NOT_IN_METRICS = re.compile(r"[^\w.\- :]", re.ASCII)
@@ -133,8 +133,8 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         return _registration(workspace, client, made, created=True)
 
 
-def is_registered(workspace: Workspace, settings: Settings) -> bool:
-    """Whether `register` would find the workspace's result registered, and nothing left behind to clear.
+def registered(workspace: Workspace, settings: Settings) -> Registration | None:
+    """What `register` would find of the workspace's result; None: it has something to do or to clear.
 
     Raises:
         InputError, UnavailableError, SignatureError, TrackingError: as `register`.
@@ -142,8 +142,9 @@ def is_registered(workspace: Workspace, settings: Settings) -> bool:
     result = Result.read(workspace, settings)
     with tracking(workspace) as client:
         if unfinished(workspace, _store(workspace)):
-            return False
-        return registered_before(workspace, client, settings.register_.model, result.digest) is not None
+            return None
+        existing = registered_before(workspace, client, settings.register_.model, result.digest)
+        return None if existing is None else _registration(workspace, client, existing, created=False)
 
 
 def experiment_name(workspace: Workspace, settings: Settings) -> str:
