@@ -3,10 +3,12 @@
     python -m benchmarks.evaluation [--params params.yaml ...] [--turns 3]
 
 The plain loop asks the model for all logits of a batch and torch for their cross entropy; every batch size and thread
-count is tried, and the fastest counts. Both run in turn in one process, on the same model in memory.
+count is tried, and the fastest counts. Both run in turn in one process, on the same model in memory. The windows are
+those of the calibration set.
 """
 
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,7 +20,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import command, markdown
 from benchmarks.paths import FOLDER, ROOT
-from benchmarks.perplexity import prepare
+from benchmarks.prepare import prepare_base
 from benchmarks.results import Record, Results
 from dass.measures.losses import mean_loss
 from dass.model.pretrained import load_model
@@ -63,23 +65,24 @@ def main() -> None:
     parser.add_argument("--params", type=Path, nargs="+", default=default, help="one params.yaml per model")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="thread counts of the plain loop")
     arguments = parser.parse_args()
     results = Results(arguments.results, arguments.fresh)
     for params in arguments.params:
         name = load_settings(params).register_.model
-        workspace = prepare(params.resolve(), FOLDER / name)
-        windows_WL = load_file(workspace.evaluation / "tokens.safetensors")["input_ids"][: arguments.windows]
-        _measure(results, name, load_model(workspace.base, torch.float32), windows_WL, arguments.turns)
+        workspace = prepare_base(params.resolve(), FOLDER / name)
+        windows_WL = load_file(workspace.calibration / "tokens.safetensors")["input_ids"][: arguments.windows]
+        _measure(results, name, load_model(workspace.base, torch.float32), windows_WL, arguments)
 
 
-def _measure(results: Results, name: str, model: PreTrainedModel, windows_WL: Tensor, turns: int) -> None:
+def _measure(results: Results, name: str, model: PreTrainedModel, windows_WL: Tensor, arguments: Namespace) -> None:
     ways: dict[str, tuple[int, Callable[[], float]]] = {"dass": (max(THREADS), lambda: mean_loss(model, windows_WL))}
     for batch in (each for each in BATCHES if each <= len(windows_WL)):
-        for threads in THREADS:
+        for threads in arguments.threads:
             told = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
             ways[told] = threads, lambda batch=batch: _plain_loop(model, windows_WL, batch)  # type: ignore[misc]
     shape = {"vocabulary": model.config.get_text_config().vocab_size, "windows": len(windows_WL)}
-    for turn in range(turns):
+    for turn in range(arguments.turns):
         for how, (threads, run) in ways.items():
             key: Record = {"model": name, "how": how, **shape, "length": windows_WL.shape[1], "turn": turn}
             if results.find(key) is None:

@@ -1,9 +1,9 @@
-"""Perplexity of every method with every update and pattern: writes docs/results.md.
+"""Perplexity of every method with every update and pattern: the first table of docs/results.md.
 
     python -m benchmarks.quality [--params PARAMS] [--methods ...] [--updates ...] [--patterns ...]
 
 Each cell prunes in memory, checks that the zeros are the masks', and measures the held-out windows. What the results
-file holds is not measured again, so an interrupted table goes on.
+file holds is not measured again, so an interrupted table goes on. `python -m benchmarks.render` writes the page.
 """
 
 import math
@@ -39,7 +39,6 @@ then trains the three matrices of an MLP together. Both see the calibration wind
 
 In `2:4 paper` only down_proj has the groups that 2:4 kernels of sparse tensor cores want; in `2:4 transposable` all
 three have."""
-_PAGE = ROOT / "docs" / "results.md"
 
 
 def measure(base: Path, input_ids: Tensor, windows: Tensor, method: str, update: str, pattern: str) -> Record:
@@ -64,8 +63,8 @@ def check_zeros(model: PreTrainedModel, keep: dict[str, Tensor]) -> None:
         assert not torch.signbit(removed).any(), name
 
 
-def page(records: list[Record]) -> str:
-    """The whole page as markdown, from the records of one model and of what is left of it."""
+def section(records: list[Record]) -> str:
+    """The table as markdown, from the records of one model and of what is left of it."""
     dense = next(each for each in records if each["method"] == "dense")
     records = [each for each in records if each is not dense]
     found = {(each["method"], each["update"], each["pattern"]): each for each in records}
@@ -92,7 +91,6 @@ def page(records: list[Record]) -> str:
         f"{dense['context_length']} tokens, bfloat16, calibration as in `params.yaml`. Made by:"
     )
     parts = [
-        "# Results",
         introduction,
         "```sh\npython -m benchmarks.quality\n```",
         markdown.table(["method, update", *PATTERNS], rows),
@@ -100,7 +98,7 @@ def page(records: list[Record]) -> str:
         "\n".join(told),
         _NOTES,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _best(records: list[Record], pattern: str) -> Record | None:
@@ -115,7 +113,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--updates", nargs="+", choices=UPDATES, default=UPDATES)
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
-    parser.add_argument("--page", type=Path, default=_PAGE)
     arguments = parser.parse_args()
     name = load_settings(arguments.params).register_.model
     workspace = prepare(arguments.params, FOLDER / name)
@@ -133,7 +130,6 @@ def main() -> None:
                 if results.find(key) is None:
                     figures = measure(workspace.base, input_ids, windows, method, update, pattern)
                     print(results.add(key, figures), flush=True)
-    arguments.page.write_text(page(results.records), encoding="utf-8")
 
 
 if __name__ == "__main__":

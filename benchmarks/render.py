@@ -1,4 +1,7 @@
-"""Writes docs/benchmarks.md from what was measured: `python -m benchmarks.render`. Holds no figure of its own."""
+"""Writes docs/benchmarks.md and docs/results.md from what was measured. Holds no figure of its own.
+
+python -m benchmarks.render
+"""
 
 import argparse
 import textwrap
@@ -7,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command, evaluation, gpu, growth, many_masks, shape_7b, speed
+from benchmarks import command, cost, evaluation, gpu, growth, many_masks, quality, shape_7b, speed
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.results import Record
 from dass.errors import InputError
 from dass.files import read_json
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE, QUALITY_PAGE = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results.md"
 _INTRODUCTION = """# Benchmarks
 
 Made by `python -m benchmarks.render` from `benchmarks/results`, which `make bench` and, on a machine with a GPU, `make
@@ -97,6 +100,14 @@ SECTIONS = (
         "DaSS masks.",
     ),
 )
+_COST = (
+    "Each row is one `dass run` (`python -m benchmarks.cost`), computed in float32. The KL divergence of the pruned "
+    "model's predictions from the dense one's and the shares of tokens are those of the first 4,096 tokens of the "
+    "evaluation text; the ratio's interval is a paired bootstrap over its windows. Tasks are lm_eval's, zero-shot, on "
+    "the first documents of the files named below: accuracy ± 1.96 standard errors, the difference with its paired "
+    "bootstrap interval in points, documents that only the dense (lost) or only the pruned model (gained) has right, "
+    "and the exact two-sided p-value of McNemar's test."
+)
 _NO_GPU = "Not measured: no GPU was at hand. `make bench-gpu` on a machine with one fills this section."
 
 
@@ -109,6 +120,24 @@ def page(folder: Path) -> str:
     if not any((folder / section.results).exists() for section in SECTIONS):
         raise InputError(f"No results in {folder}. Run: make bench")
     return "\n\n".join([_INTRODUCTION, *(_section(section, folder) for section in SECTIONS)]) + "\n"
+
+
+def quality_page(folder: Path) -> str:
+    """docs/results.md as markdown: what the methods cost in quality, from the results in `folder`."""
+    perplexities, costs = read_json(folder / "quality.json"), read_json(folder / "cost.json")
+    return (
+        "\n\n".join(
+            [
+                "# Results",
+                quality.section(perplexities["records"]),
+                "## What it cost besides perplexity",
+                textwrap.fill(_COST, width=120),
+                cost.section(costs["records"]),
+                _provenance(costs),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _section(section: Section, folder: Path) -> str:
@@ -152,11 +181,9 @@ def _days(records: list[Record]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results are")
-    parser.add_argument("--page", type=Path, default=PAGE, help="what is written")
     arguments = parser.parse_args()
-    content = page(arguments.folder)
-    arguments.page.parent.mkdir(parents=True, exist_ok=True)
-    arguments.page.write_text(content, encoding="utf-8")
+    for path, content in ((PAGE, page(arguments.folder)), (QUALITY_PAGE, quality_page(arguments.folder))):
+        path.write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

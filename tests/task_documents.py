@@ -48,6 +48,23 @@ def piqa_documents() -> list[dict[str, Any]]:
     return [{"goal": goal, "sol1": first, "sol2": second, "label": label} for goal, first, second, label in _PIQA]
 
 
+def gsm8k_documents() -> list[dict[str, Any]]:
+    """In the fields of gsm8k."""
+    sums = [(3, 4), (12, 5), (8, 8), (20, 1), (7, 6)]
+    return [
+        {"question": f"A shelf holds {a} books and {b} maps. How many is that?", "answer": f"{a} + {b}.\n#### {a + b}"}
+        for a, b in sums
+    ]
+
+
+def mmlu_documents() -> list[dict[str, Any]]:
+    """In the fields of mmlu's subjects."""
+    return [
+        {"question": question, "choices": texts, "answer": "ABCD".index(answer), "subject": "anything"}
+        for question, texts, answer in _ARC
+    ]
+
+
 def write_documents(path: Path, documents: Iterable[dict[str, Any]]) -> Path:
     """As JSONL."""
     path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")

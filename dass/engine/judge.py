@@ -113,7 +113,7 @@ class Judge:
             NumericalError: it is NaN or infinite.
         """
         model, total = self._decoder.model, 0.0
-        step = tokens_at_once(model.config.get_text_config().vocab_size, self._decoder.device)
+        step = tokens_at_once(model.config.get_text_config().vocab_size)
         with memory_advice(), torch.no_grad(), self._decoder.outside():
             for body, dense_BTH in zip(pruned.ends(), self._dense, strict=True):
                 head = Halves(model, model.base_model, type(body))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers.utils.generic import ModelOutput
 
 _PROBED = 16  # tokens on which the halves are compared with the whole
+_SOFTMAX_AT_ONCE = 2**20
 
 
 class Halves:
@@ -63,7 +64,10 @@ class Halves:
 
     def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
         """Log-probabilities (N, V) of any tokens' hidden states, in float32."""
-        return self.logits(hidden_NH).float().log_softmax(-1)
+        logits_NV = self.logits(hidden_NH).float()
+        for some_nV in logits_NV.split(max(1, _SOFTMAX_AT_ONCE // logits_NV.shape[1])):
+            some_nV.copy_(some_nV.log_softmax(-1))  # in place: a second tensor of this size is slow to get
+        return logits_NV
 
 
 def halves(model: "PreTrainedModel", input_ids_L: Tensor) -> Halves | None:

@@ -24,8 +24,8 @@ logger = logging.getLogger("dass")
 
 # Of a batch. On a CPU more tokens leave the cache, and every product gets slower.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-# Of a slice. Logits are by far the largest tensor, and larger slices are no faster.
-_LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
+# Of a slice. Logits are by far the largest tensor; but each slice reads the whole head once more, so small ones are slow.
+_LOGITS_AT_ONCE = 2**27
 # Of a batch whose logits cannot be had in slices.
 _LOGITS_OF_A_BATCH = 2**27
 
@@ -93,7 +93,7 @@ def token_losses(
     if parts is None:
         logger.info("%s: no body and head found that give its logits; small batches.", type(model).__name__)
         rows = max(1, min(rows, _LOGITS_OF_A_BATCH // vocabulary // length))
-    step = tokens_at_once(vocabulary, device)
+    step = tokens_at_once(vocabulary)
     losses_WL = torch.empty(windows, length - 1)
     for start in range(0, windows, rows):
         batch_WL = windows_WL[start : start + rows].to(device)
@@ -110,9 +110,9 @@ def token_losses(
     return losses_WL
 
 
-def tokens_at_once(vocabulary: int, device: torch.device) -> int:
+def tokens_at_once(vocabulary: int) -> int:
     """Tokens of a slice: all their logits have room."""
-    return max(1, _LOGITS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"] // vocabulary)
+    return max(1, _LOGITS_AT_ONCE // vocabulary)
 
 
 def mean_loss(

@@ -21,6 +21,7 @@ from dass.model.checkpoint import Checkpoint
 from dass.model.pretrained import load_model, load_tokenizer
 from tasks.evaluation.answers import ANSWERS, Answer, Row, write_answers
 from tasks.evaluation.dense_cache import keep_answers, kept_answers
+from tasks.evaluation.groups import group_entries
 from tasks.evaluation.overlap import calibration_grams
 from tasks.evaluation.paired import difference
 from tasks.evaluation.request_log import RequestLog
@@ -28,7 +29,7 @@ from tasks.evaluation.scored import Scored, main_metric
 from tasks.evaluation.task_check import check_tokenizer
 from tasks.evaluation.task_verdicts import verdicts
 from tasks.sources.pinned import read_pins
-from tasks.sources.task_definitions import single_tasks
+from tasks.sources.task_definitions import groups_with_means, single_tasks
 from tasks.sources.tokens import encode
 from tasks.workspace.devices import choose_device, choose_dtype
 from tasks.workspace.folder import Workspace
@@ -139,7 +140,9 @@ class _Asking:
         mean = {
             which: sum(entry[which][entry["metric"]] for entry in judged) / len(judged) for which in ("dense", "pruned")
         }
-        return {"tasks": tasks, "settings": self._how(), "mean": mean if judged else None, "verdicts": told}, rows
+        groups = group_entries(groups_with_means(self.evaluate.tasks), dense, pruned, self.evaluate.seed)
+        record = {"tasks": tasks, "settings": self._how(), "mean": mean if judged else None, "verdicts": told}
+        return (record | {"groups": groups} if groups else record), rows
 
     def _ask_model(self, model: _Model, asked: "list[AskedTask]") -> dict[str, Scored]:
         """All tasks of one model, which is loaded when the first question is not answered yet, and once."""

@@ -6,6 +6,7 @@ Pure: what is judged was read before. A rule that cannot be judged does not hold
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tasks.evaluation.task_record import all_entries
 from tasks.workspace.settings import Promote, TaskDrop
 
 KERNELS = {"2:4": "sparse tensor cores, 2:4 along in_features"}
@@ -64,7 +65,8 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
     if rules.min_sparsity is not None:
         rulings.append(_at_least("min_sparsity", rules.min_sparsity, evaluation["sparsity"]["mlp"]))
     for task, limit in rules.max_task_drop.items():
-        rulings.append(_task_drop(task, limit, evidence.tasks["tasks"].get(task), task in rules.optional_tasks))
+        measured = all_entries(evidence.tasks).get(task)
+        rulings.append(_task_drop(task, limit, measured, task in rules.optional_tasks))
     rulings += _divergence(rules, evaluation.get("divergence"))
     if rules.max_overlap is not None:
         tasks = {f"task {name}": each for name, each in evidence.tasks.get("overlap", {}).items()}

@@ -9,6 +9,7 @@ from typing import Any
 from dass.files import read_json, sha256_file
 from dass.masks.proof import ProofError
 from tasks.evaluation.answers import Row, read_answers
+from tasks.evaluation.groups import pooled
 from tasks.evaluation.paired import difference
 
 _RELATIVE = 1e-9
@@ -39,6 +40,8 @@ def check_tasks(record: Path, answers: Path, evaluate: Mapping[str, Any]) -> Non
         raise ProofError(f"{record.name} names other tasks than {answers.name} has answers of.")
     for task, rows in found.items():
         _check_task(f"{record.name}: {task}", tasks["tasks"][task], rows, evaluate["seed"])
+    for group, entry in tasks.get("groups", {}).items():
+        _check_group(f"{record.name}: {group}", entry, found, evaluate["seed"])
     judged = [entry for entry in tasks["tasks"].values() if entry["metric"] is not None]
     for which, mean in (tasks["mean"] or {}).items():
         expected = sum(entry[which][entry["metric"]] for entry in judged) / len(judged)
@@ -52,6 +55,21 @@ def _check_task(where: str, entry: Mapping[str, Any], rows: list[Row], seed: int
         for which, scores in (("dense", dense), ("pruned", pruned)):
             if set(scores) <= {0.0, 1.0}:
                 _same(f"{where}.{which}.{metric}", sum(scores) / len(scores), entry[which][metric])
+        for key, expected in difference(dense, pruned, seed).as_json().items():
+            _same(f"{where}.difference.{metric}.{key}", expected, told[key])
+
+
+def _check_group(where: str, entry: Mapping[str, Any], found: Mapping[str, list[Row]], seed: int) -> None:
+    if unknown := [task for task in entry["tasks"] if task not in found]:
+        raise ProofError(f"{where} is of {unknown[0]}, which has no answers.")
+    for metric, told in entry["difference"].items():
+        models = [
+            {task: [getattr(row, which) for row in found[task]] for task in entry["tasks"]}
+            for which in ("dense", "pruned")
+        ]
+        dense, pruned = (pooled(entry["tasks"], model, metric, entry["weighted"][metric]) for model in models)
+        for which, scores in (("dense", dense), ("pruned", pruned)):
+            _same(f"{where}.{which}.{metric}", sum(scores) / len(scores), entry[which][metric])
         for key, expected in difference(dense, pruned, seed).as_json().items():
             _same(f"{where}.difference.{metric}.{key}", expected, told[key])
 

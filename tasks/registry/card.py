@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.evaluation.task_record import named_entries
 from tasks.registry.result import scores_told
 from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.flat import flat
@@ -110,7 +111,7 @@ def _results(evaluation: dict[str, Any]) -> str:
 def _tasks(tasks: dict[str, Any]) -> list[str]:
     """A table of the zero-shot tasks, where any was asked."""
     rows = []
-    for name, entry in tasks["tasks"].items():
+    for name, entry in named_entries(tasks).items():
         for metric, between in entry["difference"].items():
             low, high = between["interval"]
             flips = "" if between["lost"] is None else f"{between['lost']} lost, {between['gained']} gained"

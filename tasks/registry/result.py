@@ -6,6 +6,7 @@ from typing import Any
 from dass.engine.choice import Choice
 from dass.errors import InputError
 from dass.files import digest_of, read_json, sha256_file
+from tasks.evaluation.task_record import all_entries, named_entries
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -105,7 +106,7 @@ class Result:
 def task_figures(tasks: dict[str, Any]) -> dict[str, Any]:
     """What is measured of metrics/tasks.json: of each task both models' metrics and their difference, and the means."""
     kept = ("documents", "dense", "pruned", "difference")
-    figures = {name: {key: entry[key] for key in kept} for name, entry in tasks["tasks"].items()}
+    figures = {name: {key: entry[key] for key in kept} for name, entry in all_entries(tasks).items()}
     if mean := tasks.get("mean"):
         figures |= {"mean": mean["pruned"], "mean_dense": mean["dense"]}
     return figures
@@ -126,7 +127,7 @@ def layer_scores(manifest: dict[str, Any]) -> list[str]:
 def tasks_told(tasks: dict[str, Any]) -> dict[str, str]:
     """Task -> what both models score on it, in a few words."""
     told = {}
-    for name, entry in tasks["tasks"].items():
+    for name, entry in named_entries(tasks).items():
         if metric := entry["metric"]:
             between = entry["difference"][metric]
             low, high = between["interval"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from tasks.evaluation.task_record import all_entries, named_entries
 from tasks.promotion.gates import Ruling
 from tasks.report.blocks import NONE, Cell, Chart, Section, Table, interval, number, share, text
 from tasks.report.charts import along, dense_and_pruned
@@ -23,7 +24,7 @@ def headline(facts: Facts) -> Section:
     for key, name, form in _DIVERGENCES:
         if key in divergence:
             rows.append([text(name), NONE, NONE, number(divergence[key], form), NONE])
-    for name, task in _tasks(facts).items():
+    for name, task in named_entries(facts.tasks).items():
         rows += _task_rows(name, task, only=_first_metric(task))
     for part, name in (("mlp", "zeros in the MLPs"), ("model", "zeros in the model")):
         rows.append([text(name), NONE, share(evaluation["sparsity"][part]), NONE, NONE])
@@ -139,19 +140,18 @@ def perplexity(facts: Facts) -> Section | None:
 
 def tasks(facts: Facts) -> Section | None:
     """Zero-shot accuracy, dense against pruned, on the same documents."""
-    found = _tasks(facts)
+    found = all_entries(facts.tasks)
     if not found:
         return None
     bars: list[dict[str, Any]] = []
-    rows: list[list[Cell]] = []
-    for name, task in found.items():
+    for name, task in named_entries(facts.tasks).items():
         metric = _first_metric(task)
         for model in ("dense", "pruned"):
             value, error = task[model].get(metric), task[model].get(f"{metric}_stderr")
             if type(value) in (int, float):
                 ends = {"low": value - error, "high": value + error} if type(error) in (int, float) else {}
                 bars.append({"name": f"{name} ({metric})", "model": model, "value": value, **ends})
-        rows += _task_rows(name, task)
+    rows = [row for name, task in found.items() for row in _task_rows(name, task)]
     charts = []
     if bars:
         spec = dense_and_pruned(bars, "accuracy (share), ± standard error", ".4f")
@@ -173,11 +173,6 @@ def tasks(facts: Facts) -> Section | None:
         ),
     ]
     return Section("tasks", "Zero-shot tasks", notes, charts, tables)
-
-
-def _tasks(facts: Facts) -> dict[str, Any]:
-    found: dict[str, Any] = facts.tasks.get("tasks", {})
-    return found
 
 
 def _first_metric(task: dict[str, Any]) -> str:

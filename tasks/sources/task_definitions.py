@@ -34,6 +34,7 @@ class Definition:
         data_set: on the hub; "" where the definition names none.
         members: names in a group.
         writes: whether the model writes its answer, rather than finding some likelier than others.
+        means: of a group: the metrics that it has a mean of, and whether larger tasks weigh more in it.
     """
 
     kind: Kind
@@ -41,6 +42,20 @@ class Definition:
     data_set: str = ""
     members: tuple[str, ...] = ()
     writes: bool = False
+    means: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """A group that is asked for by name and has a figure of its own.
+
+    Attributes:
+        tasks: names of its single tasks.
+        means: metric -> whether larger tasks weigh more in the group's mean of it.
+    """
+
+    tasks: list[str]
+    means: dict[str, bool]
 
 
 def lm_eval_version() -> str:
@@ -80,6 +95,16 @@ def single_tasks(names: list[str]) -> dict[str, Definition]:
     return found
 
 
+def groups_with_means(names: list[str]) -> dict[str, TaskGroup]:
+    """Those of the names that are groups for which lm_eval defines a mean, as mmlu has one and a mere tag has none."""
+    definitions = {name: _definition(name, "evaluate.tasks") for name in names}
+    return {
+        name: TaskGroup(list(single_tasks([name])), dict(definition.means))
+        for name, definition in definitions.items()
+        if definition.means
+    }
+
+
 def check_task_names(names: list[str], setting: str) -> None:
     """Refuse a name that is no task of lm_eval's.
 
@@ -92,7 +117,7 @@ def check_task_names(names: list[str], setting: str) -> None:
 
 @cache
 def _definition(name: str, setting: str) -> Definition:
-    kept = cache_folder() / "lm_eval" / f"tasks-{lm_eval_version()}.json"
+    kept = cache_folder() / "lm_eval" / f"definitions-{lm_eval_version()}.json"
     known = _read(kept)
     if known is None and (definition := definition_by_file_name(name)) is not None:
         return definition
@@ -141,9 +166,14 @@ def _read(kept: Path) -> dict[str, Definition] | None:
     """What was kept; None: nothing yet, or it is damaged and made again."""
     try:
         values = json.loads(kept.read_text(encoding="utf-8"))
-        return {name: Definition(**{**each, "members": tuple(each["members"])}) for name, each in values.items()}
+        return {name: _definition_of(each) for name, each in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _definition_of(kept: dict[str, Any]) -> Definition:
+    means = tuple((str(metric), bool(weighted)) for metric, weighted in kept["means"])
+    return Definition(**{**kept, "members": tuple(kept["members"]), "means": means})
 
 
 def _made(kept: Path) -> dict[str, Definition]:
@@ -166,12 +196,21 @@ def _from_lm_eval() -> dict[str, Definition]:
         config: dict[str, Any] = entry.cfg or {}
         match entry.kind.name:
             case "GROUP":
-                found[name] = Definition("group", members=tuple(map(_member, config.get("task") or ())))
+                members = config.get("task") or ()
+                members = [members] if isinstance(members, str) else members
+                found[name] = Definition("group", members=tuple(map(_member, members)), means=_means(config))
             case "TAG":
                 found[name] = Definition("group", members=tuple(sorted(entry.tags)))
             case _:
                 found[name] = _task(config, entry.yaml_path.relative_to(top).as_posix())
     return found
+
+
+def _means(config: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
+    """What a group's definition says of its mean, read as lm_eval reads it."""
+    asked = config.get("aggregate_metric_list") or ()
+    asked = [asked] if isinstance(asked, dict) else asked
+    return tuple((str(each["metric"]), bool(each.get("weight_by_size", True))) for each in asked)
 
 
 def _member(member: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from dass.errors import InputError, NumericalError
 from dass.files import read_json
+from dass.masks.proof import ProofError
 from dass.model.pretrained import load_model
 from tasks.calibration import cache_windows
 from tasks.evaluation import zero_shot
@@ -21,9 +22,19 @@ from tasks.evaluation.answers import read_answers
 from tasks.evaluation.paired import difference
 from tasks.evaluation.request_log import RequestLog
 from tasks.evaluation.zero_shot import evaluate_tasks
+from tasks.promotion.task_proof import check_tasks
+from tasks.sources.task_definitions import single_tasks
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
-from tests.task_documents import arc_documents, piqa_documents, write_documents, write_task_files
+from tests.hub import COMMIT, hub
+from tests.task_documents import (
+    arc_documents,
+    gsm8k_documents,
+    mmlu_documents,
+    piqa_documents,
+    write_documents,
+    write_task_files,
+)
 from tests.workspaces import change_settings
 
 METRICS = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
@@ -196,6 +207,24 @@ def test_examples_come_from_the_split_that_is_given_for_them(asked: tuple[Worksp
         evaluate_tasks(ws, change_settings(ws, **{**shots, "evaluate__num_fewshot": 5}))
 
 
+def test_documents_of_the_hub_give_the_figures_of_the_same_file(
+    asked: tuple[Workspace, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, settings = asked
+    one = _evaluate(settings, tasks=["arc_easy"], task_files={"arc_easy": str(ws.root / "arc_easy.jsonl")})
+    evaluate_tasks(ws, change_settings(ws, **one))
+    from_file = result(ws)["tasks"]["arc_easy"]
+    files = {
+        "README.md": b"---\nconfigs:\n- config_name: ARC-Easy\n  data_files: [{split: test, path: test.jsonl}]\n---\n",
+        "test.jsonl": (ws.root / "arc_easy.jsonl").read_bytes(),
+    }
+    with hub("allenai/ai2_arc", files, monkeypatch):
+        evaluate_tasks(ws, change_settings(ws, **{**one, "evaluate__task_files": {}}))
+    entry = result(ws)["tasks"]["arc_easy"]
+    assert entry.pop("data") == {"hub": COMMIT}
+    assert entry == {key: value for key, value in from_file.items() if key != "data"}
+
+
 def test_a_model_that_computes_nan_is_no_result(asked: tuple[Workspace, Settings]) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -324,58 +353,84 @@ def test_the_difference_is_paired() -> None:
 
 
 def lm_eval_command(
-    ws: Workspace, checkpoint: Path, task: str, include: Path, out: Path, *options: str
-) -> dict[str, Any]:
-    """The figures that lm_eval's own command prints for a task, from its own reading of the same file."""
+    ws: Workspace, checkpoint: Path, name: str, include: Path, out: Path, *options: str
+) -> dict[str, float]:
+    """The figures that lm_eval's own command prints for a task or group, from its own reading of the same files."""
     arguments = f"pretrained={checkpoint},dtype=float32,trust_remote_code=False"
-    command = ["run", "--model", "hf", "--model_args", arguments, "--device", "cpu", "--tasks", f"{task}_file"]
+    command = ["run", "--model", "hf", "--model_args", arguments, "--device", "cpu", "--tasks", name]
+    where = ["--include_path", str(include), "--output_path", str(out)]
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "lm_eval",
-            *command,
-            "--include_path",
-            str(include),
-            "--output_path",
-            str(out),
-            *options,
-        ],
-        check=True,
-        capture_output=True,
-        cwd=ws.root,
+        [sys.executable, "-m", "lm_eval", *command, *where, *options], check=True, capture_output=True, cwd=ws.root
     )
-    results: dict[str, Any] = read_json(next(out.rglob("results_*.json")))["results"][f"{task}_file"]
-    return results
+    results: dict[str, Any] = read_json(next(out.rglob("results_*.json")))["results"][name]
+    found = {}
+    for key, value in results.items():
+        metric, comma, filter_ = key.partition(",")
+        if comma and isinstance(value, float):
+            base, error, _ = metric.partition("_stderr")
+            found[metric if filter_ == "none" else f"{base}-{filter_}{error}"] = value
+    return found
+
+
+def include_for(folder: Path, name: str, file: Path) -> None:
+    """A definition for lm_eval's command: its own of `name`, called `name`_file, with the documents of `file`."""
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    definition = next(Path(lm_eval.tasks.__file__).parent.rglob(f"{name}.yaml"))
+    config = load_yaml(definition, resolve_func=False)
+    asked = config.get("test_split") or config["validation_split"]
+    others = {config.get(key) for key in ("training_split", "validation_split", "fewshot_split")} - {None, asked}
+    keys = [key for key in ("training_split", "validation_split", "fewshot_split") if config.get(key) in others]
+    lines = [f"include: {definition}", f"task: {name}_file", "dataset_path: json", "dataset_name: null", "tag: null"]
+    lines += [f"dataset_kwargs: {{data_files: {{{asked}: {file}}}}}", *(f"{key}: null" for key in keys)]
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}_file.yaml").write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["arc_easy", "piqa"])
+@pytest.mark.parametrize("task", ["arc_easy", "piqa", "gsm8k"])
 def test_figures_are_those_of_lm_evals_own_command_to_the_last_digit(
     task: str, asked: tuple[Workspace, Settings], tmp_path: Path
 ) -> None:
-    import lm_eval.tasks
-
     ws, settings = asked
-    settings = change_settings(ws, **_evaluate(settings, batch_size=4, limit=11))
-    evaluate_tasks(ws, settings)
-    definition = next(Path(lm_eval.tasks.__file__).parent.glob(f"*/{task}.yaml"))
-    split = {"arc_easy": "test", "piqa": "validation"}[task]
-    include = tmp_path / "include"
-    include.mkdir()
-    others = {"arc_easy": ["training_split", "validation_split"], "piqa": ["training_split"]}[task]
-    lines = [f"include: {definition}", f"task: {task}_file", "dataset_path: json", "dataset_name: null"]
-    lines += [
-        f"dataset_kwargs: {{data_files: {{{split}: {ws.root / task}.jsonl}}}}",
-        *(f"{key}: null" for key in others),
-    ]
-    (include / "task.yaml").write_text("\n".join(lines) + "\n")
+    write_documents(ws.root / "gsm8k.jsonl", gsm8k_documents())
+    how = {"tasks": [task], "task_files": {task: str(ws.root / f"{task}.jsonl")}, "batch_size": 4, "limit": 5}
+    evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, **how, num_fewshot=0)))
+    include_for(tmp_path / "include", task, ws.root / f"{task}.jsonl")
+    options = ["--batch_size", "4", "--limit", "5", "--num_fewshot", "0", "--seed", "1234"]
     for which, checkpoint in (("dense", ws.base), ("pruned", ws.pruned)):
-        theirs = lm_eval_command(
-            ws, checkpoint, task, include, tmp_path / which, "--batch_size", "4", "--limit", "11", "--seed", "1234"
-        )
-        ours = result(ws)["tasks"][task][which]
-        assert ours == {metric: theirs[f"{metric},none"] for metric in METRICS}
+        theirs = lm_eval_command(ws, checkpoint, f"{task}_file", tmp_path / "include", tmp_path / which, *options)
+        assert theirs
+        assert result(ws)["tasks"][task][which] == theirs
+
+
+@pytest.mark.slow
+def test_a_group_s_figures_are_those_of_lm_evals_own_command(asked: tuple[Workspace, Settings], tmp_path: Path) -> None:
+    ws, settings = asked
+    include, files = tmp_path / "include", {}
+    for number, name in enumerate(single_tasks(["mmlu_stem"])):
+        file = write_documents(ws.root / f"{name}.jsonl", mmlu_documents()[: 2 + number % 3])
+        include_for(include, name, file)
+        files[name] = str(file)
+    group = [*("group: stem_file", "task:"), *(f"- {name}_file" for name in files)]
+    group += ["aggregate_metric_list:", "- {metric: acc, weight_by_size: true}"]
+    (include / "stem_file.yaml").write_text("\n".join(group) + "\n")
+    how = {"tasks": ["mmlu_stem"], "task_files": files, "batch_size": 4, "num_fewshot": 0}
+    settings = change_settings(ws, **_evaluate(settings, **how))
+    evaluate_tasks(ws, settings)
+    found = result(ws)["groups"]["mmlu_stem"]
+    assert len(found["tasks"]) == len(files) > 10
+    for which, checkpoint in (("dense", ws.base), ("pruned", ws.pruned)):
+        options = ["--batch_size", "4", "--num_fewshot", "0", "--seed", "1234"]
+        assert found[which] == lm_eval_command(ws, checkpoint, "stem_file", include, tmp_path / which, *options)
+    proof = ws.metrics / "tasks.json", ws.answers / "answers.parquet", settings.evaluate.model_dump()
+    check_tasks(*proof)
+    record = result(ws)
+    record["groups"]["mmlu_stem"]["difference"]["acc"]["value"] += 0.01
+    proof[0].write_text(json.dumps(record))
+    with pytest.raises(ProofError, match=r"mmlu_stem\.difference\.acc\.value is .* and follows as"):
+        check_tasks(*proof)
 
 
 CHILD = """
@@ -383,6 +438,7 @@ import sys, time
 from pathlib import Path
 from tasks.evaluation.request_log import RequestLog
 from tasks.evaluation.zero_shot import evaluate_tasks
+from tasks.sources.task_definitions import single_tasks
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings
 

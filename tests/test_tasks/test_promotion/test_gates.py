@@ -108,6 +108,9 @@ def test_a_verdict_refuses_whatever_the_rules_say(verdict: str) -> None:
 
 def test_a_task_may_lose_as_much_as_its_rule_allows() -> None:
     assert one("max_task_drop", {"arc": 0.06}).passed
+    tasks = {"tasks": {}, "groups": {"mmlu": {**task(-0.05, (-0.08, -0.02)), "tasks": []}}}
+    assert one("max_task_drop", {"mmlu": 0.06}, tasks=tasks).passed
+    assert not one("max_task_drop", {"mmlu": 0.04}, tasks=tasks).passed
     refused = one("max_task_drop", {"arc": 0.04})
     assert (refused.rule, refused.passed) == ("max_task_drop.arc", False)
     assert refused.value == pytest.approx(0.05)

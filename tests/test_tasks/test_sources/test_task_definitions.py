@@ -9,7 +9,14 @@ import pytest
 from dass.errors import InputError
 from tasks.sources import task_definitions
 from tasks.sources.task_data import task_sources
-from tasks.sources.task_definitions import Definition, definition_by_file_name, lm_eval_version, single_tasks
+from tasks.sources.task_definitions import (
+    Definition,
+    TaskGroup,
+    definition_by_file_name,
+    groups_with_means,
+    lm_eval_version,
+    single_tasks,
+)
 from tasks.workspace.settings import Evaluate
 
 KNOWN = {
@@ -17,6 +24,7 @@ KNOWN = {
     "arc_challenge": Definition("task", "arc/arc_challenge.yaml", "allenai/ai2_arc"),
     "gsm8k": Definition("task", "gsm8k/gsm8k.yaml", "openai/gsm8k", writes=True),
     "ai2_arc": Definition("group", members=("arc_challenge", "arc_easy")),
+    "sums": Definition("group", members=("gsm8k", "arc_easy"), means=(("acc", True),)),
     "squadv2": Definition("class", "squadv2/squadv2.yaml"),
     "both": Definition("group", members=("ai2_arc", "gsm8k", "arc_easy", "both")),
 }
@@ -26,7 +34,7 @@ KNOWN = {
 def _known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user for whom the names of a few tasks are kept."""
     monkeypatch.setenv("DASS_CACHE", str(tmp_path))
-    kept = tmp_path / "lm_eval" / f"tasks-{lm_eval_version()}.json"
+    kept = tmp_path / "lm_eval" / f"definitions-{lm_eval_version()}.json"
     kept.parent.mkdir()
     kept.write_text(json.dumps({name: asdict(each) for name, each in KNOWN.items()}))
     task_definitions._definition.cache_clear()
@@ -39,6 +47,10 @@ def asked(**values: object) -> Evaluate:
 def test_groups_are_taken_apart_and_each_task_is_asked_once() -> None:
     assert list(single_tasks(["both"])) == ["arc_challenge", "arc_easy", "gsm8k"]
     assert list(single_tasks(["arc_easy", "ai2_arc"])) == ["arc_easy", "arc_challenge"]
+
+
+def test_only_a_group_that_lm_eval_averages_has_a_figure_of_its_own() -> None:
+    assert groups_with_means(["sums", "ai2_arc", "gsm8k"]) == {"sums": TaskGroup(["gsm8k", "arc_easy"], {"acc": True})}
 
 
 def test_nearest_names_are_told() -> None:
