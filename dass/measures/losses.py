@@ -24,10 +24,9 @@ logger = logging.getLogger("dass")
 
 # Of a batch. On a CPU more tokens leave the cache, and every product gets slower.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-# Of a slice. Logits are by far the largest tensor; but each slice reads the whole head once more, so small ones are slow.
+# Of a slice, or of a batch whose logits cannot be had in slices. They are by far the largest tensor; but each slice
+# reads the whole head once more, so small ones are slow.
 _LOGITS_AT_ONCE = 2**27
-# Of a batch whose logits cannot be had in slices.
-_LOGITS_OF_A_BATCH = 2**27
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def token_losses(
     rows = max(1, (batch_tokens or _BATCH_TOKENS[kind]) // length)
     if parts is None:
         logger.info("%s: no body and head found that give its logits; small batches.", type(model).__name__)
-        rows = max(1, min(rows, _LOGITS_OF_A_BATCH // vocabulary // length))
+        rows = max(1, min(rows, _LOGITS_AT_ONCE // vocabulary // length))
     step = tokens_at_once(vocabulary)
     losses_WL = torch.empty(windows, length - 1)
     for start in range(0, windows, rows):

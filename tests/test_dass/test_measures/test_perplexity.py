@@ -47,7 +47,7 @@ def test_batches_hold_whole_windows_and_do_not_change_the_loss(batch_tokens: int
 def test_a_large_vocabulary_is_scored_in_slices_of_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, windows = tiny_model(), tiny_tokens(samples=4, length=16)
     whole = mean_loss(model, windows, batch_tokens=64)
-    monkeypatch.setitem(module._LOGITS_AT_ONCE, "cpu", 300 * 7)
+    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 300 * 7)
     batches: list[int] = []
     slices: list[tuple[int, ...]] = []
     losses = token_losses(
@@ -68,7 +68,7 @@ def test_a_model_without_halves_is_scored_in_small_batches(
     model, windows = tiny_model(), tiny_tokens(samples=4, length=16)
     whole = mean_loss(model, windows, batch_tokens=64)
     monkeypatch.setattr(module, "halves", lambda *_: None)
-    monkeypatch.setattr(module, "_LOGITS_OF_A_BATCH", 300 * 32)
+    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 300 * 32)
     seen: list[int] = []
     with caplog.at_level("INFO", "dass"):
         assert mean_loss(model, windows, 64, seen.append) == pytest.approx(whole, rel=1e-6)
