@@ -214,10 +214,10 @@ def test_documents_of_the_hub_give_the_figures_of_the_same_file(
     one = _evaluate(settings, tasks=["arc_easy"], task_files={"arc_easy": str(ws.root / "arc_easy.jsonl")})
     evaluate_tasks(ws, change_settings(ws, **one))
     from_file = result(ws)["tasks"]["arc_easy"]
-    files = {
-        "README.md": b"---\nconfigs:\n- config_name: ARC-Easy\n  data_files: [{split: test, path: test.jsonl}]\n---\n",
-        "test.jsonl": (ws.root / "arc_easy.jsonl").read_bytes(),
-    }
+    splits = ("train", "validation", "test")
+    listed = "".join(f"  - {{split: {split}, path: {split}.jsonl}}\n" for split in splits)
+    files = {f"{split}.jsonl": (ws.root / "arc_easy.jsonl").read_bytes() for split in splits}
+    files["README.md"] = f"---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n{listed}---\n".encode()
     with hub("allenai/ai2_arc", files, monkeypatch):
         evaluate_tasks(ws, change_settings(ws, **{**one, "evaluate__task_files": {}}))
     entry = result(ws)["tasks"]["arc_easy"]
