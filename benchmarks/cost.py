@@ -83,9 +83,10 @@ def section(records: list[Record]) -> str:
             ]
         )
         for name, task in each["tasks"].items():
-            answers.append(
-                [f"{each['model']}, {each['row']}", name, *_answers(task, "acc"), *_answers(task, "acc_norm")]
-            )
+            answers += [
+                [f"{each['model']}, {each['row']}", f"{name}, {metric}", *_answers(task, metric)]
+                for metric in task["difference"]
+            ]
     header = [
         "model, what goes",
         "dense",
@@ -97,12 +98,8 @@ def section(records: list[Record]) -> str:
     ]
     parts = [markdown.table(header, rows)]
     if answers:
-        columns = [
-            f"{metric}{what}"
-            for metric in ("acc", "acc_norm")
-            for what in (" dense", " pruned", ", difference (95 %)", ": lost, gained", ", p")
-        ]
-        parts.append(markdown.table(["model, what goes", "task", *columns], answers))
+        columns = ["model, what goes", "task", "dense", "pruned", "points (95 %)", "lost, gained", "p"]
+        parts.append(markdown.table(columns, answers))
     return "\n\n".join(parts)
 
 

@@ -97,10 +97,11 @@ def commit() -> str:
 
 
 def called_as() -> str:
-    """This process's command line, as typed from the repository's root."""
+    """This process's command line, as typed from the repository's root; of files elsewhere their names."""
     script = Path(sys.argv[0])
     module = f"-m {script.parent.name}.{script.stem}" if script.parent == ROOT / "benchmarks" else script.name
-    return f"python {module} {shlex.join(sys.argv[1:])}".strip()
+    arguments = [re.sub(r"(?:(?<==)|^)/.*/", "", argument) for argument in sys.argv[1:]]
+    return f"python {module} {shlex.join(arguments)}".strip()
 
 
 def _cpu_model() -> str:
