@@ -59,7 +59,7 @@ def drawn_windows(ws: Workspace, settings: Settings) -> tuple[Tensor, dict[str, 
     asked = settings.calibration
     check_context(ws.base, asked.sequence_length, "calibration.sequence_length")
     shares = [Fraction(str(text.share)) for text in asked.texts.values()]
-    counts = windows_each(asked.samples, [1 - sum(shares), *shares])
+    counts = windows_each(asked.samples, [1 - sum(shares, Fraction(0)), *shares])
     for name, count in zip(["source", *(f"texts.{name}" for name in asked.texts)], counts, strict=True):
         if count == 0:
             raise InputError(

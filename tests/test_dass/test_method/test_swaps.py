@@ -107,7 +107,8 @@ def test_no_single_swap_helps_afterwards(pattern: str, axis: int | None, blocks:
 @pytest.mark.parametrize(("pattern", "axis", "blocks"), CASES, ids=NAMES)
 def test_counts_stay_in_every_group(pattern: str, axis: int | None, blocks: bool) -> None:
     _, _, keep, refined = made(pattern, axis, blocks)
-    for group in groups(*keep.shape, parse_pattern(pattern), axis):
+    rows, columns = keep.shape
+    for group in groups(rows, columns, parse_pattern(pattern), axis):
         assert sum(bool(refined.keep_OC[place]) for place in group) == sum(bool(keep[place]) for place in group)
     if blocks:
         assert (refined.keep_OC.view(-1, 4, keep.shape[1]).sum(dim=1) == 2).all()
