@@ -25,6 +25,6 @@ def progress_artifact(steps: int) -> Callable[[dict[str, Any]], None]:
         if made is None:
             made = create_progress_artifact(float(share), key="recover", description=told)  # type: ignore[assignment]
         else:
-            update_progress_artifact(made, float(share), description=told)  # type: ignore[unused-coroutine]
+            update_progress_artifact(made, float(share), description=told)
 
     return note

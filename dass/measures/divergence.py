@@ -77,7 +77,8 @@ def token_kl(dense_nV: Tensor, pruned_nV: Tensor) -> Tensor:
     `dense_nV` is used as working memory: it holds probabilities afterwards.
     """
     apart_nV = dense_nV - pruned_nV
-    return torch.linalg.vecdot(dense_nV.exp_(), apart_nV).clamp_(min=0.0)  # below by rounding only
+    kl_n: Tensor = torch.linalg.vecdot(dense_nV.exp_(), apart_nV)
+    return kl_n.clamp_(min=0.0)  # below by rounding only
 
 
 def top(values_nV: Tensor) -> Tensor:

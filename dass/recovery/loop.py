@@ -158,7 +158,8 @@ class Recovery:
         rows = self._rows(step)
         self._optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64)
-        for batch in self._batches(rows[self._ranks.share(len(rows), 1)]):
+        own = self._ranks.share([slice(each, each + 1) for each in range(len(rows))])
+        for batch in self._batches(rows[own[0].start : own[-1].stop]):
             total += self._loss(batch, len(batch) / len(rows), backwards=True)
         total = total.to(self._device)
         trained = list(self._student.trained.values())
@@ -200,7 +201,7 @@ class Recovery:
                 logits_nV = self._body.logits(cut_NH[part])
                 loss = target.divergence(logits_nV, part.start) * scale
             if backwards:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             total += loss.detach()
         outputs, gradients = [states_NH], [cut_NH.grad]
         if layers:
@@ -208,7 +209,7 @@ class Recovery:
             total += error.detach()
             outputs, gradients = [*outputs, error], [*gradients, None]
         if backwards:
-            torch.autograd.backward(outputs, gradients)  # type: ignore[arg-type]
+            torch.autograd.backward(outputs, gradients)
         return total.cpu()
 
     def _products(self) -> AbstractContextManager[Any]:

@@ -11,7 +11,8 @@ def divergence_sum(teacher_nV: Tensor, student_nV: Tensor, temperature: float = 
     """Sum over the tokens of the divergence on the full vocabulary, from logits (n, V). Float32, a scalar."""
     wanted_nV = (teacher_nV.float() / temperature).log_softmax(-1)
     found_nV = (student_nV.float() / temperature).log_softmax(-1)
-    return torch.linalg.vecdot(wanted_nV.exp(), wanted_nV - found_nV).sum() * temperature**2
+    total: Tensor = torch.linalg.vecdot(wanted_nV.exp(), wanted_nV - found_nV).sum() * temperature**2
+    return total
 
 
 def top_log_probabilities(teacher_nV: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def top_divergence_sum(wanted_nK: Tensor, ids_nK: Tensor, student_nV: Tensor, te
     """
     found_nV = (student_nV.float() / temperature).log_softmax(-1)
     found_nK = found_nV.gather(1, ids_nK.long())
-    told = torch.linalg.vecdot(wanted_nK.exp(), wanted_nK - found_nK)
+    told: Tensor = torch.linalg.vecdot(wanted_nK.exp(), wanted_nK - found_nK)
     wanted_tail_n, found_tail_n = _tail(wanted_nK), _tail(found_nK)
     return (told + wanted_tail_n * (wanted_tail_n.log() - found_tail_n.log())).sum() * temperature**2
 

@@ -72,7 +72,8 @@ class Student:
             self._add_lora(lora_rank, seed)
         else:
             for name in chosen:
-                self.trained[name] = model.get_parameter(name).requires_grad_()
+                self.trained[name] = model.get_parameter(name)
+                self.trained[name].requires_grad_()
 
     def hold_gradients(self) -> None:
         """No gradient where the masks remove. Call behind the backward pass."""

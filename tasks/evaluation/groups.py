@@ -51,8 +51,8 @@ def _entry(group: TaskGroup, dense: Mapping[str, Scored], pruned: Mapping[str, S
                 figures[which] |= _mean(metric, [scored[name] for name in group.tasks], weighted)
             if all(metric in each.scores for model in answers for task in model.values() for each in task):
                 weighs[metric] = weighted
-                scores = [pooled(group.tasks, model, metric, weighted) for model in answers]
-                differences[metric] = difference(*scores, seed=seed).as_json()
+                before, after = (pooled(group.tasks, model, metric, weighted) for model in answers)
+                differences[metric] = difference(before, after, seed).as_json()
     return {
         "documents": sum(map(len, answers[0].values())),
         "tasks": group.tasks,

@@ -18,4 +18,4 @@ def _prune(workspace: Workspace, settings: Settings, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    work_as_rank(*sys.argv[1:], work=_prune)
+    work_as_rank(sys.argv[1], sys.argv[2], _prune)

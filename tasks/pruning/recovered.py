@@ -1,5 +1,6 @@
 """What training behind pruning left in artifacts/recovered, and whether it belongs to a result of pruning."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from dass.errors import InputError
 RECOVERY = "recovery.json"
 
 
-def check_recovery_fits(recovery: dict[str, Any], manifest: dict[str, Any], where: Path) -> None:
+def check_recovery_fits(recovery: Mapping[str, Any], manifest: Mapping[str, Any], where: Path) -> None:
     """Refuse a recovery of another result of pruning.
 
     Args:

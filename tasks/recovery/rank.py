@@ -15,4 +15,4 @@ def _recover(workspace: Workspace, settings: Settings, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    work_as_rank(*sys.argv[1:], work=_recover)
+    work_as_rank(sys.argv[1], sys.argv[2], _recover)

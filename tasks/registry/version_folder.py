@@ -163,8 +163,8 @@ def _save_records(
     }
     write_json(folder / SETTINGS, settings.model_dump(mode="json", by_alias=True))
     write_json(folder / VERSION, version)
-    records = [read_json(folder / name) for name in (MANIFEST, EVALUATION)]
-    text = card(*records, tasks_of(folder), settings, version, recovery_of(folder))
+    manifest, evaluation = (read_json(folder / name) for name in (MANIFEST, EVALUATION))
+    text = card(manifest, evaluation, tasks_of(folder), settings, version, recovery_of(folder))
     (folder / CARD).write_text(text, encoding="utf-8")
 
 

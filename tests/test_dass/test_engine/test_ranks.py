@@ -112,7 +112,7 @@ def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(
 @pytest.mark.parametrize("share", [0.0, 0.5])  # half: all that rank 1 has
 @pytest.mark.parametrize("update", ["reconstruct", "reconstruct-block"])
 def test_two_ranks_refit_as_one(tiny: tuple[Path, Path], tmp_path: Path, update: str, share: float) -> None:
-    options = {"update": update, "validation_share": share, "epochs": 2}
+    options: dict[str, Any] = {"update": update, "validation_share": share, "epochs": 2}
     assert start(*tiny, tmp_path / "work", 2, layers=3, **options) == 0
     assert digests(tmp_path / "work") == digests_of_one(*tiny, tmp_path / "alone", **options)
     for two, one in zip(finished_reports(tmp_path / "work"), finished_reports(tmp_path / "alone"), strict=True):

@@ -87,7 +87,7 @@ def where_wanda_wins() -> PreTrainedModel:
     with torch.no_grad():
         for layer in model.model.layers:
             layer.post_attention_layernorm.weight[::2] = 1e-3
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def where_dass_wins() -> PreTrainedModel:
@@ -97,7 +97,7 @@ def where_dass_wins() -> PreTrainedModel:
         for layer in model.model.layers:
             layer.mlp.up_proj.weight[::2] *= 1e-3
             layer.mlp.gate_proj.weight[::2] *= 1e-3
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 @pytest.mark.parametrize(("made", "method"), [(where_wanda_wins, "wanda"), (where_dass_wins, "dass")])
@@ -113,7 +113,7 @@ def test_a_model_for_which_one_score_is_right_gets_it(made: Callable[[], PreTrai
 def test_layers_of_either_kind_each_get_their_score() -> None:
     model: Any = where_wanda_wins()
     with torch.no_grad():
-        model.model.layers[1] = where_dass_wins().model.layers[1]  # type: ignore[operator, index, union-attr]
+        model.model.layers[1] = where_dass_wins().model.layers[1]
     choice = auto(model).choice
     assert choice is not None
     assert [score.method for score in choice.scores] == ["wanda", "dass", "wanda"]

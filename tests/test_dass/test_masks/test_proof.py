@@ -38,7 +38,7 @@ class Pruned:
         self.updates = Updates(sorted((folder / "work").glob("*/updates_*.safetensors")))
         what = plan(**options)
         prune = {**asdict(what), "pattern": str(what.pattern), "sparsity": what.pattern.sparsity}
-        self.manifest = {
+        self.manifest: dict[str, Any] = {
             "settings": {"prune": prune},
             "layers": [asdict(layer) for layer in report.layers],
             "auto": report.choice and report.choice.named,

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -119,9 +120,11 @@ def _few_and_others():
 
 def test_tokens_held_back_stop_it_before_it_is_over_fitted():
     weights, keep, fitted, others = _few_and_others()
-    asked = {"steps": 400, "batch_tokens": 64}
-    blind = refit_mlp(weights, keep, *fitted, F.silu, **asked)
-    found = refit_mlp(weights, keep, *fitted, F.silu, held_back=others, **asked)
+    asked: dict[str, Any] = {"steps": 400, "batch_tokens": 64}
+    x, y = fitted
+    blind = refit_mlp(weights, keep, x, y, F.silu, **asked)
+    found = refit_mlp(weights, keep, x, y, F.silu, held_back=others, **asked)
+    assert found.errors.held_back.relative is not None
     assert found.errors.held_back.relative == pytest.approx(_error(found.weights, *others), rel=1e-3)
     assert found.errors.fitted.relative == pytest.approx(found.error_after)
     assert found.errors.held_back.relative <= _error(weights, *others) * (1 + 1e-6)
@@ -131,7 +134,7 @@ def test_tokens_held_back_stop_it_before_it_is_over_fitted():
 
 
 def test_a_start_that_nothing_beats_on_tokens_held_back_is_kept():
-    weights, keep, fitted, (x, _) = _few_and_others()
-    found = refit_mlp(weights, keep, *fitted, F.silu, held_back=(x, _mlp(weights, x) + 1e-3), steps=40)
+    weights, keep, (few, wanted), (x, _) = _few_and_others()
+    found = refit_mlp(weights, keep, few, wanted, F.silu, held_back=(x, _mlp(weights, x) + 1e-3), steps=40)
     assert all(torch.equal(found.weights[name], weights[name]) for name in keep)
     assert found.error_after == found.error_before

@@ -108,7 +108,7 @@ def test_how_a_step_is_cut_into_batches_makes_no_difference(pruned: Pruned) -> N
 def test_activations_are_computed_again_where_that_is_asked_for(pruned: Pruned) -> None:
     calls: dict[bool, int] = {}
     for again in (False, True):
-        student, seen = pruned.student(), []
+        student, seen = pruned.student(), list[int]()
         student.model.get_submodule("model.layers.1.mlp").register_forward_pre_hook(
             lambda *_, seen=seen: seen.append(1)
         )
