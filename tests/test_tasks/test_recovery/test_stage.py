@@ -234,7 +234,7 @@ def test_windows_of_its_own_are_drawn_and_kept_and_count_as_calibration(pruned: 
 
 
 def test_a_stored_teacher_is_asked_once(pruned: Workspace) -> None:
-    settings = asked(pruned, recover__teacher="stored", recover__top_k=16)
+    settings = asked(pruned, recover__teacher="stored", recover__top_k=128)
     run = RecoveryRun(pruned, settings)
     run.train(lambda _: None)
     run.finish(pruned.recovered)
