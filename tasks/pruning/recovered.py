@@ -6,7 +6,9 @@ from typing import Any
 
 from dass.errors import InputError
 
-RECOVERY = "recovery.json"
+RECOVERY, FORMAT = "recovery.json", "dass-recovery-1"
+NOT_TRAINED: dict[str, Any] = {"format": FORMAT, "trained": False}
+"""The record where recovery is off."""
 
 
 def check_recovery_fits(recovery: Mapping[str, Any], manifest: Mapping[str, Any], where: Path) -> None:

@@ -35,6 +35,7 @@ from dass.recovery.student import Student
 from dass.recovery.teacher import LiveTeacher, StoredTeacher, Teacher, store_teacher
 from tasks.calibration import drawn_windows
 from tasks.pruning.processes import JoinedProcesses, is_rank
+from tasks.pruning.recovered import FORMAT
 from tasks.pruning.run import MANIFEST, MASKS, UPDATES, read_stage
 from tasks.sources.tokens import digest_of_ids
 from tasks.workspace.devices import choose_device, choose_dtype
@@ -42,7 +43,7 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress_bar
 from tasks.workspace.settings import Settings
 
-RECORD, TOKENS, FORMAT = "recovery.json", "tokens.safetensors", "dass-recovery-1"
+RECORD, TOKENS = "recovery.json", "tokens.safetensors"
 VERSION = 1
 """Of how it is trained: another one begins anew."""
 

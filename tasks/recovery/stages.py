@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dass.files import complete_folder, write_json
+from tasks.pruning.recovered import NOT_TRAINED, RECOVERY
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress_bar
 from tasks.workspace.settings import Settings
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger("dass")
-
-_OFF = {"format": "dass-recovery-1", "trained": False}
 
 
 def recover(
@@ -40,7 +39,7 @@ def recover(
     """
     if not settings.recover.steps:
         with complete_folder(workspace.recovered) as folder:
-            write_json(folder / "recovery.json", _OFF)
+            write_json(folder / RECOVERY, NOT_TRAINED)
         return
     from dass.engine.ranks import joined_ranks  # here: torch takes seconds, and most runs recover nothing
     from tasks.recovery.run import RecoveryRun

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.files import read_json, sha256_file
+from tasks.pruning.recovered import NOT_TRAINED
 from tasks.registry.chain import Chain
 from tasks.registry.entry import Entry
 from tasks.registry.keyring import Key
 from tasks.registry.ledger import Ledger
 from tasks.registry.signing import SIGNATURE, SignatureError, check, signed_files
-from tasks.registry.version_folder import MANIFEST, NOT_TRAINED, RECOVERY, TASKS, VERSION
+from tasks.registry.version_folder import MANIFEST, RECOVERY, TASKS, VERSION
 from tasks.registry.versions import file_of, find_version, folder_of
 from tasks.workspace.folder import Workspace
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dass.files import read_json, scratch_folder, sha256_file, write_json
 from dass.masks.pruned_record import RECORD
 from dass.model.checkpoint_folder import contents
+from tasks.pruning.recovered import NOT_TRAINED
 from tasks.registry.card import card
 from tasks.registry.key_file import dsse_signer
 from tasks.registry.signing import SIGNATURE, sign
@@ -44,7 +45,6 @@ SETTINGS = "dass/settings.json"
 VERSION = "dass/version.json"
 CARD = "README.md"
 
-NOT_TRAINED: dict[str, Any] = {"trained": False}
 FORMAT = "dass-version-2"
 CHECKPOINT = "model"
 """Where MLflow's transformers flavour puts a checkpoint."""
