@@ -1,9 +1,10 @@
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import results as module
-from benchmarks.results import Results, environment
+from benchmarks.results import Results, called_as, environment
 from dass.errors import InputError
 
 
@@ -38,3 +39,9 @@ def test_the_environment_names_machine_and_versions() -> None:
     here = environment()
     assert here["memory_gib"] > 0
     assert all(here[name] for name in ("cpu", "cores", "python", "torch", "transformers"))
+
+
+def test_a_call_is_told_with_the_names_of_files_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = ["/ours/benchmarks/cost.py", "--tasks", "piqa=/data/of mine/piqa.jsonl", "/data/a.yaml", "docs/b.yaml"]
+    monkeypatch.setattr(sys, "argv", called)
+    assert called_as() == "python cost.py --tasks piqa=piqa.jsonl a.yaml docs/b.yaml"
