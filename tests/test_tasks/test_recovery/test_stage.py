@@ -20,6 +20,7 @@ from dass.recovery.loop import Recovery
 from tasks.evaluation.overlap import calibration_grams
 from tasks.promotion.history import diff
 from tasks.promotion.verification import Proof, verify_version
+from tasks.pruning.recovered import NOT_TRAINED
 from tasks.pruning.stages import materialize
 from tasks.recovery.run import RecoveryRun
 from tasks.recovery.stages import recover
@@ -160,7 +161,7 @@ def test_a_trained_version_is_proved_and_everything_says_that_it_was_trained(
         record = show(ws, version)
         assert record["recovery"]["steps"] == 4
         assert render(record)
-    assert show(ws, "1")["recovery"] == {"trained": False}
+    assert show(ws, "1")["recovery"] == NOT_TRAINED
     values = diff(ws, "tiny", "1", "2")["values"]
     assert values["recovered.tensors"][0] == 0
     assert values["recovered.tensors"][1] > 0
