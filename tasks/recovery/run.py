@@ -182,6 +182,7 @@ class RecoveryRun:
         held_back = held_back_windows(len(windows), self._recipe.validation_share)
         return windows, {
             "source": record.get("source"),
+            "texts": record.get("texts", {}),
             "digest": record["digest"],
             "windows": len(windows),
             "sequence_length": windows.shape[1],

@@ -183,7 +183,7 @@ def _kept(manifest: dict[str, Any]) -> str:
 def _trained(recovery: dict[str, Any]) -> str:
     updates, text = recovery["updates"], recovery["text"]
     changed = "nothing was changed" if updates is None else f"digest `{updates['digest']}`"
-    source = f" of {_uri(text['source']['uri'])}" if text["drawn"] else " of the calibration"
+    source = f" of {calibrated_on(text, _uri)}" if text["drawn"] else " of the calibration"
     return f"{trained(recovery)}; {text['windows']} windows{source}; {changed}"
 
 
