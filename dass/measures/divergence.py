@@ -117,10 +117,10 @@ class Comparison:
 
     def __call__(self, piece: Slice) -> None:
         """Compare one slice; they come in order."""
-        stop = min(piece.start + len(piece.targets_n), self._tokens)
+        stop = min(piece.start + len(piece.losses_n), self._tokens)
         if piece.parts is None or piece.start >= stop:
             return
-        hidden_nH = self._hidden_of(piece.start, stop).to(piece.targets_n.device)
+        hidden_nH = self._hidden_of(piece.start, stop).to(piece.losses_n.device)
         dense_nV = piece.parts.log_probabilities(hidden_nH)
         self._found.append(divergence(dense_nV, piece.log_probabilities_nV[: stop - piece.start]))
 

@@ -64,10 +64,25 @@ class Halves:
 
     def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
         """Log-probabilities (N, V) of any tokens' hidden states, in float32."""
-        logits_NV = self.logits(hidden_NH).float()
-        for some_nV in logits_NV.split(max(1, _SOFTMAX_AT_ONCE // logits_NV.shape[1])):
-            some_nV.copy_(some_nV.log_softmax(-1))  # in place: a second tensor of this size is slow to get
-        return logits_NV
+        return log_softmax_(self.logits(hidden_NH).float())
+
+
+def log_softmax_(logits_NV: Tensor) -> Tensor:
+    """Logits to log-probabilities, in place: a second tensor of this size is slow to get."""
+    for some_nV in logits_NV.split(_rows_at_once(logits_NV)):
+        some_nV.copy_(some_nV.log_softmax(-1))
+    return logits_NV
+
+
+def cross_entropies(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross entropy of each token (N) in nats: the logits are read once, some rows at a time, and stay as they are."""
+    rows = _rows_at_once(logits_NV)
+    pairs = zip(logits_NV.split(rows), targets_N.split(rows), strict=True)
+    return torch.cat([nn.functional.cross_entropy(some_nV, some_n, reduction="none") for some_nV, some_n in pairs])
+
+
+def _rows_at_once(logits_NV: Tensor) -> int:
+    return max(1, _SOFTMAX_AT_ONCE // logits_NV.shape[1])
 
 
 def halves(model: "PreTrainedModel", input_ids_L: Tensor) -> Halves | None:

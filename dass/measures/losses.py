@@ -9,13 +9,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dass.errors import InputError, NumericalError
-from dass.measures.halves import Halves, halves
+from dass.measures.halves import Halves, cross_entropies, halves, log_softmax_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,22 +36,22 @@ class Slice:
 
     Attributes:
         start: how many of the N tokens come before them.
-        log_probabilities_nV: of each token that could have come, in float32. Made anew for every slice.
-        targets_n: the tokens that came.
+        logits_nV: of each token that could have come, in float32. Made anew for every slice.
+        losses_n: cross entropy of the tokens that came, in nats, float32.
         hidden_nH: what the head was given, in the model's type; None where the model has no halves.
         parts: the model's halves.
     """
 
     start: int
-    log_probabilities_nV: Tensor
-    targets_n: Tensor
+    logits_nV: Tensor
+    losses_n: Tensor
     hidden_nH: Tensor | None
     parts: Halves | None
 
-    @property
-    def losses_n(self) -> Tensor:
-        """Cross entropy of each token in nats, float32."""
-        return -self.log_probabilities_nV.gather(1, self.targets_n[:, None])[:, 0]
+    @cached_property
+    def log_probabilities_nV(self) -> Tensor:
+        """Log-probabilities in float32. They take the logits' place."""
+        return log_softmax_(self.logits_nV)
 
 
 @torch.inference_mode()
@@ -137,13 +138,19 @@ def _slices(model: "PreTrainedModel", parts: Halves | None, batch_WL: Tensor, st
         logits_NV = model(input_ids=batch_WL, use_cache=False).logits[:, :-1].flatten(0, 1)
         for offset in range(0, len(targets_N), step):
             part = slice(offset, offset + step)
-            yield Slice(before + offset, logits_NV[part].float().log_softmax(-1), targets_N[part], None, None)
+            yield _slice(before + offset, logits_NV[part], targets_N[part])
         return
     hidden_NH = parts.hidden(batch_WL, start)[:, :-1].flatten(0, 1)
     for offset in range(0, len(targets_N), step):
         part = slice(offset, offset + step)
-        log_probabilities_nV = parts.log_probabilities(hidden_NH[part])
-        yield Slice(before + offset, log_probabilities_nV, targets_N[part], hidden_NH[part], parts)
+        yield _slice(before + offset, parts.logits(hidden_NH[part]), targets_N[part], hidden_NH[part], parts)
+
+
+def _slice(
+    start: int, logits_nV: Tensor, targets_n: Tensor, hidden_nH: Tensor | None = None, parts: Halves | None = None
+) -> Slice:
+    logits_nV = logits_nV.float()
+    return Slice(start, logits_nV, cross_entropies(logits_nV, targets_n), hidden_nH, parts)
 
 
 def _check_finite(losses_WL: Tensor, start: int, windows: int) -> None:
