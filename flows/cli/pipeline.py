@@ -57,6 +57,9 @@ def run(
     then_promote: Annotated[
         bool, typer.Option("--promote", help="Make the version champion at the end, if every rule holds.")
     ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget recoveries that were begun, also on another device, and train anew.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Fetch, calibrate, prune, measure and register, skipping every stage whose inputs are unchanged.
@@ -90,6 +93,10 @@ def run(
             tell(f"recipe {recipe}: {in_words(recipe)}")
         for key, (before, now) in changed.items():
             tell(f"{ws.params.name}: {key} {shown(before)} -> {shown(now)}")
+        if restart:
+            from tasks.recovery.run import forget_states
+
+            tell(f"forgot {forget_states(ws)} recoveries that were begun")
         load_settings(ws.params)  # a wrong setting is told before the slow imports
         from flows.run import finished
 

@@ -2,7 +2,7 @@
 
 States lie under .dass/work/<fingerprint> (`dass.recovery.loop`). A run that died goes on from the last of them and ends
 in the same bytes. The kind of device and the number of processes are part of the fingerprint: on another kind, or with
-other processes, a recovery begins anew, which is told; what was begun before stays until a recovery is finished.
+other processes, it would end in others, and is refused until the states of the first are forgotten (`--restart`).
 """
 
 import json
@@ -124,13 +124,13 @@ class RecoveryRun:
             on_step: called with each entry of the history that is made now.
 
         Raises:
-            InputError: it does not fit into memory. States stay.
+            InputError: it does not fit into memory, or was begun on another kind of device. States stay.
             NumericalError: the loss is NaN or infinite. States stay.
             ProcessesError: it was left to several processes, and one of them died.
         """
         if (self._folder / _RESULT).is_dir():
             return
-        self._tell_of_others()
+        self._refuse_another_s()
         if self._settings.engine.processes > 1 and not is_rank():
             self._watch(on_step)
             return
@@ -331,8 +331,8 @@ class RecoveryRun:
             with (self._folder / _STEPS).open("a", encoding="utf-8") as file:
                 file.write(canonical_json(entry) + "\n")
 
-    def _tell_of_others(self) -> None:
-        """Say in a line when the same recovery was begun on another kind of device or with other processes."""
+    def _refuse_another_s(self) -> None:
+        """Refuse to begin what was begun on another kind of device or with other processes: the bytes would differ."""
         if any(self._folder.glob("state_*.safetensors")) or not self._ranks.is_first or not self._ws.work.is_dir():
             return
         for path in self._ws.work.glob(f"*/{_INPUTS}"):
@@ -342,7 +342,22 @@ class RecoveryRun:
                     f"{each['device']} in {each['dtype']} with {each['processes']} process(es)"
                     for each in (begun["engine"], self._engine)
                 )
-                logger.warning(f"This recovery was begun on {then}, and is not gone on with on {now}: it begins anew")
+                raise InputError(
+                    f"This recovery was begun on {then} and would end in other bytes on {now}. Go on where it was begun "
+                    "(section engine of params.yaml), or begin it anew: dass run --restart"
+                )
+
+
+def forget_states(ws: Workspace) -> int:
+    """Remove what unfinished recoveries have left, of any device.
+
+    Returns:
+        How many there were.
+    """
+    begun = [path.parent for path in ws.work.glob(f"*/{_INPUTS}")]
+    for folder in begun:
+        shutil.rmtree(folder)
+    return len(begun)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from tasks.promotion.history import diff
 from tasks.promotion.verification import Proof, verify_version
 from tasks.pruning.recovered import NOT_TRAINED
 from tasks.pruning.stages import materialize
-from tasks.recovery.run import RecoveryRun
+from tasks.recovery.run import RecoveryRun, forget_states
 from tasks.recovery.stages import recover
 from tasks.registry.loading import checkpoint_of
 from tasks.registry.registration import register
@@ -268,16 +268,20 @@ def test_what_was_recovered_from_other_masks_is_not_materialized(pruned: Workspa
         materialize(pruned, settings)
 
 
-def test_a_recovery_begun_on_another_device_begins_anew_and_says_so(
-    pruned: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_recovery_begun_on_another_device_is_refused_until_its_states_are_forgotten(pruned: Workspace) -> None:
     settings = asked(pruned)
     run = RecoveryRun(pruned, settings)
     begun = pruned.work / "begun"
     write_json(begun / "inputs.json", {"inputs": run._inputs, "engine": {**run._engine, "device": "cuda"}})
+    with pytest.raises(InputError, match=r"begun on cuda in float32 with 1 process\(es\) .* dass run --restart"):
+        recover(pruned, settings)
+    assert begun.exists()
+    assert not pruned.recovered.exists()
+    recover(pruned, asked(pruned, recover__seed=1))  # another recovery: none of its business
+    write_json(begun / "inputs.json", {"inputs": run._inputs, "engine": {**run._engine, "device": "cuda"}})
+    assert forget_states(pruned) == 2
     recover(pruned, settings)
-    assert "begun on cuda in float32 with 1 process(es), and is not gone on with on cpu" in caplog.text
-    assert not begun.exists()
+    assert (pruned.recovered / "recovery.json").exists()
 
 
 def test_too_little_memory_says_what_to_lower(pruned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
