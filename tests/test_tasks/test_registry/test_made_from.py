@@ -49,8 +49,8 @@ def test_texts_swaps_blocks_and_training_are_recorded_and_proved(
         counted = {name: each["windows"] for name, each in sources_of(recovery["text"]).items()}
         assert counted == {"calibration": 8, "code": 2}
         said = (folder / "README.md").read_text(encoding="utf-8")
-    assert "./text.txt (6 windows), ./code.txt (2 windows)" in said
-    assert "10 windows of ./text.txt (8 windows), ./code.txt (2 windows)" in said
+    assert "tokens of `./text.txt` (6 windows), `./code.txt` (2 windows)" in said
+    assert "10 windows of `./text.txt` (8 windows), `./code.txt` (2 windows)" in said
     assert "refined by at most 100 swaps a row" in said
     record = show(ws, "1")
     assert all(layer["refined"] is not None for layer in record["layers"])
