@@ -58,7 +58,7 @@ def run(
         bool, typer.Option("--promote", help="Make the version champion at the end, if every rule holds.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Forget recoveries that were begun, also on another device, and train anew.")
+        bool, typer.Option("--restart", help="Forget recoveries that were begun, on any device, and train anew.")
     ] = False,
     as_json: JsonOption = False,
 ) -> int:

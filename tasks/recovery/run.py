@@ -343,8 +343,8 @@ class RecoveryRun:
                     for each in (begun["engine"], self._engine)
                 )
                 raise InputError(
-                    f"This recovery was begun on {then} and would end in other bytes on {now}. Go on where it was begun "
-                    "(section engine of params.yaml), or begin it anew: dass run --restart"
+                    f"This recovery was begun on {then} and would end in other bytes on {now}. Go on where it was "
+                    "begun (section engine of params.yaml), or begin it anew: dass run --restart"
                 )
 
 
