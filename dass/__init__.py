@@ -10,37 +10,64 @@ from typing import TYPE_CHECKING, Any
 from dass.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
-    from dass.api import CheckpointReport, PruneReport, prune, prune_checkpoint
+    from dass.api import PlanOptions, prune, prune_checkpoint
+    from dass.calibration import calibration_windows
+    from dass.engine.pruner import LayerReport
     from dass.masks.detect import pattern_of
+    from dass.registered import load
+    from dass.remask import apply_masks
+    from dass.reports import AppliedReport, CheckpointReport, PruneReport
+
+    __version__: str
 
 __all__ = [
+    "AppliedReport",
     "CheckpointReport",
     "InputError",
+    "LayerReport",
     "NumericalError",
+    "PlanOptions",
     "PruneReport",
+    "__version__",
+    "apply_masks",
+    "calibration_windows",
+    "load",
     "pattern_of",
     "prune",
     "prune_checkpoint",
 ]
 
 _HOME = {
-    "CheckpointReport": "dass.api",
-    "PruneReport": "dass.api",
+    "AppliedReport": "dass.reports",
+    "CheckpointReport": "dass.reports",
+    "LayerReport": "dass.engine.pruner",
+    "PlanOptions": "dass.api",
+    "PruneReport": "dass.reports",
+    "apply_masks": "dass.remask",
+    "calibration_windows": "dass.calibration",
+    "load": "dass.registered",
     "pattern_of": "dass.masks.detect",
     "prune": "dass.api",
     "prune_checkpoint": "dass.api",
 }
 
+if not TYPE_CHECKING:  # or every name would pass there
 
-def __getattr__(name: str) -> Any:
-    # Torch takes seconds to import; whoever only checks settings does not pay for it.
-    if name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
+    def __getattr__(name: str) -> Any:
+        # Torch takes seconds to import; whoever only checks settings does not pay for it.
+        if name in _HOME:
+            value = getattr(import_module(_HOME[name]), name)
+        elif name == "__version__":
+            metadata = import_module("importlib.metadata")
+            try:
+                value = metadata.version("dass")
+            except metadata.PackageNotFoundError:
+                raise AttributeError("dass has no __version__ here: it is not installed") from None
+        else:
+            raise AttributeError(f"module 'dass' has no attribute {name!r}")
         globals()[name] = value
         return value
-    if name == "load":  # not in __all__: where only this package is installed it is not offered
-        try:
-            return import_module("tasks.registry.loading").load
-        except ImportError as error:
-            raise ImportError(f"dass.load needs the whole product, with tasks/ and MLflow ({error}).") from None
-    raise AttributeError(f"module 'dass' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,12 @@ RuntimeError
 """
 
 
+def briefly(value: object) -> str:
+    """A value as a message shows it, on one line: of what kind it is, where it would be long."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 and "\n" not in shown else f"a {type(value).__name__}"
+
+
 class InputError(ValueError):
     """A value the caller gave cannot be used. The message is one line and says what to do next."""
 

@@ -91,13 +91,13 @@ def prune_from_statistics(
     Raises:
         InputError: statistics of another model, or without the Gram matrices that the plan needs.
     """
-    mlps = find_glus(decoder.structure(index))
+    plan, mlps = plan.of_layer(index), find_glus(decoder.structure(index))
     prefix = decoder.layer_name(index)
     seen = [_of(statistics, f"{prefix}.{mlp.name}", mlp.sizes, plan) for mlp in mlps]
     stored = decoder.stored_weights(index, parameters_of(mlps))
     made = _made(mlps, seen, stored, plan, pattern, plan.score if score is None else score)
     return LayerResult(
-        layer_report(index, pattern, mlps, made, seen, next(iter(stored.values())).dtype),
+        layer_report(index, pattern if plan.only else None, mlps, made, seen, next(iter(stored.values())).dtype),
         dict(statistics),
         {f"{prefix}.{name}": mask for name, mask in made.keep.items()},
         {f"{prefix}.{name}": value for name, value in made.values.items()},
@@ -108,7 +108,7 @@ def make_from_statistics(
     decoder: Decoder, index: int, statistics: LayerStatistics, plan: Plan, pattern: Pattern, score: Score
 ) -> Made:
     """What a score makes of one layer, to be tried: as `prune_from_statistics`."""
-    mlps = find_glus(decoder.structure(index))
+    plan, mlps = plan.of_layer(index), find_glus(decoder.structure(index))
     seen = [_of(statistics, f"{decoder.layer_name(index)}.{mlp.name}", mlp.sizes, plan) for mlp in mlps]
     return _made(mlps, seen, decoder.stored_weights(index, parameters_of(mlps)), plan, pattern, score)
 
@@ -126,7 +126,7 @@ def _made(
     for mlp, each in zip(mlps, seen, strict=True):
         weights = mlp.views(stored)
         made = prune_mlp(weights, each, what, pattern)
-        if what.update != "none" and not each.starved:
+        if what.only and what.update != "none" and not each.starved:
             assert each.gram_x_HH is not None
             assert each.gram_z_II is not None
             inputs, outputs = (Equations(each.tokens, gram_CC) for gram_CC in (each.gram_x_HH, each.gram_z_II))
@@ -148,14 +148,20 @@ def layer_outliers(decoder: Decoder, index: int, statistics: LayerStatistics) ->
 
 
 def allocate(decoder: Decoder, outliers: Sequence[float], plan: Plan) -> list[Pattern]:
-    """Each layer's pattern under `plan.allocation`, the total staying what the plan's pattern removes."""
+    """Each layer's pattern under `plan.allocation`; of those that are pruned the total is what the plan's removes."""
+    patterns = [plan.pattern] * len(decoder)
     if plan.allocation == "uniform":
-        return [plan.pattern] * len(decoder)
-    layers = [find_glus(decoder.structure(index)) for index in range(len(decoder))]
+        return patterns
+    chosen = [index for index in range(len(decoder)) if plan.of_layer(index).only]
+    layers = [find_glus(decoder.structure(index)) for index in chosen]
     sizes = [sum(3 * math.prod(mlp.sizes) for mlp in mlps) for mlps in layers]
     # Shares that are whole weights of every competing group are not rounded a second time.
     steps = math.gcd(*(size for mlps in layers for mlp in mlps for size in mlp.sizes))
-    return owl_patterns(outliers, sizes, plan.pattern, plan.owl_bound, steps if steps > 1 else None)
+    of_chosen = [outliers[index] for index in chosen]
+    found = owl_patterns(of_chosen, sizes, plan.pattern, plan.owl_bound, steps if steps > 1 else None)
+    for index, pattern in zip(chosen, found, strict=True):
+        patterns[index] = pattern
+    return patterns
 
 
 def save_statistics(statistics: LayerStatistics, path: Path) -> None:

@@ -20,7 +20,7 @@ from dass.engine.hidden import HiddenStates, choose_place, put_away
 from dass.engine.hidden import Place as BufferPlace
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.windows import check_windows
-from dass.errors import InputError, NumericalError
+from dass.errors import InputError, NumericalError, briefly
 from dass.method.plan import Plan
 from dass.method.statistics import MlpStatistics, StatisticsSum
 from dass.model.calls import BatchCalls, LayerCall
@@ -56,10 +56,12 @@ class Buffering:
         """Raises InputError: a value of another kind."""
         tokens = self.batch_tokens
         if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
-            raise InputError(f"batch_tokens is {tokens!r}: expected 1 or more tokens, or None to choose by device.")
+            raise InputError(
+                f"batch_tokens is {briefly(tokens)}: expected 1 or more tokens, or None to choose by device."
+            )
         if self.hidden_states not in get_args(BufferPlace):
             raise InputError(
-                f"hidden_states is {self.hidden_states!r}: expected one of {', '.join(get_args(BufferPlace))}."
+                f"hidden_states is {briefly(self.hidden_states)}: expected one of {', '.join(get_args(BufferPlace))}."
             )
 
 

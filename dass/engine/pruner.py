@@ -43,7 +43,7 @@ class LayerReport:
 
     Attributes:
         layer: index of the layer.
-        pattern: what was asked of this layer (`owl` asks less of some).
+        pattern: what was asked of this layer (`owl` asks less of some); "none": it was skipped.
         method: what its weights were chosen by (`auto` chooses for each layer).
         alpha: DaSS's exponent; None for the other methods.
         sparsity: share of weights the mask removes, per projection, all MLPs of the layer together.
@@ -226,27 +226,28 @@ class LayerwisePruner:
             NumericalError: the layer's activations are NaN or infinite.
         """
         assert index == self.next_layer, "layers are pruned in order, each once"
-        began = time.perf_counter()
+        began, here = time.perf_counter(), self._plan.of_layer(index)
         with memory_advice(), torch.no_grad(), self._decoder.layer(index) as layer:
             runner = self._pass.runner(layer)
             if self._dense is not None:
-                self._check_trainable(runner)
+                if here.only:
+                    self._check_trainable(runner)
                 self._dense.advance(layer)
-            collected = self._pass.collect(runner, wanted_by(self._plan))
+            collected = self._pass.collect(runner, wanted_by(here))
             statistics = collected.statistics
             stored = self._decoder.stored_weights(index, parameters_of(runner.mlps))
             dense = [mlp.views(stored) for mlp in runner.mlps]
             pattern = self._patterns[index]
 
             def make(score: Score) -> Made:
-                what, errors = self._plan.scored(score), FitErrors()
+                what, errors = here.scored(score), FitErrors()
                 pruned = [
                     prune_mlp(weights, seen, what, pattern) for weights, seen in zip(dense, statistics, strict=True)
                 ]
-                if what.update != "none":
+                if what.only and what.update != "none":
                     pruned, errors = refit_mlps(self._pass, runner, dense, pruned, statistics, what)
                 keep, values = joined(runner.mlps, pruned, stored)
-                if self._dense is not None:
+                if self._dense is not None and what.only:
                     values, errors = self._refit_block(self._dense, runner, keep, values, statistics)
                 return Made(score, pruned, keep, values, errors)
 
@@ -259,7 +260,7 @@ class LayerwisePruner:
         prefix = self._decoder.layer_name(index)
         dtype = next(iter(stored.values())).dtype
         report = replace(
-            layer_report(index, pattern, runner.mlps, made, statistics, dtype),
+            layer_report(index, pattern if here.only else None, runner.mlps, made, statistics, dtype),
             relative_error=error,
             fitted_error=made.errors.fitted.relative,
             held_back_error=made.errors.held_back.relative,
@@ -348,13 +349,13 @@ def write_parameters(
 
 def layer_report(
     index: int,
-    pattern: Pattern,
+    pattern: Pattern | None,
     mlps: Sequence[GluMlp],
     made: Made,
     statistics: Sequence[MlpStatistics],
     dtype: torch.dtype,
 ) -> LayerReport:
-    """What can be said of a pruned layer without running it. `dtype` is the stored one."""
+    """What can be said of a pruned layer without running it. No `pattern`: it was skipped. `dtype`: as stored."""
     norms = torch.cat([seen.norms.z_I for seen in statistics])
     sparsity: dict[Projection, float] = {}
     runs: dict[Projection, bool] = {}
@@ -371,7 +372,7 @@ def layer_report(
     chosen = [each.refit_damping for each in made.pruned if each.refit_damping]
     return LayerReport(
         layer=index,
-        pattern=str(pattern),
+        pattern="none" if pattern is None else str(pattern),
         method=made.score.method,
         alpha=made.score.alpha,
         sparsity=sparsity,
@@ -379,7 +380,7 @@ def layer_report(
         relative_error=None,
         runs_2_4=runs,
         damping=max(dampings, default=None),
-        refit_damping={name: _largest([each[name] for each in chosen]) for name in PROJECTIONS} if chosen else None,
+        refit_damping={name: _largest([each.get(name) for each in chosen]) for name in PROJECTIONS} if chosen else None,
         starved_experts=[mlp.name for mlp, seen in zip(mlps, statistics, strict=True) if seen.starved],
         refined=refined,
     )

@@ -72,7 +72,8 @@ def refit_mlps(
             pruned[which] = mlp.with_weights(together.weights)
             errors += together.errors
         else:
-            down = pruned[which].weights["down_proj"], dense[which]["down_proj"]
+            whole = dense[which]["down_proj"]
+            down = pruned[which].weights.get("down_proj", whole), whole
             errors += FitErrors(
                 FitError(fit.squared_error(*down), fit.power),
                 FitError() if judge is None else FitError(judge.squared_error(*down), judge.power),
@@ -159,7 +160,7 @@ class _Outputs:
             if which not in self.samples:
                 return
             y = functional.linear(z.float(), dense[which]["down_proj"].float())
-            self.down.add(which, runner.mlps[which].intermediate(x, pruned[which].weights), y)
+            self.down.add(which, runner.mlps[which].intermediate(x, {**dense[which], **pruned[which].weights}), y)
             if train:
                 self.samples[which].add(x, y)
 

@@ -30,7 +30,7 @@ from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner, dense_
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.search import Search
 from dass.engine.windows import check_windows, hold_back
-from dass.errors import InputError
+from dass.errors import InputError, briefly
 from dass.files import canonical_json, complete_file, read_json, write_json
 from dass.masks.mask_file import MaskFile, MaskFiles, save_masks
 from dass.masks.updates import Updates, save_updates
@@ -91,7 +91,7 @@ class CheckpointRun:
             InputError: a model that the plan cannot prune, or windows that it cannot read.
         """
         if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
-            raise InputError(f"checkpoint_every is {checkpoint_every!r}: expected 1 or more layers, or None.")
+            raise InputError(f"checkpoint_every is {briefly(checkpoint_every)}: expected 1 or more layers, or None.")
         check_fits(decoder, plan)
         check_windows(decoder, input_ids_ST)
         self.folder, self.layer_count = folder, len(decoder)

@@ -1,5 +1,6 @@
 """Calibration windows as a caller may give them, checked before any work."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,63 @@ from dass.errors import InputError
 from dass.method.plan import Plan
 from dass.model.decoder import Decoder
 
+_EXPECTED = "expected a LongTensor of shape (samples, length), or a tokenizer's output"
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+Tokens = Tensor | Mapping[str, Any] | Sequence[Any]
+"""Windows as a caller may have them: a tensor, a tokenizer's output, or a list of windows."""
+
+
+def windows_of(given: Any) -> Tensor:
+    """The windows in what a caller has, LongTensor (samples, length).
+
+    Args:
+        given: a tensor (samples, length); a tokenizer's output, or another mapping with "input_ids"; a list of windows,
+            each a list of token ids or a tensor of one window, as data loaders give them. A NumPy array too.
+
+    Raises:
+        InputError: something else, windows of several lengths, or padding among the tokens.
+    """
+    if isinstance(given, Mapping):
+        if "input_ids" not in given:
+            raise InputError(f'input_ids is a {type(given).__name__} without "input_ids": {_EXPECTED}.')
+        given, attended = given["input_ids"], _stacked(given.get("attention_mask"))
+        if isinstance(attended, Tensor) and (padding := int(attended.eq(0).sum())):
+            raise InputError(
+                f"input_ids has {padding} tokens of padding (attention_mask is 0): they are no text to calibrate on. "
+                "Cut windows of one length, as dass.calibration_windows does."
+            )
+    return check_tokens(_stacked(given))
+
+
+def _stacked(windows: Any) -> Any:
+    """A list of windows, or an array, as a tensor; anything else as it is."""
+    if type(windows).__module__ == "numpy":
+        return torch.as_tensor(windows)
+    if not isinstance(windows, list | tuple):
+        return windows
+    rows: list[Tensor] = []
+    for number, window in enumerate(windows):
+        try:
+            row = torch.as_tensor(window)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"input_ids[{number}] is a {type(window).__name__}: expected a list of token ids."
+            ) from None
+        row = row[0] if row.dim() == 2 and len(row) == 1 else row
+        if row.dim() != 1:
+            shape = "a number" if row.dim() == 0 else f"of shape {tuple(row.shape)}"
+            raise InputError(f"input_ids[{number}] is {shape}: expected one window of token ids.")
+        if rows and len(row) != len(rows[0]):
+            raise InputError(
+                f"input_ids[{number}] has {len(row)} tokens and input_ids[0] {len(rows[0])}: expected windows of one "
+                "length, as dass.calibration_windows cuts."
+            )
+        rows.append(row)
+    if not rows:
+        raise InputError(f"input_ids is empty: {_EXPECTED}.")
+    return torch.stack(rows)
 
 
 def check_tokens(input_ids: Any) -> Tensor:
@@ -18,10 +75,8 @@ def check_tokens(input_ids: Any) -> Tensor:
     Raises:
         InputError: no tensor, or one of another shape or type than whole numbers (samples, length).
     """
-    expected = "expected a LongTensor of shape (samples, length)"
     if not isinstance(input_ids, Tensor):
-        inside = ': pass its ["input_ids"] as a tensor' if hasattr(input_ids, "keys") else ""
-        raise InputError(f"input_ids is a {type(input_ids).__name__}: {expected}{inside}.")
+        raise InputError(f"input_ids is a {type(input_ids).__name__}: {_EXPECTED}.")
     if input_ids.dim() != 2 or input_ids.dtype not in _WHOLE or 0 in input_ids.shape:
         raise InputError(
             f"input_ids is {tuple(input_ids.shape)} {input_ids.dtype}: "

@@ -33,6 +33,8 @@ from dass.model.checkpoint_folder import Contents, contents
 logger = logging.getLogger("dass")
 
 FORMAT = "dass-masks-2"
+MASKS = "masks.safetensors"
+"""Its name in a folder that holds a model's masks."""
 _HEADER = "dass"
 _BITS = "bits"
 

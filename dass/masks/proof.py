@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dass.masks.matrices import SPELLED, matrices, projections_of
 from dass.masks.updates import Updates
-from dass.method.methods import Layout, Method, Projection, competition_axis
+from dass.method.methods import PROJECTIONS, Layout, Method, Projection, competition_axis
 from dass.method.pattern import Pattern, parse_pattern
 from dass.model.checkpoint import Checkpoint
 
@@ -135,11 +135,16 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
             raise ProofError(f"{name}: the manifest says nothing of its layer.")
         layer = layers[int(number[1])]
         pattern, method = _pattern(prune, layer), _method(manifest, layer)
+        only = () if pattern is None else prune.get("only", PROJECTIONS)
         for projection, matrix in chain.from_iterable(matrices(keep, _held(name, masks))):
-            for axis in _axes(projection, pattern, method, prune["layout"]):
-                _check_groups(f"{name} ({projection})", matrix, pattern, axis, exact=prune["allocation"] == "uniform")
-            removed.setdefault((layer["layer"], projection), []).append(matrix.numel() - int(matrix.count_nonzero()))
-            removed[layer["layer"], projection].append(matrix.numel())
+            lost = matrix.numel() - int(matrix.count_nonzero())
+            if pattern is not None and projection in only:
+                for axis in _axes(projection, pattern, method, prune["layout"]):
+                    exact = prune["allocation"] == "uniform"
+                    _check_groups(f"{name} ({projection})", matrix, pattern, axis, exact=exact)
+            elif lost:
+                raise ProofError(f"{name} ({projection}): it was to be left alone, and {lost} weights are removed.")
+            removed.setdefault((layer["layer"], projection), []).extend((lost, matrix.numel()))
     for (index, projection), counts in removed.items():
         share = sum(counts[::2]) / sum(counts[1::2])
         told = layers[index]["sparsity"][projection]
@@ -147,8 +152,15 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
             raise ProofError(f"layer {index}: {projection} has lost {share:.6f}, and the manifest says {told:.6f}.")
 
 
-def _pattern(prune: Mapping[str, Any], layer: Mapping[str, Any]) -> Pattern:
-    """Under `owl` every layer has its own; an unstructured one's share is then the layer's own."""
+def _pattern(prune: Mapping[str, Any], layer: Mapping[str, Any]) -> Pattern | None:
+    """Under `owl` every layer has its own; an unstructured one's share is then the layer's own. None: skipped."""
+    skipped = layer["layer"] in prune.get("skip_layers", ())
+    if skipped != (layer["pattern"] == "none"):
+        raise ProofError(
+            f"layer {layer['layer']} was {'not ' if skipped else ''}skipped, and the settings say otherwise."
+        )
+    if skipped:
+        return None
     return parse_pattern(layer["pattern"], prune["sparsity"] if layer["pattern"] == "unstructured" else None)
 
 

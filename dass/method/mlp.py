@@ -6,6 +6,7 @@ Pure: tensors in, tensors out, no model and no tokens. Axes: O out_features, C i
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from dass.method.mask import keep_mask
@@ -51,10 +52,12 @@ def prune_mlp(
 ) -> PrunedMlp:
     """Masks of gate, up and down, refined where the plan says so; SparseGPT also gives new values.
 
+    A projection that the plan leaves alone keeps every weight, and has no new values.
+
     Args:
         weights: gate, up (I, H) and down (H, I), dense, any float dtype.
         statistics: of this MLP, with Gram matrices for SparseGPT and for swaps.
-        plan: method, layout, alpha, damping, refinement.
+        plan: method, layout, alpha, damping, refinement, projections.
         pattern: the pattern of this layer.
 
     Raises:
@@ -70,8 +73,8 @@ def _chosen(weights: Mapping[Projection, Tensor], statistics: MlpStatistics, pla
     if plan.method == "sparsegpt":
         return _sparsegpt(weights, statistics, plan, pattern)
     method = plan.score.method
-    keep: dict[Projection, Tensor] = {}
-    for projection in PROJECTIONS:
+    keep = _whole(weights)
+    for projection in plan.only:
         score_OC = importance(weights[projection], projection, statistics.norms, method, plan.alpha, plan.layout)
         if _in_blocks(projection, plan):
             keep[projection] = transposable_mask(score_OC)
@@ -95,14 +98,19 @@ def _refined(
             max_swaps=plan.max_swaps,
             values_OC=pruned.weights.get(name),
         )
-        for name in PROJECTIONS
+        for name in plan.only
     }
     return replace(
         pruned,
-        keep={name: each.keep_OC for name, each in refined.items()},
+        keep={**pruned.keep, **{name: each.keep_OC for name, each in refined.items()}},
         weights={name: each.values_OC for name, each in refined.items() if each.values_OC is not None},
         refinements={name: each.refinement for name, each in refined.items()},
     )
+
+
+def _whole(weights: Mapping[Projection, Tensor]) -> dict[Projection, Tensor]:
+    """Masks that remove nothing."""
+    return {name: torch.ones_like(weights[name], dtype=torch.bool) for name in PROJECTIONS}
 
 
 def _gram(name: Projection, statistics: MlpStatistics) -> Tensor:
@@ -125,10 +133,12 @@ def refit_inputs(
         pruned: masks, and the values to start from.
         weights: dense weights.
         fitted: of the MLP's inputs, XᵀX alone.
-        plan: damping.
+        plan: damping, projections.
         held_back: the same of tokens to judge by.
     """
     for name in INPUTS:
+        if name not in plan.only:
+            continue
         pruned = _refit(name, pruned, weights, fitted, held_back, plan)
     return pruned
 
@@ -147,10 +157,10 @@ def refit_down(
         weights: dense weights.
         fitted: ZᵀZ of the inputs that the pruned MLP's down projection gets, float32, and YᵀZ with Y the dense MLP's
             output and the same Z. Without YᵀZ, Y is what the dense down makes of Z.
-        plan: damping.
+        plan: damping, projections.
         held_back: the same of tokens to judge by.
     """
-    return _refit("down_proj", pruned, weights, fitted, held_back, plan)
+    return _refit("down_proj", pruned, weights, fitted, held_back, plan) if "down_proj" in plan.only else pruned
 
 
 def _refit(
@@ -173,15 +183,15 @@ def _sparsegpt(
 ) -> PrunedMlp:
     damping = SPARSEGPT_DAMPING if plan.damping is None else plan.damping
     results = {}
-    for projection in PROJECTIONS:
+    for projection in plan.only:
         choose = transposable_mask if _in_blocks(projection, plan) else None
         results[projection] = sparsegpt(
             weights[projection], _gram(projection, statistics), pattern, damping, choose=choose
         )
     return PrunedMlp(
-        {name: result.keep_OC for name, result in results.items()},
+        {**_whole(weights), **{name: result.keep_OC for name, result in results.items()}},
         {name: result.weight_OC for name, result in results.items()},
-        max(result.damping for result in results.values()),
+        max((result.damping for result in results.values()), default=None),
     )
 
 

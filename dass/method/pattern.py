@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dass.errors import InputError
+from dass.errors import InputError, briefly
 
 _N_M = re.compile(r"(\d+):(\d+)")
 EXAMPLES = '"unstructured", or N:M with 0 < N < M such as "2:4" (keep 2 of every 4)'
@@ -59,12 +59,14 @@ def parse_pattern(pattern: str, sparsity: float | None = None) -> Pattern:
         InputError: the pattern cannot be read, keeps nothing or everything, or disagrees with `sparsity`.
     """
     if sparsity is not None and not (is_number(sparsity) and 0.0 < sparsity < 1.0):  # also refuses NaN
-        raise InputError(f"sparsity is {sparsity!r}: expected a share between 0 and 1, both excluded, for example 0.5.")
+        raise InputError(
+            f"sparsity is {briefly(sparsity)}: expected a share between 0 and 1, both excluded, for example 0.5."
+        )
     if pattern == "unstructured":
         return Pattern(None, None, 0.5 if sparsity is None else sparsity)
     match = _N_M.fullmatch(pattern) if isinstance(pattern, str) else None
     if match is None:
-        raise InputError(f"pattern is {pattern!r}: expected {EXAMPLES}.")
+        raise InputError(f"pattern is {briefly(pattern)}: expected {EXAMPLES}.")
     keep, group = int(match[1]), int(match[2])
     if not 0 < keep < group:
         raise InputError(

@@ -1,13 +1,14 @@
 """What is asked of the engine: method, pattern, layout, update, allocation. Checked once, before any work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from dass.errors import InputError
+from dass.errors import InputError, briefly
 from dass.method.allocation import DEFAULT_BOUND
 from dass.method.methods import (
     DEFAULT_ALPHA,
+    PROJECTIONS,
     Asked,
     Layout,
     Projection,
@@ -59,6 +60,9 @@ class Plan:
             damping and when it stops. Masks are made from all windows.
         epochs: how often `reconstruct-block` goes through the windows, at most.
         tune_norms: whether `reconstruct-block` also trains the norms around the MLP.
+        only: the projections that are pruned, and re-fitted; the others keep their values. Pattern and sparsity are
+            of each matrix that is pruned.
+        skip_layers: layers that keep all their values. The others are not pruned further in their place.
     """
 
     method: Asked
@@ -78,11 +82,27 @@ class Plan:
     validation_share: float = 0.0
     epochs: int = DEFAULT_EPOCHS
     tune_norms: bool = False
+    only: tuple[Projection, ...] = PROJECTIONS
+    skip_layers: tuple[int, ...] = ()
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Field by field. What leaves nothing out is not named: such plans are called what they always were."""
+        found = asdict(self)
+        if self.only == PROJECTIONS:
+            del found["only"]
+        if not self.skip_layers:
+            del found["skip_layers"]
+        return found
 
     @property
     def named(self) -> dict[str, Any]:
         """As records name it, in JSON; the sparsity is the one the pattern has."""
-        return {**asdict(self), "pattern": str(self.pattern), "sparsity": self.pattern.sparsity}
+        return {**self.fields, "pattern": str(self.pattern), "sparsity": self.pattern.sparsity}
+
+    def of_layer(self, index: int) -> "Plan":
+        """What is asked of one layer: of one that is skipped, nothing."""
+        return replace(self, only=()) if index in self.skip_layers else self
 
     @property
     def changes_kept_weights(self) -> bool:
@@ -97,14 +117,18 @@ class Plan:
     @property
     def needs_gram_x(self) -> bool:
         """Whether XᵀX of the MLP's input, over all windows, is needed."""
-        if self.method == "sparsegpt" or self.refine == "swaps":
+        if not self.only:
+            return False
+        if (self.method == "sparsegpt" or self.refine == "swaps") and self.only != ("down_proj",):
             return True
         return self.update != "none" and self.validation_share == 0.0
 
     @property
     def needs_gram_z(self) -> bool:
         """Whether ZᵀZ of the dense intermediate activations is needed (a re-fit takes the pruned ones')."""
-        if self.method == "sparsegpt" or self.refine == "swaps":
+        if not self.only:
+            return False
+        if (self.method == "sparsegpt" or self.refine == "swaps") and "down_proj" in self.only:
             return True
         return self.update != "none" and self.propagation == "dense"
 
@@ -118,11 +142,13 @@ class Plan:
     def candidates(self) -> list[Score]:
         """What a layer's score is chosen from.
 
-        With the layout "contraction" DaSS chooses as Wanda does (‖z_i‖ is the same for a whole group).
+        With the layout "contraction" DaSS chooses as Wanda does (‖z_i‖ is the same for a whole group), and so it does
+        in down.
         """
         if self.method != "auto":
             return [self.score]
-        return [Score("wanda")] if self.layout == "contraction" else candidate_scores(self.alpha)
+        alike = self.layout == "contraction" or self.only == ("down_proj",)
+        return [Score("wanda")] if alike else candidate_scores(self.alpha)
 
     def scored(self, score: Score) -> "Plan":
         """The same plan with one score, for a layer that has its own."""
@@ -182,6 +208,8 @@ def plan(
     validation_share: float = 0.0,
     epochs: int = DEFAULT_EPOCHS,
     tune_norms: bool = False,
+    only: Iterable[str] = PROJECTIONS,
+    skip_layers: Iterable[int] = (),
 ) -> Plan:
     """Check what is asked for.
 
@@ -190,10 +218,10 @@ def plan(
     """
     for name, value in (("damping", damping), ("sparsity", sparsity)):
         if not is_number(value) and value is not None:
-            raise InputError(f"{name} is {value!r}: expected a number.")
+            raise InputError(f"{name} is {briefly(value)}: expected a number.")
     for name, value in (("alpha", alpha), ("owl_bound", owl_bound), ("validation_share", validation_share)):
         if not is_number(value):
-            raise InputError(f"{name} is {value!r}: expected a number.")
+            raise InputError(f"{name} is {briefly(value)}: expected a number.")
     if not 0.0 <= alpha < float("inf"):
         raise InputError(f"alpha is {alpha}: expected a finite exponent of 0 or more, for example {DEFAULT_ALPHA}.")
     if damping is not None and not 0.0 < damping <= 10.0:
@@ -206,14 +234,14 @@ def plan(
         ("epochs", epochs, 1, "epochs"),
     ):
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
-            raise InputError(f"{name} is {count!r}: expected {least} or more {what}.")
+            raise InputError(f"{name} is {briefly(count)}: expected {least} or more {what}.")
     if not 0.0 <= validation_share <= MOST_VALIDATION:
         raise InputError(
             f"validation_share is {validation_share}: expected a share of the calibration windows from 0 to "
             f"{MOST_VALIDATION}, for example 0.1."
         )
     if not isinstance(tune_norms, bool):
-        raise InputError(f"tune_norms is {tune_norms!r}: expected true or false.")
+        raise InputError(f"tune_norms is {briefly(tune_norms)}: expected true or false.")
     made = Plan(
         _one_of("method", method, get_args(Asked)),
         parse_pattern(pattern, sparsity),
@@ -232,6 +260,8 @@ def plan(
         validation_share,
         epochs,
         tune_norms,
+        _projections(only),
+        _layer_numbers(skip_layers),
     )
     _check_together(made)
     return made
@@ -243,6 +273,11 @@ def _check_together(made: Plan) -> None:
         raise InputError('layout is "contraction" and pattern "unstructured": only N:M has groups. Use layout: paper.')
     if made.layout == "transposable" and not is_2_4:
         raise InputError(f'layout is "transposable" and pattern "{made.pattern}": expected pattern 2:4.')
+    if made.trains and made.only != PROJECTIONS:
+        raise InputError(
+            f'update is "{made.update}" and only {list(made.only)}: it trains gate, up and down together. '
+            "Use update: reconstruct, or leave only out."
+        )
     if made.trains and made.propagation == "dense":
         raise InputError(
             f'update is "{made.update}" and propagation "dense": it needs the tokens, not their statistics. '
@@ -279,8 +314,26 @@ def _check_together(made: Plan) -> None:
             )
 
 
+def _projections(only: Any) -> tuple[Projection, ...]:
+    listed = list(only) if isinstance(only, list | tuple | set | frozenset) else []
+    if not listed or not all(name in PROJECTIONS for name in listed):
+        raise InputError(
+            f'only is {briefly(only)}: expected a list of {", ".join(PROJECTIONS)}, for example ["down_proj"].'
+        )
+    return tuple(name for name in PROJECTIONS if name in listed)
+
+
+def _layer_numbers(skip_layers: Any) -> tuple[int, ...]:
+    listed = list(skip_layers) if isinstance(skip_layers, list | tuple | set | frozenset | range) else [None]
+    if not all(type(index) is int and index >= 0 for index in listed):
+        raise InputError(
+            f"skip_layers is {briefly(skip_layers)}: expected a list of layer numbers from 0, for example [0, 1]."
+        )
+    return tuple(sorted(set(listed)))
+
+
 def _one_of(name: str, value: str, known: Sequence[_Choice]) -> _Choice:
     for each in known:
         if each == value:
             return each
-    raise InputError(f"{name} is {value!r}: expected one of {', '.join(known)}.")
+    raise InputError(f"{name} is {briefly(value)}: expected one of {', '.join(known)}.")

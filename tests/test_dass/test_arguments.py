@@ -15,11 +15,9 @@ from dass.method.plan import plan
 from tests.models import tiny_model, tiny_tokens
 
 TOKENS: list[tuple[Any, str]] = [
-    (BatchEncoding({"input_ids": tiny_tokens()}), r'is a BatchEncoding.*pass its \["input_ids"\]'),
-    (tiny_tokens().tolist(), "input_ids is a list: expected a LongTensor"),
+    (BatchEncoding({"tokens": tiny_tokens()}), 'is a BatchEncoding without "input_ids": expected a LongTensor'),
     ("some text", "input_ids is a str"),
     (Path("tokens.safetensors"), "input_ids is a PosixPath"),
-    (tiny_tokens().numpy(), "input_ids is a ndarray"),
     (tiny_tokens().float(), "expected whole numbers"),
     (tiny_tokens() > 5, "expected whole numbers"),
     (torch.full((2, 16), 60000), "the token id 60000: expected 0 to 299"),
@@ -33,6 +31,8 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"alpha": "1"}, "alpha is '1': expected a number"),
     ({"alpha": None}, "alpha is None"),
     ({"method": None}, "method is None: expected one of dass"),
+    ({"method": tiny_model()}, "method is a LlamaForCausalLM: expected one of dass"),
+    ({"pattern": 30 * [30 * "text"]}, "pattern is a list: expected"),
     ({"pattern": None}, "pattern is None"),
     ({"damping": "small"}, "damping is 'small'"),
     ({"min_expert_tokens": 1.5}, "min_expert_tokens is 1.5"),
@@ -40,6 +40,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"batch_tokens": "auto"}, "batch_tokens is 'auto'"),
     ({"hidden_states": "ram"}, "hidden_states is 'ram': expected one of auto, device, host, disk"),
     ({"on_layer": "print"}, "on_layer is 'print': expected a function"),
+    ({"progress": 1}, "progress is 1: expected True or False"),
 ]
 OF_CHECKPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"device": "gpu"}, "device is 'gpu': expected one of this machine"),
@@ -49,6 +50,7 @@ OF_CHECKPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": torch.int8}, r"dtype is torch\.int8"),
     ({"work": 3}, "work is 3: expected the path of a folder"),
     ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+    ({"overwrite": "yes"}, "overwrite is 'yes': expected True or False"),
 ]
 
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -73,19 +74,30 @@ def test_the_public_names_are_these() -> None:
     import dass
 
     assert set(dass.__all__) == {
+        "AppliedReport",
         "CheckpointReport",
         "InputError",
+        "LayerReport",
         "NumericalError",
+        "PlanOptions",
         "PruneReport",
+        "__version__",
+        "apply_masks",
+        "calibration_windows",
+        "load",
         "pattern_of",
         "prune",
         "prune_checkpoint",
     }
     assert all(getattr(dass, name) for name in dass.__all__)
+    assert set(dass.__all__) <= set(dir(dass))
+    assert dass.__version__ == version("dass")
+    with pytest.raises(AttributeError, match="no attribute 'prnue'"):
+        _ = dass.prnue  # type: ignore[attr-defined]
 
 
 def test_loading_a_version_needs_the_floors_above_and_says_so() -> None:
-    program = "import sys; sys.modules['tasks'] = None; import dass; assert 'load' not in dass.__all__; dass.load"
+    program = "import sys; sys.modules['tasks'] = None; import dass; dass.load('models:/name/1')"
     finished = run_alone(program)
     assert finished.returncode != 0
     last = finished.stderr.strip().splitlines()[-1]
