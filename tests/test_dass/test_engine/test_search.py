@@ -295,3 +295,20 @@ def test_the_choice_lies_in_the_work_folder(tmp_path: Path) -> None:
     assert files == ["choice.json", *(f"proposal_{n:04d}.json" for n in range(len(report.choice.proposals)))]
     (path,) = (tmp_path / "work").rglob("auto/choice.json")
     assert Choice.of(read_json(path)).scores == report.choice.scores
+
+
+@pytest.mark.parametrize("update", [pytest.param("reconstruct-mlp", marks=pytest.mark.slow), "reconstruct-block"])
+def test_a_search_whose_proposals_are_trained_finishes_with_the_nearest_of_them(update: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"pattern": "2:4", "update": update, "auto_budget": 1, "auto_windows": 2, "epochs": 1}
+    model = tiny_model()
+    report = auto(model, **options)
+    choice = report.choice
+    assert choice is not None
+    assert [each.name for each in choice.proposals][:6] == [*SINGLE, *MIXES]
+    assert choice.best.kl == min(each.kl for each in choice.proposals)
+    assert [layer.score for layer in report.layers] == choice.scores
+    assert all(layer.fitted_error is not None for layer in report.layers)
+    base = save_tiny_checkpoint(tmp_path / "base")
+    on_disk = dass.prune_checkpoint(base, tmp_path / "pruned", TOKENS, "auto", work=tmp_path / "work", **options)
+    assert on_disk.choice == choice
+    assert sorted(path.name for path in (tmp_path / "work").rglob("auto/proposal_*.json"))[0] == "proposal_0000.json"
