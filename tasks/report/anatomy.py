@@ -3,7 +3,7 @@
 from typing import Any
 
 from dass.engine.choice import Choice
-from tasks.plots import norm_quantiles
+from tasks.plot_data import norm_quantiles
 from tasks.registry.result import layer_scores
 from tasks.report.blocks import Chart, Section, Table, number, share, text
 from tasks.report.charts import by_layer, by_layer_and_projection, density_map, spread_by_layer

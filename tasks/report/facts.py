@@ -10,7 +10,7 @@ from torch import Tensor
 from dass.errors import InputError
 from dass.masks.density import NeuronDensity, neuron_densities
 from dass.masks.mask_file import MaskFile
-from tasks.plots import norms_by_layer
+from tasks.plot_data import norms_by_layer
 from tasks.promotion.decision import evidence_of
 from tasks.promotion.gates import Ruling, judge
 from tasks.promotion.history import diff

@@ -82,7 +82,7 @@ class Workspace:
 
     @property
     def plots(self) -> Path:
-        """PNG plots, and the page."""
+        """Plots, the rows they are of, and the page."""
         return self.root / "plots"
 
     @property
@@ -107,8 +107,11 @@ class Workspace:
             *(self.base, self.calibration, self.masks, self.recovered, self.pruned),
             *(self.evaluation, self.measures, self.answers),
         ]
-        measured = [self.metrics / "evaluation.json", self.metrics / "tasks.json"]
-        files = [*measured, self.plots / "layers.png", self.plots / "norms.png"]
+        measured = [self.metrics / f"{name}.json" for name in ("evaluation", "tasks", "summary")]
+        files = [
+            *measured,
+            *(self.plots / f"{name}.{kind}" for name in ("layers", "norms") for kind in ("png", "json")),
+        ]
         return [*folders, *files, self.report, self.root / "mlflow.db", self.root / "mlartifacts", self.private]
 
     @property

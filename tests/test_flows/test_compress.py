@@ -101,7 +101,7 @@ def test_dvc_repro_alone_makes_the_same_bytes(
 
 def test_changed_evaluate_settings_measure_again_and_prune_nothing(commands: Commands, finished: Workspace) -> None:
     stages = commands.run(finished, "-S", "evaluate.samples=3")["stages"]
-    assert {name for name, outcome in stages.items() if outcome == "ran"} == {"baseline", "evaluate"}
+    assert {name for name, outcome in stages.items() if outcome == "ran"} == {"baseline", "evaluate", "plots"}
 
 
 def test_changed_prune_settings_prune_again_and_restore_when_changed_back(

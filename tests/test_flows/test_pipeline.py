@@ -20,12 +20,13 @@ def stages_of(text: str) -> dict[str, dict[str, Any]]:
     return stages
 
 
-PIPELINE = stages_of((ROOT / "dvc.yaml").read_text())
+PIPELINE_TEXT = (ROOT / "dvc.yaml").read_text()
+PIPELINE = stages_of(PIPELINE_TEXT)
 TEMPLATE = stages_of(template("pipeline.yaml"))
 
 
 def code_of(stage: dict[str, Any]) -> list[str]:
-    return [dep for dep in stage.get("deps", []) if not dep.startswith("artifacts/")]
+    return [dep for dep in stage.get("deps", []) if not dep.startswith(("artifacts/", "metrics/"))]
 
 
 def params_of(stage: dict[str, Any], file: str = "params.yaml") -> list[str]:
@@ -87,6 +88,13 @@ def test_the_template_is_the_roots_stage_with_pinned_code(name: str) -> None:
         entry.pop("deps", None)
         entry.pop("params", None)
     assert theirs == ours
+
+
+def test_both_lay_the_same_rows_of_every_revision_over_one_another() -> None:
+    ours, theirs = (YAML(typ="safe").load(text)["plots"] for text in (PIPELINE_TEXT, template("pipeline.yaml")))
+    assert ours == theirs
+    files = {file for plot in ours for how in plot.values() for file in how["y"]}
+    assert files == set(PIPELINE["plots"]["outs"])
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import read_json, sha256_file
+from tasks.plot_data import layer_rows, summary, title
 from tasks.plots import draw_plots, layers_figure, norms_figure
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -37,7 +39,7 @@ def test_equal_masks_give_equal_files(finished: Workspace, settings: Settings) -
     before = {path.name: sha256_file(path) for path in finished.plots.iterdir()}
     draw_plots(finished, settings)
     assert {path.name: sha256_file(path) for path in finished.plots.iterdir()} == before
-    assert set(before) == {"layers.png", "norms.png"}
+    assert set(before) == {"layers.png", "norms.png", "layers.json", "norms.json"}
 
 
 def test_plots_are_pictures_of_a_readable_size(finished: Workspace) -> None:
@@ -47,14 +49,76 @@ def test_plots_are_pictures_of_a_readable_size(finished: Workspace) -> None:
         assert height > 500
 
 
-def test_sparsity_and_error_of_every_layer_are_drawn(finished: Workspace) -> None:
-    manifest = read_json(finished.masks / "manifest.json")
-    figure = layers_figure(manifest)
-    above, below = figure.axes
-    assert heights(above) == [0.5] * 3 * LAYERS
-    assert heights(below) == [layer["relative_error"] for layer in manifest["layers"]]
-    for words in ("dass, 50 % unstructured", "weights removed", "relative output error", "decoder layer", "gate_proj"):
+def records_of(workspace: Workspace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The manifest, and what was measured."""
+    measured = (read_json(workspace.metrics / f"{name}.json") for name in ("evaluation", "tasks"))
+    return (read_json(workspace.masks / "manifest.json"), *measured)  # type: ignore[return-value]
+
+
+def test_where_all_have_lost_the_same_it_is_said_once_and_the_errors_are_drawn(finished: Workspace) -> None:
+    manifest, evaluation, _ = records_of(finished)
+    figure = layers_figure(manifest, evaluation)
+    [axes] = figure.axes
+    assert heights(axes) == [layer["relative_error"] for layer in manifest["layers"]]
+    perplexities = [f"{evaluation[which]['perplexity']:.2f}" for which in ("dense", "pruned")]
+    for words in (
+        "Every matrix of every layer has lost 50 % of its weights.",
+        "Relative output error: ‖y − y dense‖ / ‖y dense‖",
+        "model: dass, 50 % unstructured, layout paper, update none",
+        f"perplexity {perplexities[0]} dense, {perplexities[1]} pruned",
+        "decoder layer",
+    ):
         assert words in text_of(figure)
+    assert "gate_proj" not in text_of(figure)
+
+
+def test_where_they_differ_there_is_a_bar_for_each(finished: Workspace) -> None:
+    manifest, evaluation, _ = records_of(finished)
+    manifest["layers"][1]["sparsity"]["up_proj"] = 0.4
+    above, below = layers_figure(manifest, evaluation).axes
+    assert sorted(heights(above)) == [0.4, *[0.5] * (3 * LAYERS - 1)]
+    assert heights(below) == [layer["relative_error"] for layer in manifest["layers"]]
+    assert "Every matrix" not in text_of(layers_figure(manifest, evaluation))
+
+
+def test_the_title_names_the_model_and_no_secret(finished: Workspace) -> None:
+    manifest, evaluation, _ = records_of(finished)
+    for uri, name in (
+        ("org/Some-Model@v2", "Some-Model@v2"),
+        ("https://me:secret@host/models/m.gguf?token=secret", "m.gguf"),
+        ("pypi://dist==1/dist/model.gguf", "model.gguf"),
+        ("./model/", "model"),
+    ):
+        manifest["base"]["uri"] = uri
+        assert title(manifest, evaluation).startswith(f"{name}: dass, 50 %")
+
+
+def test_the_rows_are_what_the_pictures_show(finished: Workspace) -> None:
+    manifest, _, _ = records_of(finished)
+    rows = read_json(finished.plots / "layers.json")
+    assert rows == layer_rows(manifest)
+    assert [row["layer"] for row in rows] == list(range(LAYERS))
+    for row, layer in zip(rows, manifest["layers"], strict=True):
+        assert row["output_error"] == pytest.approx(layer["relative_error"], rel=1e-5)
+        assert {name: row[name] for name in layer["sparsity"]} == layer["sparsity"]
+    for row, norm in zip(read_json(finished.plots / "norms.json"), norms_of(finished), strict=True):
+        assert row["largest"] == pytest.approx(float(norm.max()), rel=1e-5)
+        assert row["smallest"] <= row["p05"] <= row["p25"] <= row["median"] <= row["p75"] <= row["p95"]
+
+
+def test_the_summary_has_few_columns_with_the_records_figures(finished: Workspace) -> None:
+    manifest, evaluation, tasks = records_of(finished)
+    found = read_json(finished.metrics / "summary.json")
+    assert list(found) == [
+        *("perplexity", "dense_perplexity", "ratio", "kl", "top1_agreement", "mlp_sparsity", "worst_layer_error"),
+    ]
+    assert found["ratio"] == pytest.approx(evaluation["ratio"], rel=1e-5)
+    assert found["worst_layer_error"] == pytest.approx(max(x["relative_error"] for x in manifest["layers"]), rel=1e-5)
+    asked = {"tasks": {"piqa": {"metric": "acc", "pruned": {"acc": 0.61}}}}
+    more = summary({**evaluation, "divergence": None, "texts": {"code": {"ratio": 2.5}}}, asked, manifest)
+    assert (more["kl"], more["ratio_code"], more["task_piqa"]) == (None, 2.5, 0.61)
+    dense = [{**layer, "relative_error": None} for layer in manifest["layers"]]
+    assert summary(evaluation, tasks, {**manifest, "layers": dense})["worst_layer_error"] is None
 
 
 def test_the_median_norm_of_every_layer_is_drawn_on_a_log_axis(finished: Workspace) -> None:
@@ -83,6 +147,13 @@ def test_layers_without_any_activation_are_drawn(finished: Workspace, settings: 
             statistics[name].zero_()
     save_file(statistics, finished.masks / "statistics.safetensors")
     draw_plots(finished, settings)
+
+
+@pytest.mark.parametrize(("file", "stage"), [("evaluation", "evaluate"), ("tasks", "tasks")])
+def test_plots_without_measures_are_refused(finished: Workspace, settings: Settings, file: str, stage: str) -> None:
+    (finished.metrics / f"{file}.json").unlink()
+    with pytest.raises(InputError, match=rf"No .*{file}\.json\. Run: dass run, or dvc repro {stage}$"):
+        draw_plots(finished, settings)
 
 
 def test_plots_without_masks_are_refused(tmp_path: Path, settings: Settings) -> None:
