@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 10, 24, 24
 
 _LOOKED_AT = 1 << 20  # characters of the text
 _SHORTEST = 12  # words of a paragraph that a prompt is taken from
+_TRIED = 4  # starts for each prompt: some have fewer tokens than it takes
+
+T = TypeVar("T")
 
 
 def prompts_of(text: Text, tokenizer: PreTrainedTokenizerBase, bos: int | None) -> Tensor:
@@ -27,11 +30,11 @@ def prompts_of(text: Text, tokenizer: PreTrainedTokenizerBase, bos: int | None) 
     Of a text that is one document, or few, how its paragraphs start. A text without any gives starts of its windows.
     """
     length = min(PROMPT_TOKENS, max(1, text.windows_WL.shape[1] // 2))
-    starts = _spread([start for start in _starts(text.documents) if len(start.split()) >= _SHORTEST])
+    starts = _spread([start for start in _starts(text.documents) if len(start.split()) >= _SHORTEST], _TRIED * PROMPTS)
     before = [] if bos is None else [torch.tensor([bos])]
     found = [torch.cat([*before, encode(tokenizer, start[:2000], length)])[:length] for start in starts]
     whole = [ids_L for ids_L in found if len(ids_L) == length]
-    return torch.stack(whole) if whole else text.windows_WL[:PROMPTS, :length]
+    return torch.stack(_spread(whole, PROMPTS)) if whole else text.windows_WL[:PROMPTS, :length]
 
 
 def continued(model: PreTrainedModel | None, prompts_PL: Tensor, context: int) -> list[list[int]]:
@@ -73,9 +76,9 @@ def _starts(documents: Sequence[str]) -> list[str]:
     return [part.strip() for text in documents for part in re.split(r"\n+", text[:_LOOKED_AT])]
 
 
-def _spread(found: list[str]) -> list[str]:
-    """PROMPTS of them, evenly."""
-    count = min(PROMPTS, len(found))
+def _spread(found: list[T], wanted: int) -> list[T]:
+    """So many of them, evenly, or all."""
+    count = min(wanted, len(found))
     return [found[place * len(found) // count] for place in range(count)]
 
 
