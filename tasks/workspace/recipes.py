@@ -23,6 +23,7 @@ _PAPER: dict[str, Any] = {
     "prune.propagation": "pruned",
     "prune.damping": None,
     "prune.refine": "none",
+    "recover.steps": 0,
 }
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ def recipe_named(name: str) -> dict[str, Any]:
 
 def recipe_of(settings: "Settings") -> str | None:
     """Which recipe settings are, as far as it says; None where they were refined away from all of them."""
-    values = flat(settings.model_dump(include={"calibration", "prune"}))
+    values = flat(settings.model_dump(include={"calibration", "prune", "recover"}))
     return next((name for name, wanted in RECIPES.items() if wanted.items() <= values.items()), None)
 
 
