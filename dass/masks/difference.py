@@ -1,7 +1,7 @@
 """How far two sets of masks of one model are apart: how many bits moved, and how much of what is kept they share."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,22 +11,42 @@ from dass.errors import InputError
 
 @dataclass(frozen=True)
 class MaskDifference:
-    """The difference of two masks of one weight.
+    """The difference of two masks of one weight, or of several together.
 
     Attributes:
-        tensor: parameter name.
+        tensor: parameter name, or what several are called together.
         moved: weights that one mask keeps and the other removes.
-        share: `moved` as a share of the weights.
-        jaccard: weights kept by both, as a share of those kept by either; 1.0 when neither keeps any.
+        weights: how many weights there are.
+        kept: weights that both masks keep.
     """
 
     tensor: str
     moved: int
-    share: float
-    jaccard: float
+    weights: int
+    kept: int
+
+    @property
+    def share(self) -> float:
+        """`moved` as a share of the weights."""
+        return self.moved / max(1, self.weights)
+
+    @property
+    def jaccard(self) -> float:
+        """Weights kept by both, as a share of those kept by either; 1.0 when neither keeps any."""
+        either = self.kept + self.moved
+        return self.kept / either if either else 1.0
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        counts = {"tensor": self.tensor, "moved": self.moved, "weights": self.weights}
+        return {**counts, "share": self.share, "jaccard": self.jaccard}
+
+
+def together(name: str, differences: Iterable[MaskDifference]) -> MaskDifference:
+    """The difference of several masks, all their weights counted together."""
+    found = list(differences)
+    return MaskDifference(
+        name, *(sum(getattr(each, count) for each in found) for count in ("moved", "weights", "kept"))
+    )
 
 
 def compare_masks(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[MaskDifference]:
@@ -52,6 +72,4 @@ def _difference(name: str, a: Tensor, b: Tensor) -> MaskDifference:
             f"{name}: one mask is {tuple(a.shape)}, the other {tuple(b.shape)}: masks of different models."
         )
     b = b.to(a.device)
-    moved, common = int((a ^ b).count_nonzero()), int((a & b).count_nonzero())
-    either = common + moved
-    return MaskDifference(name, moved, moved / max(1, a.numel()), common / either if either else 1.0)
+    return MaskDifference(name, int((a ^ b).count_nonzero()), a.numel(), int((a & b).count_nonzero()))

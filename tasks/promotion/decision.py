@@ -8,16 +8,19 @@ from dass.errors import InputError
 from dass.masks.proof import ProofError
 from tasks.promotion.champion import ALIAS, RolledBack, crown, roll_back, settle, tag_decision
 from tasks.promotion.gates import Evidence, Ruling, judge
-from tasks.promotion.verification import Proof, verify_version
+from tasks.promotion.proof import Proof
+from tasks.promotion.verification import verify_version
 from tasks.registry.chain import Chain
 from tasks.registry.checked import CheckedVersion, checked_version, registration_of
 from tasks.registry.ledger import Ledger
 from tasks.registry.publishing import anchor_ledger
+from tasks.registry.timeline import plain
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import EVALUATION, MANIFEST, VERSION
 from tasks.registry.versions import find_version
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote
+from tasks.workspace.tables import Fitted, shown, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,20 +57,25 @@ class Decision:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def table(self) -> "Table":
+    def table(self) -> Fitted:
         """Rule by rule, for a terminal."""
-        from rich.table import Table
 
-        how = "promoted by force" if self.forced else "promoted" if self.promoted else "refused"
-        title = f"{self.model} version {self.version}: {how}"
-        table = Table("rule", "limit", "value", "holds", "", title=title, title_justify="left")
-        for each in self.rulings:
-            table.add_row(each.rule, _shown(each.limit), _shown(each.value), "yes" if each.passed else "no", each.told)
-        return table
+        def build(width: int) -> "Table":
+            from rich.markup import escape
+
+            how = "promoted by force" if self.forced else "promoted" if self.promoted else "refused"
+            title = f"{escape(plain(self.model))} version {self.version}: {how}"
+            made = table(width, "rule", "limit", "value", "holds", "", title=title, whole=("holds",))
+            for each in self.rulings:
+                cells = (each.rule, _shown(each.limit), _shown(each.value), "yes" if each.passed else "no", each.told)
+                made.add_row(*(escape(plain(cell)) for cell in cells))
+            return made
+
+        return Fitted(build)
 
 
 def _shown(value: Any) -> str:
-    return "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "not measured" if value is None else shown(value)
 
 
 def number_of(ws: Workspace, model: str, version: str) -> str:

@@ -1,15 +1,16 @@
-"""`dass history` and `dass diff`: what there is, and what lies between two versions. No model is loaded."""
+"""`dass history`: every version, and what was decided about it by which rule and for which reason."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from dass.errors import InputError
 from tasks.promotion.champion import settled
-from tasks.registry.checked import checked_version
-from tasks.registry.ledger import HEAD, PENDING, Entry
+from tasks.registry.ledger import HEAD, PENDING, Entry, champion_of
+from tasks.registry.timeline import plain
 from tasks.registry.tracking import tracking
-from tasks.registry.version_folder import EVALUATION, MANIFEST, MASKS, SETTINGS
 from tasks.registry.versions import all_versions
-from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
+from tasks.workspace.tables import NARROW, Fitted, day, shown, table
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -17,14 +18,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PROOFS = {"verified": "passed", "failed": "failed"}
+_DECISIONS = ("promoted", "refused", "rolled_back")
+_FIGURES = {"sparsity": "sparsity.mlp", "ratio": "ratio"}
 
 
-def history(ws: Workspace, model: str) -> dict[str, Any]:
+def history(ws: Workspace, model: str, limit: int | None = None, since: datetime | None = None) -> dict[str, Any]:
     """Every version of a model, newest first, and what the ledger says of each.
 
+    Args:
+        ws: where.
+        model: the registered model.
+        limit: the newest so many versions, and the newest so many decisions.
+        since: only what was registered or decided from then on.
+
     Returns:
-        {"model", "repaired": a line or None, "versions": [{"version", "aliases", "method", "pattern", "sparsity",
-        "ratio", "tasks_mean", "when", "by", "commit", "proof", "events"}]}
+        {"model", "repaired": a line or None, "champion": a version or None, "versions": [{"version", "aliases",
+        "method", "pattern", "sparsity", "ratio", "tasks_mean", "when", "by", "commit", "proof", "events": [{"n",
+        "event", "time", "actor", "details"}]}], "decisions": [{"n", "time", "actor", "version", "decision", "rules":
+        those that did not hold, "reason", "previous"}]}
 
     Raises:
         InputError: there is no such model.
@@ -40,15 +51,37 @@ def history(ws: Workspace, model: str) -> dict[str, Any]:
         for entry in entries:
             about.setdefault(entry.version, []).append(entry)
         versions = [
-            _row(
-                made,
-                sorted(aliases.get(str(made.version), [])),
-                about.get(str(made.version), []),
-            )
+            _row(made, sorted(aliases.get(str(made.version), [])), about.get(str(made.version), []))
             for made in all_versions(client, model)
             if made.tags.get(HEAD) != PENDING
         ]
-    return {"model": model, "repaired": repaired, "versions": versions}
+    decisions = [_decision(entry, about[entry.version]) for entry in reversed(entries) if entry.event in _DECISIONS]
+    return {
+        "model": model,
+        "repaired": repaired,
+        "champion": champion_of(entries),
+        "versions": [each for each in versions if _is_since(each["when"], since)][:limit],
+        "decisions": [each for each in decisions if _is_since(each["time"], since)][:limit],
+    }
+
+
+def read_time(text: str) -> datetime:
+    """A date, or a date with a time, as ISO 8601 has them; of this day and hour in UTC where no zone is named.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"--since is {text[:50]!r}: expected a date such as 2026-11-26, or 2026-11-26T08:00, in UTC."
+        ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def _is_since(time: str | None, since: datetime | None) -> bool:
+    return since is None or (time is not None and datetime.fromisoformat(time) >= since)
 
 
 def _row(made: "ModelVersion", aliases: list[str], entries: list[Entry]) -> dict[str, Any]:
@@ -65,129 +98,105 @@ def _row(made: "ModelVersion", aliases: list[str], entries: list[Entry]) -> dict
         "by": None if registered is None else registered.actor,
         "commit": said.get("git", {}).get("commit"),
         "proof": _PROOFS[proofs[-1].event] if proofs else None,
-        "events": [{"n": each.n, "event": each.event, "time": each.time, "actor": each.actor} for each in entries],
+        "events": [
+            {"n": each.n, "event": each.event, "time": each.time, "actor": each.actor, "details": each.details}
+            for each in entries
+        ],
     }
 
 
-_FIGURES = {"sparsity": "sparsity.mlp", "ratio": "ratio"}
-
-
-def history_table(record: dict[str, Any]) -> "Table":
-    """The history for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=f"Versions of {escape(record['model'])}", title_justify="left")
-    for heading in (
-        "version",
-        "alias",
-        "method",
-        "pattern",
-        "sparsity",
-        "ratio",
-        "zero-shot",
-        "when",
-        "by",
-        "commit",
-        "proof",
-    ):
-        table.add_column(
-            heading, justify="right" if heading in ("version", "sparsity", "ratio", "zero-shot") else "left"
-        )
-    for each in record["versions"]:
-        table.add_row(
-            each["version"],
-            ", ".join(each["aliases"]),
-            each["method"] or "",
-            each["pattern"] or "",
-            _shown(each["sparsity"], "{:.1%}"),
-            _shown(each["ratio"], "{:.3f}"),
-            _shown(each["tasks_mean"], "{:.3f}"),
-            (each["when"] or "").replace("T", " ").partition(".")[0],
-            escape(each["by"] or ""),
-            (each["commit"] or "")[:8],
-            each["proof"] or "not checked",
-        )
-    return table
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def diff(ws: Workspace, model: str, before: str, after: str) -> dict[str, Any]:
-    """What lies between two versions: settings, calibration data, figures, and how many mask bits moved.
-
-    Returns:
-        {"model", "before", "after": version numbers, "settings" and "figures": {key: [before, after]} of those that
-        differ, "calibration" and "values" (new values of weights) likewise, "masks": [{"tensor", "moved", "share",
-        "jaccard"}]}
-
-    Raises:
-        InputError: there is no such version, or the two are of different models.
-        TrackingError: MLflow failed.
-    """
-    with tracking(ws) as client:
-        pair = [checked_version(client, model, version, ws) for version in (before, after)]
-        manifests, evaluations, settings = (
-            [version.record(name) for version in pair] for name in (MANIFEST, EVALUATION, SETTINGS)
-        )
-        made = list(zip(manifests, [version.recovery for version in pair], strict=True))
-        with pair[0].file(MASKS) as one, pair[1].file(MASKS) as other:
-            from dass.masks.difference import compare_masks  # here: torch takes seconds
-            from dass.masks.mask_file import MaskFile
-
-            moved = compare_masks(MaskFile(one), MaskFile(other))
+def _decision(entry: Entry, about: list[Entry]) -> dict[str, Any]:
+    """A decision, with the rules that did not hold when it was made."""
+    gates = [each for each in about if each.event == "gate" and each.n < entry.n]
+    asked = gates[-1].details.get("rules", []) if gates and entry.event != "rolled_back" else []
+    is_forced = entry.event == "promoted" and bool(entry.details.get("forced"))
     return {
-        "model": model,
-        "before": pair[0].number,
-        "after": pair[1].number,
-        "settings": _changed(*({**each, "promote": {}} for each in settings)),  # what is asked, not what was made
-        "calibration": _changed(*(manifest["calibration"] for manifest in manifests)),
-        "figures": _changed(*evaluations),
-        "values": _changed(
-            *({"pruned": _values(manifest), "recovered": _values(recovery)} for manifest, recovery in made)
-        ),
-        "masks": [each.as_json() for each in sorted(moved, key=lambda each: _in_order(each.tensor))],
+        "n": entry.n,
+        "time": entry.time,
+        "actor": entry.actor,
+        "version": entry.version,
+        "decision": "promoted by force" if is_forced else entry.event.replace("_", " "),
+        "rules": [rule for rule in asked if not rule["passed"]],
+        "reason": entry.details.get("reason"),
+        "previous": entry.details.get("previous"),
     }
 
 
-def _values(record: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of new values of weights, as far as two versions can be told apart by it."""
-    updates = record.get("updates") or {}
-    return {"digest": updates.get("digest"), "tensors": len(updates.get("tensors", []))}
+def history_tables(record: dict[str, Any], wide: bool = False) -> Fitted:
+    """The history for a terminal; `wide` adds what else is known of each version."""
+
+    def build(width: int) -> "Group":
+        from rich.console import Group
+
+        versions = _versions_table(record, width, wide)
+        return Group(versions, "", _decisions_table(record, width)) if record["decisions"] else Group(versions)
+
+    return Fitted(build)
 
 
-def _in_order(tensor: str) -> list[tuple[int, str]]:
-    """Sorts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in tensor.split(".")]
+def _versions_table(record: dict[str, Any], width: int, wide: bool) -> "Table":
+    from rich.markup import escape
+
+    number = "v" if width < NARROW else "version"
+    columns = (number, "alias", "method", "pattern", "ratio", "when", "proof")
+    if wide:
+        columns = (
+            number,
+            "alias",
+            "method",
+            "pattern",
+            "sparsity",
+            "ratio",
+            "zero-shot",
+            "when",
+            "by",
+            "commit",
+            "proof",
+        )
+    made = table(
+        width,
+        *columns,
+        title=f"Versions of {escape(plain(record['model']))}",
+        right=(number, "sparsity", "ratio", "zero-shot"),
+        whole=("when", "proof", "commit"),
+    )
+    for each in record["versions"]:
+        cells = {
+            number: each["version"],
+            "alias": escape(plain(", ".join(each["aliases"]))),
+            "method": each["method"] or "",
+            "pattern": each["pattern"] or "",
+            "sparsity": _figure(each["sparsity"], "{:.1%}"),
+            "ratio": _figure(each["ratio"], "{:.3f}"),
+            "zero-shot": _figure(each["tasks_mean"], "{:.3f}"),
+            "when": (each["when"] or "").replace("T", " ")[:16] if wide else day(each["when"], width),
+            "by": escape(plain(each["by"] or "")),
+            "commit": (each["commit"] or "")[:8],
+            "proof": each["proof"] or "none",
+        }
+        made.add_row(*(cells[name] for name in columns))
+    return made
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
-    before, after = flat(before), flat(after)
-    keys = dict.fromkeys([*before, *after])
-    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+def _decisions_table(record: dict[str, Any], width: int) -> "Table":
+    from rich.markup import escape
+
+    made = table(width, "entry", "when", "version", "decision", "why", title="Decisions", right=("entry", "version"))
+    for each in record["decisions"]:
+        rules = [_broken(rule) for rule in each["rules"]]
+        why = "; ".join([*rules, *([each["reason"]] if each["reason"] else [])])
+        held = "" if each["decision"] != "promoted" else "every rule held"
+        when = day(each["time"], width)
+        made.add_row(str(each["n"]), when, each["version"], each["decision"], escape(plain(why or held)))
+    return made
 
 
-def diff_tables(record: dict[str, Any]) -> "Group":
-    """The differences for a terminal."""
-    from rich.console import Group
-    from rich.table import Table
+def _broken(rule: dict[str, Any]) -> str:
+    """A rule that did not hold: what was asked, and what was found."""
+    if type(rule["value"]) in (int, float):
+        return f"{rule['rule']} is {shown(float(rule['value']))}, limit {shown(float(rule['limit']))}"
+    return f"{rule['rule']}: {rule['told'] or 'does not hold'}"
 
-    parts: list[Any] = []
-    names = (f"version {record['before']}", f"version {record['after']}")
-    for what in ("settings", "calibration", "figures", "values"):
-        if not record[what]:
-            parts.append(f"{what}: the same")
-            continue
-        table = Table(what, *names, title_justify="left")
-        for key, (before, after) in record[what].items():
-            table.add_row(key, str(before), str(after))
-        parts.append(table)
-    moved = [each for each in record["masks"] if each["moved"]]
-    if not moved:
-        return Group(*parts, f"masks: the same in all {len(record['masks'])} matrices")
-    table = Table("mask of", "bits moved", "share", "Jaccard of what is kept")
-    for each in record["masks"]:
-        table.add_row(each["tensor"], f"{each['moved']:,}", f"{each['share']:.2%}", f"{each['jaccard']:.4f}")
-    return Group(*parts, table)
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 from dass.errors import InputError
 from tasks.evaluation.answers import ANSWERS, Answer, Row, read_answers
 from tasks.registry.checked import checked_version
+from tasks.registry.timeline import plain
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import ANSWERS as IN_VERSION
 from tasks.workspace.folder import Workspace
+from tasks.workspace.tables import Fitted, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,18 +73,22 @@ def _plain(answer: Answer) -> dict[str, Any]:
     }
 
 
-def answers_table(rows: Iterable[Row]) -> "Table":
+def answers_table(rows: Iterable[Row]) -> Fitted:
     """A row a document, for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
+    found = list(rows)
 
-    table = Table("task", "doc", "expected", "dense", "pruned", "", title="Answers", title_justify="left")
-    for row in rows:
-        expected = row.choices[row.target] if row.target is not None else " | ".join(row.choices)
-        told = "lost" if row.right == (True, False) else "gained" if row.right == (False, True) else ""
-        shown = [escape(_short(text)) for text in (expected, _given(row, row.dense), _given(row, row.pruned))]
-        table.add_row(row.task, str(row.doc), *shown, told)
-    return table
+    def build(width: int) -> "Table":
+        from rich.markup import escape
+
+        made = table(width, "task", "doc", "expected", "dense", "pruned", "", title="Answers", right=("doc",))
+        for row in found:
+            expected = row.choices[row.target] if row.target is not None else " | ".join(row.choices)
+            told = "lost" if row.right == (True, False) else "gained" if row.right == (False, True) else ""
+            answers = (expected, _given(row, row.dense), _given(row, row.pruned))
+            made.add_row(row.task, str(row.doc), *(escape(plain(_short(text))) for text in answers), told)
+        return made
+
+    return Fitted(build)
 
 
 def _given(row: Row, answer: Answer) -> str:

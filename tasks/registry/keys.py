@@ -15,9 +15,11 @@ from tasks.registry.keyring import ROLES, Key, Keyring
 from tasks.registry.ledger import Ledger, Overtaken, patiently
 from tasks.registry.ledger_run import find_model
 from tasks.registry.publishing import anchor_ledger
+from tasks.registry.timeline import plain
 from tasks.registry.tracking import tracking
 from tasks.registry.trust import KEYS, read_keys, write_keys
 from tasks.workspace.folder import Workspace
+from tasks.workspace.tables import Fitted, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -222,14 +224,18 @@ def _read(file: Path) -> str:
     return text
 
 
-def keys_table(record: dict[str, Any]) -> "Table":
+def keys_table(record: dict[str, Any]) -> Fitted:
     """The list for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("name", "fingerprint", "may", "", title=f"Keys of {escape(record['model'])}", title_justify="left")
-    for key in record["keys"]:
-        state = key["state"] if key["state"] == "trusted" else f"{key['state']} in entry {key['since']}"
-        you = " (you)" if key["you"] else ""
-        table.add_row(escape(key["name"]) + you, key["fingerprint"][:16], ", ".join(key["roles"]), state)
-    return table
+    def build(width: int) -> "Table":
+        from rich.markup import escape
+
+        title = f"Keys of {escape(plain(record['model']))}"
+        made = table(width, "name", "fingerprint", "may", "", title=title, whole=("fingerprint",))
+        for key in record["keys"]:
+            state = key["state"] if key["state"] == "trusted" else f"{key['state']} in entry {key['since']}"
+            you = " (you)" if key["you"] else ""
+            made.add_row(escape(plain(key["name"])) + you, key["fingerprint"][:16], ", ".join(key["roles"]), state)
+        return made
+
+    return Fitted(build)

@@ -18,8 +18,13 @@ from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
+from tasks.workspace.tables import Fitted, table
 
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_PROJECTIONS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+_LEGEND = (
+    "gate, up, down: share of zeros; error: ‖pruned − dense‖ / ‖dense‖ of the MLP's output; "
+    "norm: median ‖z‖ of its neurons; 2:4: the matrices that a 2:4 kernel can run"
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -109,68 +114,76 @@ def _record(
     return {**{key: manifest[key] for key in kept}, **chosen, **measured, "registered": registered}
 
 
-def render(record: dict[str, Any]) -> "Group":
+def render(record: dict[str, Any]) -> Fitted:
     """The record as two tables for a terminal: the result, and its layers."""
-    from rich.console import Group
 
-    return Group(_result_table(record), _layers_table(record))
+    def build(width: int) -> "Group":
+        from rich.console import Group
+
+        return Group(_result_table(record, width), "", *_layer_parts(record, width))
+
+    return Fitted(build)
 
 
-def _result_table(record: dict[str, Any]) -> "Table":
+def _result_table(record: dict[str, Any], width: int) -> "Table":
     from rich.markup import escape
-    from rich.table import Table
 
     prune, evaluation, calibration = record["settings"]["prune"], record["evaluation"], record["calibration"]
-    table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
-    table.add_row("pruned by", described(prune))
+    made = table(width, "", "", title="Result")
+    made.add_row("pruned by", described(prune))
     if chosen := scores_told(record):
-        table.add_row("auto chose", chosen)
-    table.add_row("trained behind it", trained(record["recovery"]))
-    table.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
-    table.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
-    table.add_row("ratio", f"{evaluation['ratio']:.3f}")
+        made.add_row("auto chose", chosen)
+    made.add_row("trained behind it", trained(record["recovery"]))
+    made.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
+    made.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
+    made.add_row("ratio", f"{evaluation['ratio']:.3f}")
     for what, value in more_figures(evaluation).items():
-        table.add_row(what, escape(value))
-    table.add_row("measured on", f"{evaluation['tokens']:,} tokens, context length {evaluation['context_length']}")
+        made.add_row(what, escape(value))
+    made.add_row("measured on", f"{evaluation['tokens']:,} tokens, context length {evaluation['context_length']}")
     for name, told in tasks_told(record["tasks"]).items():
-        table.add_row(name, told)
+        made.add_row(name, told)
     masked = evaluation["mask_sparsity"]["mlp"]
-    table.add_row("MLP sparsity", f"{evaluation['sparsity']['mlp']:.2%} (masks {masked:.2%})")
-    table.add_row("model sparsity", f"{evaluation['sparsity']['model']:.2%}")
-    table.add_row(
+    made.add_row("MLP sparsity", f"{evaluation['sparsity']['mlp']:.2%} (masks {masked:.2%})")
+    made.add_row("model sparsity", f"{evaluation['sparsity']['model']:.2%}")
+    made.add_row(
         "calibrated on",
         f"{calibration['tokens']:,} tokens of {calibrated_on(calibration, escape)}, {_digest(calibration['digest'])}",
     )
     base = record["base"]
-    table.add_row("base", f"{_uri(base['uri'])}, {base['dtype']}, {_digest(base['digest'])}")
-    table.add_row("masks", _digest(record["masks"]["digest"]))
-    table.add_row("fingerprint", _digest(record["fingerprint"]))
+    made.add_row("base", f"{_uri(base['uri'])}, {base['dtype']}, {_digest(base['digest'])}")
+    made.add_row("masks", _digest(record["masks"]["digest"]))
+    made.add_row("fingerprint", _digest(record["fingerprint"]))
     engine = record["engine"]
-    table.add_row("computed", f"{engine['device']}, {engine['dtype']}, torch {record['versions']['torch']}")
-    table.add_row("registered", _where(record["registered"]))
-    return table
+    made.add_row("computed", f"{engine['device']}, {engine['dtype']}, torch {record['versions']['torch']}")
+    made.add_row("registered", _where(record["registered"]))
+    return made
 
 
-def _layers_table(record: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title="Layers", title_justify="left", min_width=60)
-    scores = layer_scores(record)
+def _layer_parts(record: dict[str, Any], width: int) -> list[Any]:
+    """A row a layer. What is the same in all of them is said once, not in a column."""
+    layers, scores = record["layers"], layer_scores(record)
+    columns: dict[str, list[str]] = {"score": scores} if scores else {}
+    for name, heading in _PROJECTIONS.items():
+        columns[heading] = [f"{layer['sparsity'][name]:.2%}" for layer in layers]
     # A re-fit's own errors have columns where there was one.
-    refits = {"fitted": "fitted_error", "held back": "held_back_error"}
-    shown = {heading: key for heading, key in refits.items() if any(layer.get(key) for layer in record["layers"])}
-    measured = ("gate", "up", "down", "output error", *shown, "median ‖z‖", "2:4 kernel runs")
-    for heading in ("layer", *(["score"] if scores else []), *measured):
-        table.add_column(heading, justify="right")
-    for layer in record["layers"]:
-        shares = [f"{layer['sparsity'][name]:.2%}" for name in _PROJECTIONS]
-        error = "" if layer["relative_error"] is None else f"{layer['relative_error']:.4f}"
-        runs = [name.removesuffix("_proj") for name in _PROJECTIONS if layer["runs_2_4"][name]]
-        fits = [f"{layer[key]:.4f}" if layer.get(key) else "" for key in shown.values()]
-        chosen = scores[layer["layer"] : layer["layer"] + 1]
-        norm = f"{layer['norm']['median']:.3g}"
-        table.add_row(str(layer["layer"]), *chosen, *shares, error, *fits, norm, ", ".join(runs) or "none")
-    return table
+    for heading, key in {"error": "relative_error", "fitted": "fitted_error", "held back": "held_back_error"}.items():
+        if any(layer.get(key) is not None for layer in layers):
+            columns[heading] = ["" if layer.get(key) is None else f"{layer[key]:.4f}" for layer in layers]
+    columns["norm"] = [f"{layer['norm']['median']:.3g}" for layer in layers]
+    columns["2:4"] = [_runs(layer["runs_2_4"]) for layer in layers]
+    same = {heading: cells[0] for heading, cells in columns.items() if len(layers) > 1 and len(set(cells)) == 1}
+    varied = {heading: cells for heading, cells in columns.items() if heading not in same}
+    made = table(width, "layer", *varied, title="Layers", right=("layer", *(name for name in varied if name != "2:4")))
+    for layer, *cells in zip(layers, *varied.values(), strict=True):
+        made.add_row(str(layer["layer"]), *cells)
+    told = [f"{heading} {cell}" for heading, cell in same.items()]
+    return [made, *([f"In every layer: {', '.join(told)}"] if told else []), _LEGEND]
+
+
+def _runs(able: dict[str, bool]) -> str:
+    """Which matrices a 2:4 kernel can run."""
+    runs = [heading for name, heading in _PROJECTIONS.items() if able[name]]
+    return "none" if not runs else "all" if len(runs) == len(able) else ", ".join(runs)
 
 
 def _digest(digest: str) -> str:

@@ -4,24 +4,28 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.registry.chain import Chain
 from tasks.registry.entry import Entry
+from tasks.workspace.tables import NARROW, Fitted, day, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def timeline(model: str, chain: Chain) -> "Table":
+def timeline(model: str, chain: Chain) -> Fitted:
     """The table of a ledger."""
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=f"History of {escape(plain(model))}", title_justify="left")
-    for heading in ("n", "time", "actor", "event", "version", "", "signature"):
-        table.add_column(heading, justify="right" if heading in ("n", "version") else "left")
-    for entry in chain.entries:
-        texts = (entry.time.replace("T", " ").partition(".")[0], entry.actor or "", entry.event, entry.version)
-        holds = f"holds ({entry.key[:8]})" if entry.key else "none yet"  # a chain has no other ones
-        table.add_row(str(entry.n), *(escape(plain(text)) for text in (*texts, told(entry))), holds)
-    return table
+    def build(width: int) -> "Table":
+        from rich.markup import escape
+
+        columns = ("n", "time", "actor", "event", "version", "", "signature")
+        made = table(width, *columns, title=f"History of {escape(plain(model))}", right=("n", "version"))
+        for entry in chain.entries:
+            time = day(entry.time, width) if width < NARROW else entry.time.replace("T", " ").partition(".")[0]
+            texts = (time, entry.actor or "", entry.event, entry.version, told(entry))
+            holds = f"holds ({entry.key[:8]})" if entry.key else "none yet"  # a chain has no other ones
+            made.add_row(str(entry.n), *(escape(plain(text)) for text in texts), holds)
+        return made
+
+    return Fitted(build)
 
 
 def told(entry: Entry) -> str:

@@ -12,8 +12,8 @@ from dass.masks.density import NeuronDensity, neuron_densities
 from dass.masks.mask_file import MaskFile
 from tasks.plot_data import norms_by_layer
 from tasks.promotion.decision import evidence_of
+from tasks.promotion.diff import diff
 from tasks.promotion.gates import Ruling, judge
-from tasks.promotion.history import diff
 from tasks.registry.chain import Chain
 from tasks.registry.checked import CHAMPION, CheckedVersion, checked_version
 from tasks.registry.signing import SignatureError
@@ -32,7 +32,7 @@ class Change:
 
     Attributes:
         champion: the champion's number.
-        record: as `tasks.promotion.history.diff`; None: they cannot be compared.
+        record: as `tasks.promotion.diff.diff`; None: they cannot be compared.
         told: why not.
     """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dass.errors import InputError
-from dass.masks.difference import MaskDifference, compare_masks
+from dass.masks.difference import MaskDifference, compare_masks, together
 
 
 def mask(*rows: str) -> Tensor:
@@ -17,21 +17,28 @@ def mask(*rows: str) -> Tensor:
 
 def test_equal_masks_have_moved_nothing() -> None:
     masks = {"w": mask("1010", "0110")}
-    assert compare_masks(masks, masks) == [MaskDifference("w", 0, 0.0, 1.0)]
+    assert compare_masks(masks, masks) == [MaskDifference("w", 0, 8, 4)]
 
 
 def test_moved_bits_and_the_kept_they_share_are_counted() -> None:
     [difference] = compare_masks({"w": mask("1100", "1100")}, {"w": mask("1010", "1100")})
-    assert difference == MaskDifference("w", 2, 2 / 8, 3 / 5)
-    assert difference.as_json() == {"tensor": "w", "moved": 2, "share": 0.25, "jaccard": 0.6}
+    assert difference == MaskDifference("w", 2, 8, 3)
+    assert difference.as_json() == {"tensor": "w", "moved": 2, "weights": 8, "share": 0.25, "jaccard": 0.6}
 
 
 def test_opposite_masks_share_nothing() -> None:
-    assert compare_masks({"w": mask("10")}, {"w": mask("01")}) == [MaskDifference("w", 2, 1.0, 0.0)]
+    [difference] = compare_masks({"w": mask("10")}, {"w": mask("01")})
+    assert (difference.moved, difference.share, difference.jaccard) == (2, 1.0, 0.0)
 
 
 def test_masks_that_keep_nothing_are_equal() -> None:
-    assert compare_masks({"w": mask("00")}, {"w": mask("00")}) == [MaskDifference("w", 0, 0.0, 1.0)]
+    [difference] = compare_masks({"w": mask("00")}, {"w": mask("00")})
+    assert (difference.moved, difference.share, difference.jaccard) == (0, 0.0, 1.0)
+
+
+def test_masks_are_counted_together() -> None:
+    both = together("both", [MaskDifference("v", 2, 8, 3), MaskDifference("w", 0, 8, 4)])
+    assert (both.tensor, both.moved, both.share, both.jaccard) == ("both", 2, 2 / 16, 7 / 9)
 
 
 def test_tensors_come_in_the_order_of_the_first_masks() -> None:

@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from dass.files import canonical_json
 from tasks.promotion.decision import decide, go_back, number_of
 from tasks.promotion.decision import prove as prove_for
-from tasks.promotion.history import diff, history
+from tasks.promotion.diff import diff
+from tasks.promotion.history import history
 from tasks.promotion.verification import verify_version
 from tasks.registry import keys
 from tasks.registry.chain import BrokenLedger

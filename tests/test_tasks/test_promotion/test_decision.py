@@ -1,6 +1,7 @@
 """From a version to a champion and back, on SQLite and on a server with Postgres."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from dass.errors import InputError
 from dass.files import read_json
 from dass.masks.proof import ProofError
+from tasks.promotion.compare import compare
 from tasks.promotion.decision import decide, go_back, number_of, prove
-from tasks.promotion.history import diff, history
+from tasks.promotion.diff import diff
+from tasks.promotion.history import history
 from tasks.registry.key_file import key_name
 from tasks.registry.ledger import Ledger
 from tasks.registry.registration import register
@@ -96,6 +99,25 @@ def test_promote_refuse_force_and_roll_back(registered: tuple[Workspace, str]) -
     assert logged == ["promotion/entry_000007.json", "promotion/entry_000009.json"]
     assert {entry.actor for entry in entries} == {key_name()}
     assert entries[9].details == {"forced": True, "reason": "a demo", "previous": "1"}
+    record = history(ws, model)
+    assert record["champion"] == "1"
+    assert [(each["version"], each["decision"], each["reason"]) for each in record["decisions"]] == [
+        ("1", "rolled back", "the demo is over"),
+        ("2", "promoted by force", "a demo"),
+        ("2", "refused", None),
+        ("1", "promoted", None),
+    ]
+    for each in record["decisions"][1:3]:
+        ((rule, limit, passed),) = [(rule["rule"], rule["limit"], rule["passed"]) for rule in each["rules"]]
+        assert (rule, limit, passed) == ("max_ratio", 0.5, False)
+    assert record["decisions"][3]["rules"] == []
+    refusal = next(each for each in record["versions"][0]["events"] if each["event"] == "refused")
+    assert refusal["details"] == {"rules": ["max_ratio"]}
+    few = history(ws, model, limit=1)
+    assert ([each["version"] for each in few["versions"]], len(few["decisions"])) == (["2"], 1)
+    late = history(ws, model, since=datetime.now(UTC) + timedelta(hours=1))
+    assert late["versions"] == late["decisions"] == []
+    assert history(ws, model, since=datetime.now(UTC) - timedelta(hours=1)) == record
 
 
 def test_history_and_diff_say_what_there_is(registered: tuple[Workspace, str]) -> None:
@@ -115,7 +137,26 @@ def test_history_and_diff_say_what_there_is(registered: tuple[Workspace, str]) -
     assert found["calibration"] == {}
     assert "ratio" in found["figures"]
     assert all(each["moved"] and 0 < each["jaccard"] < 1 for each in found["masks"])
+    assert found["moved"]["moved"] == sum(each["moved"] for each in found["masks"])
+    assert [each["tensor"] for each in found["layers"]] == ["layer 0", "layer 1", "layer 2"]
     assert diff(ws, model, "1", "champion")["masks"][0]["moved"] == 0
+
+
+def test_versions_are_compared_side_by_side(registered: tuple[Workspace, str]) -> None:
+    ws, model = registered
+    with tracking(ws) as client:
+        run_id = find_version(client, model, "2").run_id
+    record = compare(ws, model, ["1", run_id, "challenger"])
+    assert [each["version"] for each in record["runs"]] == ["1", "2", "2"]
+    assert record["settings"] == {"prune.pattern": ["unstructured", "2:4", "2:4"]}
+    assert record["figures"]["ratio"][0] != record["figures"]["ratio"][1] == record["figures"]["ratio"][2]
+    for runs, told in (
+        (["1"], "compare takes two runs or more"),
+        (["1", "9"], "no version or alias '9'"),
+        (["1", "0" * 32], f"MLflow run {'0' * 32} has registered no version of"),
+    ):
+        with pytest.raises(InputError, match=told):
+            compare(ws, model, runs)
 
 
 def test_a_version_much_worse_than_the_champion_is_refused(registered: tuple[Workspace, str]) -> None:

@@ -1,10 +1,8 @@
 import json
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from dass.errors import InputError
 from dass.files import read_json, write_json
@@ -12,16 +10,10 @@ from tasks.registry.registration import register
 from tasks.registry.show import render, show
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
+from tests.printing import printed
 from tests.workspaces import change_settings, start_workspace
 
 PROVENANCE: dict[str, Any] = {"git_commit": "0123abc", "git_dirty": True, "dvc": {}, "seconds": {}}
-
-
-def printed(record: dict[str, Any]) -> str:
-    console = Console(file=StringIO(), width=120)
-    console.print(render(record))
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue()
 
 
 def test_a_result_that_is_not_registered_is_shown(finished: Workspace) -> None:
@@ -29,7 +21,7 @@ def test_a_result_that_is_not_registered_is_shown(finished: Workspace) -> None:
     assert record["registered"] is None
     assert record["evaluation"] == read_json(finished.metrics / "evaluation.json")
     assert record["layers"] == read_json(finished.masks / "manifest.json")["layers"]
-    text = printed(record)
+    text = printed(render(record), 120)
     for words in ("dass, unstructured, sparsity 0.5", "context length 32", "50.00%", "./model, float32", "torch 2"):
         assert words in text
     assert record["masks"]["digest"][:12] in text
@@ -49,7 +41,7 @@ def test_the_registered_version_of_the_result_is_found_after_settings_were_edite
     assert record["settings"]["prune"]["sparsity"] == 0.5  # what was done, not what params.yaml says by now
     assert (record["registered"]["version"], record["registered"]["aliases"]) == ("1", ["challenger"])
     assert record["registered"]["entry"]["git"]["dirty"] is True
-    assert "tiny version 1 (challenger)" in printed(record)
+    assert "tiny version 1 (challenger)" in printed(render(record), 120)
 
 
 def test_a_version_is_shown_by_number_and_by_alias(finished: Workspace, settings: Settings) -> None:
@@ -72,10 +64,29 @@ def test_looking_makes_no_database(finished: Workspace) -> None:
     assert not (finished.root / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_result_is_readable_on_a_narrow_terminal(finished: Workspace, width: int) -> None:
+    record = show(finished)
+    lines = printed(render(record), width).splitlines()
+    assert "In every layer: gate 50.00%, up 50.00%, down 50.00%, 2:4 none" in " ".join(" ".join(lines).split())
+    layers = [line.split() for line in lines]
+    assert ["layer", "error", "norm"] in layers
+    first = record["layers"][0]
+    assert ["0", f"{first['relative_error']:.4f}", f"{first['norm']['median']:.3g}"] in layers
+    for layer in record["layers"]:  # with all there may be: a score a layer, a re-fit's errors, other shares
+        layer |= {"fitted_error": 0.1 * layer["layer"], "held_back_error": 0.2 * layer["layer"]}
+        layer["sparsity"] = dict.fromkeys(layer["sparsity"], 0.4 + layer["layer"] / 10)
+        layer["runs_2_4"] = {"gate_proj": layer["layer"] > 0, "up_proj": layer["layer"] > 0, "down_proj": False}
+    wide = [line.split() for line in printed(render(record), width).splitlines()]
+    assert ["layer", "gate", "up", "down", "error", "fitted", "held", "back", "norm", "2:4"] in wide
+    last = next(line for line in wide if line[:1] == ["1"])
+    assert (last[1:4], last[5:7], last[-2:]) == (["50.00%"] * 3, ["0.1000", "0.2000"], ["gate,", "up"])
+
+
 def test_a_path_with_brackets_is_printed_as_it_is(finished: Workspace) -> None:
     record = show(finished)
     record["base"]["uri"] = "models/[bold]x"
-    assert "models/[bold]x" in printed(record)
+    assert "models/[bold]x" in printed(render(record), 120)
 
 
 def test_a_workspace_without_a_result_says_what_to_run(tmp_path: Path) -> None:
