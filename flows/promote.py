@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.cancellation import cancel_when_interrupted
 from tasks.promotion import decision
 from tasks.promotion.champion import RolledBack
-from tasks.promotion.verification import Proof
+from tasks.promotion.proof import Proof
 from tasks.registry import registration
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote, load_settings

@@ -55,18 +55,23 @@ def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], No
 
 
 def serve_ui(ws: Workspace, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Show the runs of `ws` in Prefect's UI until the process is stopped.
+    """Show the runs of `ws` in MLflow's and Prefect's UI until the process is stopped.
 
     Args:
-        tell: called once when it can be opened, with {"workspace", "api", "ui", "login"}, as for a schedule. When
-            Prefect's settings name a server, that is all.
+        tell: called once when they can be opened, with {"workspace", "mlflow": None where nothing was recorded yet, or
+            {"ui", "experiment", "model"}, "api", "ui", "runs", "login"}, the last as for a schedule. When the servers
+            are others' that is all.
 
     Raises:
         InputError: Prefect's settings cannot be used, or the server they name does not answer.
+        TrackingError: MLflow does not answer.
     """
-    with prefect_server(ws, schedules=True) as server:
-        tell({"workspace": str(ws.root), **_where(server)})
-        while server.login is not None:
+    from flows.mlflow_ui import mlflow_ui, told
+
+    with mlflow_ui(ws) as pages, prefect_server(ws, schedules=True) as server:
+        where = _where(server)
+        tell({"workspace": str(ws.root), "mlflow": told(pages), **where, "runs": f"{where['ui']}/runs"})
+        while server.login is not None or (pages is not None and pages.is_own):
             signal.pause()
 
 

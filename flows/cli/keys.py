@@ -39,9 +39,13 @@ def list_keys(
         dass keys list --public > alice.pem
     """
     if public:
-        from tasks.registry.key_file import public_key
+        from tasks.registry.key_file import fingerprint, public_key
 
-        print(public_key(), end="")
+        own = public_key()
+        if as_json:
+            print_json({"public": own, "fingerprint": fingerprint(own)})
+        else:
+            print(own, end="")
         return
     ws = open_workspace(workspace)
     from tasks.registry.keys import keys_table, listed

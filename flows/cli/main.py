@@ -6,7 +6,7 @@ import sys
 import traceback
 from contextlib import suppress
 
-from flows.cli import answers, audit, keys, pipeline, registry, stages  # noqa: F401  (they register their commands)
+from flows.cli import answers, audit, doctor, keys, pipeline, registry, settings, stages  # noqa: F401  (they register their commands)
 from flows.cli.app import app
 from flows.cli.output import escape_what_cannot_be_shown, print_json, tell
 from flows.exit_status import DONE, FAULT, INTERRUPTED, KINDS, judged
@@ -46,10 +46,12 @@ def run_command(arguments: list[str], interruption: Interruption | None = None) 
     if interruption is not None and interruption.status is not None:
         status, message = interruption.status, None  # what failed on the way out failed because of it
     if status > 128:
-        with suppress(OSError):  # the terminal was closed
-            tell(TOLD)
-    elif message is not None:
+        message = TOLD.removeprefix("dass: ")
+    if message is None:
+        return status
+    with suppress(OSError):  # the terminal was closed
         tell(f"dass: {message}")
         if "--json" in arguments:
-            print_json({"error": {"status": status, "kind": KINDS[status], "message": message}})
+            kind = KINDS[INTERRUPTED if status > 128 else status]
+            print_json({"error": {"status": status, "kind": kind, "message": message}})
     return status

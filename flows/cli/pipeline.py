@@ -1,5 +1,8 @@
 """Commands that make and run a pipeline: init, run, show, report, serve, ui."""
 
+import os
+import sys
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -208,8 +211,16 @@ def serve(
 
 
 @app.command()
-def ui(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Show the flow runs of a workspace in Prefect's UI, until stopped. It tells where, and the password.
+def ui(
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open them in a browser too, where there is a desktop.")
+    ] = True,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Show a workspace's versions and runs in MLflow's UI and its flow runs in Prefect's, until stopped.
+
+    It tells where, and Prefect's password. Both listen on this machine's loopback only; MLflow's asks for no password.
 
     \b
         dass ui
@@ -218,7 +229,27 @@ def ui(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None
     ws = open_workspace(workspace)
     from flows.serve import serve_ui
 
-    serve_ui(ws, print_json if as_json else _tell_of_ui)
+    def tell_and_open(told: dict[str, Any]) -> None:
+        _tell_of_pages(told)
+        if browser and sys.stderr.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            for page in (told["runs"], *_mlflow_pages(told)):
+                webbrowser.open_new_tab(page)
+
+    serve_ui(ws, print_json if as_json else tell_and_open)
+
+
+def _mlflow_pages(told: dict[str, Any]) -> list[str]:
+    pages = told["mlflow"] or {}
+    return [page for page in (pages.get("model"), pages.get("experiment")) if page]
+
+
+def _tell_of_pages(told: dict[str, Any]) -> None:
+    if told["mlflow"] is None:
+        tell("MLflow has recorded nothing yet: dass run")
+    for what, page in (told["mlflow"] or {}).items():
+        if page:
+            tell(f"MLflow {'UI' if what == 'ui' else what}: {page}")
+    _tell_of_ui({**told, "ui": told["runs"]})
 
 
 def _tell_of_schedule(told: dict[str, Any]) -> None:

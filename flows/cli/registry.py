@@ -23,28 +23,41 @@ from flows.exit_status import DONE, FAILED
 @app.command(rich_help_panel=REGISTRY_PANEL)
 def history(
     model: Annotated[str | None, typer.Option(help="Registered model; default: register.model.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the newest N versions and decisions.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only what was registered or decided from then on (UTC).")
+    ] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Also sparsity, zero-shot mean, who registered it, and the commit.")
+    ] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Show every version of the model, newest first: what it is, who made it when, and whether it was proved.
+    r"""Show every version of the model and every decision, newest first: what it is, whether it was proved, and which
+    rule or reason made it champion or refused it.
 
     With --json also every event of the ledger.
 
     \b
         dass history
+        dass history --limit 10 --wide
+        dass history --since 2026-11-01
         dass history --model smollm2-135m-dass --json
     """
-    ws = open_workspace(workspace)
     from tasks.promotion.history import history as read_history
-    from tasks.promotion.history import history_table
+    from tasks.promotion.history import history_tables, read_time
 
-    record = read_history(ws, model or model_of(ws))
+    begin = None if since is None else read_time(since)
+    ws = open_workspace(workspace)
+    record = read_history(ws, model or model_of(ws), limit, begin)
     if record["repaired"]:
         tell(record["repaired"])
     if as_json:
         print_json(record)
     else:
-        show_table(history_table(record))
+        show_table(history_tables(record, wide))
 
 
 @app.command(rich_help_panel=REGISTRY_PANEL)
@@ -61,14 +74,39 @@ def diff(
         dass diff 1 2 --json
     """
     ws = open_workspace(workspace)
-    from tasks.promotion.history import diff as read_diff
-    from tasks.promotion.history import diff_tables
+    from tasks.promotion.diff import diff as read_diff
+    from tasks.promotion.diff import diff_tables
 
     record = read_diff(ws, model_of(ws), before, after)
     if as_json:
         print_json(record)
     else:
         show_table(diff_tables(record))
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Versions by number or alias, or ids of their MLflow runs.")
+    ],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    r"""Show versions side by side: the settings that differ, and what each of them costs.
+
+    \b
+        dass compare 1 2 3
+        dass compare champion challenger --json
+    """
+    ws = open_workspace(workspace)
+    from tasks.promotion.compare import compare as read_comparison
+    from tasks.promotion.compare import compare_tables
+
+    record = read_comparison(ws, model_of(ws), runs)
+    if as_json:
+        print_json(record)
+    else:
+        show_table(compare_tables(record))
 
 
 @app.command(rich_help_panel=REGISTRY_PANEL)
@@ -96,7 +134,8 @@ def verify(
     if (version is None) != every:
         raise InputError("verify takes a VERSION, a FOLDER, or --all. See: dass verify --help")
     ws = open_workspace(workspace)
-    from tasks.promotion.verification import Proof, proof_table, verify_all, verify_named
+    from tasks.promotion.proof import Proof, proof_table
+    from tasks.promotion.verification import verify_all, verify_named
     from tasks.registry.registration import check_reachable
 
     check_reachable(ws)

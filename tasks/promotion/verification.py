@@ -6,84 +6,28 @@ be had, a full disk, a server that is down) proves nothing: it is raised, and th
 """
 
 import logging
-import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from dass.errors import InputError, UnavailableError
-from dass.files import read_json, sha256_file
-from dass.masks.mask_file import MaskFile, check_masks_fit
-from dass.masks.proof import ProofError, prove_patterns, prove_weights
-from dass.model.checkpoint import Checkpoint
-from tasks.promotion.champion import check_alias
+from dass.files import sha256_file
+from dass.masks.pruned_record import RECORD
 from tasks.promotion.configuration import check_configuration
-from tasks.registry.anchor import check_anchor, git_store
-from tasks.registry.checked import check_folder, registration_of
+from tasks.promotion.materialised import verify_materialised
+from tasks.promotion.proof import Proof, take_step
+from tasks.promotion.proof_steps import base_once, check_files, check_ledger, check_pattern, check_weights
 from tasks.registry.ledger import BrokenLedger, Ledger, NotAllowed
-from tasks.registry.loading import base_of, values_of
-from tasks.registry.tracking import is_outage, tracking
-from tasks.registry.version_folder import MANIFEST, MASKS, SIGNATURE, VERSION
+from tasks.registry.tracking import tracking
+from tasks.registry.version_folder import MANIFEST, SIGNATURE
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from rich.table import Table
-
-_OUTCOMES = {True: "passed", False: "FAILED", None: "not taken"}
 
 logger = logging.getLogger("dass")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a proof.
-
-    Attributes:
-        name: files, ledger, weights, pattern, configuration or replay.
-        passed: None when it could not be taken here, which says nothing of the version.
-        told: what was found, or what was missing.
-        fault: why it could not be taken.
-    """
-
-    name: str
-    passed: bool | None
-    told: str
-    fault: Exception | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "passed": self.passed, "told": self.told}
-
-
-@dataclass(frozen=True)
-class Proof:
-    """All steps.
-
-    Attributes:
-        what: which version or folder.
-        steps: in order.
-    """
-
-    what: str
-    steps: list[Step]
-
-    @property
-    def failed(self) -> str:
-        """Names of the steps that failed, "" when none did."""
-        return ", ".join(step.name for step in self.steps if step.passed is False)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "what": self.what,
-            "steps": [step.as_json() for step in self.steps],
-            "passed": all(step.passed for step in self.steps),
-        }
 
 
 def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = False) -> Proof:
@@ -127,16 +71,22 @@ def verify_named(ws: Workspace, model: str, what: str, *, replay: bool = False) 
         try:
             number = find_version(client, model, what).version
         except UnknownVersionError as error:
-            if not (folder / MANIFEST).is_file():
-                also = f" The folder {what} here is no version's: it has no {MANIFEST}." if folder.is_dir() else ""
+            if not _is_ours(folder):
+                also = (
+                    f" The folder {what} here is none of dass: no {MANIFEST}, no {RECORD}." if folder.is_dir() else ""
+                )
                 raise InputError(f"{error}{also}") from None
             number = None
     if number is None:
         logger.warning(f"{model} has no version or alias {what}: this is the folder ./{what}")
         return verify_folder(ws, model, folder, replay=replay)
-    if (folder / MANIFEST).is_file():
+    if _is_ours(folder):
         logger.warning(f"{what} is version {number} of {model}. For the folder of that name write ./{what}")
     return verify_version(ws, model, str(number), replay=replay)
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or (folder / RECORD).is_file()
 
 
 def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[Proof]:
@@ -162,16 +112,23 @@ def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[P
 
 
 def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = False) -> Proof:
-    """Verify a version's folder that was downloaded or copied, against the version that has the same manifest.
+    """Verify a version's folder that was downloaded or copied, or a checkpoint that was materialised from a version.
 
     Nothing is written to the ledger: what is wrong with a copy says nothing of the version.
 
     Raises:
-        InputError: it is no version's folder.
+        InputError: it is neither; or `replay`, and it is a checkpoint.
         TrackingError: MLflow failed.
     """
     if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} has no {MANIFEST}: expected a registered version's folder, or a version's number.")
+        if not (folder / RECORD).is_file():
+            raise InputError(
+                f"{folder} has neither {MANIFEST} nor {RECORD}: expected a registered version's folder, a checkpoint "
+                "that dass materialize wrote, or a version's number."
+            )
+        if replay:
+            raise InputError(f"--replay proves a version, and {folder} is a checkpoint. Name the version.")
+        return verify_materialised(ws, model, folder)
     signature = sha256_file(folder / SIGNATURE) if (folder / SIGNATURE).is_file() else None
     with tracking(ws) as client:
         return _proof(ws, client, str(folder), model, folder, _registered_with(ws, client, model, signature), replay)
@@ -214,130 +171,20 @@ def _proof(
     replay: bool,
 ) -> Proof:
     """Take every step. When one could not be taken and no other failed, what kept it from being taken is raised."""
-    with _base_once(ws, folder) as base:
+    with base_once(ws, folder) as base:
         checks: dict[str, Callable[[], str]] = {
-            "files": lambda: _check_files(ws, client, model, folder, number),
-            "ledger": lambda: _check_ledger(ws, client, model, number),
-            "weights": lambda: _check_weights(folder, base),
-            "pattern": lambda: _check_pattern(folder),
+            "files": lambda: check_files(ws, client, model, folder, number),
+            "ledger": lambda: check_ledger(ws, client, model, number),
+            "weights": lambda: check_weights(folder, base),
+            "pattern": lambda: check_pattern(folder),
             "configuration": lambda: check_configuration(folder, base),
         }
         if replay:
             from tasks.promotion.replay import replayed  # here: it prunes, and transformers takes seconds
 
             checks["replay"] = lambda: replayed(ws, folder)
-        proof = Proof(what, [_step(name, check, folder) for name, check in checks.items()])
+        proof = Proof(what, [take_step(name, check, folder) for name, check in checks.items()])
     faults = [step.fault for step in proof.steps if step.fault is not None]
     if faults and not proof.failed:
         raise faults[0]
     return proof
-
-
-@contextmanager
-def _base_once(ws: Workspace, folder: Path) -> Generator[Callable[[], Path]]:
-    """Gives the base that a version's manifest names, found or fetched when a step first asks for it."""
-    with ExitStack() as opened:
-        outcome: list[Path | Exception] = []
-
-        def base() -> Path:
-            if not outcome:
-                try:
-                    outcome.append(opened.enter_context(base_of(ws, read_json(folder / MANIFEST))))
-                except Exception as error:  # the next step that asks hears the same, and nothing is fetched twice
-                    outcome.append(error)
-            if isinstance(outcome[0], Exception):
-                raise outcome[0]
-            return outcome[0]
-
-        yield base
-
-
-def _step(name: str, check: Callable[[], str], folder: Path) -> Step:
-    try:
-        return Step(name, True, check())
-    except Exception as error:  # whatever a damaged file makes a reader raise: what cannot be read is not proved
-        told = " ".join(_told(error).split())
-        if name == "replay" and not isinstance(error, ProofError):  # all that it reads, an earlier step has checked
-            return Step(name, None, told, error)
-        return Step(name, None, told, error) if _is_fault(error, folder) else Step(name, False, told)
-
-
-def _told(error: Exception) -> str:
-    ours = type(error).__module__.startswith(("dass.", "tasks."))
-    return str(error) if ours else f"{type(error).__name__}: {error}"
-
-
-def _is_fault(error: Exception, folder: Path) -> bool:
-    """Whether it lies with this machine, the network or a server: then nothing was learned of the version."""
-    if is_outage(error) or isinstance(error, (UnavailableError, MemoryError, ImportError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, FileNotFoundError) and error.filename:  # of the version's own files: it is damaged
-        return not Path(os.fsdecode(error.filename)).is_relative_to(folder)
-    return isinstance(error, OSError) or "(os error " in str(error)  # safetensors reads in Rust
-
-
-def _check_files(ws: Workspace, client: "MlflowClient", model: str, folder: Path, number: str | None) -> str:
-    """Every file is as it was signed, and the signature is the one that the ledger registered for this version."""
-    chain = Ledger.open(client, model, ws).chain()
-    entry, key = registration_of(chain, model, _known(model, number))
-    check_folder(folder, model, entry, key)
-    return f"all files are as signed with key {key.told}"
-
-
-def _check_ledger(ws: Workspace, client: "MlflowClient", model: str, number: str | None) -> str:
-    """The chain is whole and signed by keys that may, the version is in it, and the aliases are where it put them."""
-    ledger = Ledger.open(client, model, ws)
-    chain = check_anchor(ws, model, git_store(ws), ledger.chain)
-    ledger.check_heads(chain.entries)
-    entry = chain.registered(_known(model, number))
-    if entry is None:
-        raise BrokenLedger(f"version {number} is not in the ledger of {model}.")
-    check_alias(client, ledger, chain.entries)
-    return f"entry {entry.n} of {len(chain.entries)} registered it, and the chain is whole and signed"
-
-
-def _known(model: str, number: str | None) -> str:
-    if number is None:
-        raise BrokenLedger(f"no version of {model} was registered with this signature.")
-    return number
-
-
-def _check_weights(folder: Path, base_folder: Callable[[], Path]) -> str:
-    """The pruned checkpoint is its base times its masks."""
-    manifest, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
-    masks = MaskFile(folder / MASKS)
-    if masks.digest != manifest["masks"]["digest"]:
-        raise ProofError(
-            f"the masks' digest is {masks.digest[:16]}, the manifest says {manifest['masks']['digest'][:16]}."
-        )
-    updates, tuned = values_of(folder, manifest, masks)
-    base = Checkpoint(base_folder())
-    if version["artifact"] == "masks":
-        check_masks_fit(base, masks)
-        updates.check_fit(masks, base, tuned)
-        return "the masks are the manifest's and fit its base; the weights are made from them when they are loaded"
-    prove_weights(base, Checkpoint(folder / version["checkpoint"]), masks, updates or None, tuned)
-    changed = "kept ones are the base's"
-    if updates:
-        whole = f", {len(tuned)} of them without a mask" if tuned else ""
-        changed = f"{len(updates)} tensors have the new values that the signed records name{whole}"
-    return f"removed weights are +0.0, {changed}, everything else is untouched"
-
-
-def _check_pattern(folder: Path) -> str:
-    """Every matrix obeys its layer's pattern in every group, by its masks."""
-    manifest, masks = read_json(folder / MANIFEST), MaskFile(folder / MASKS)
-    prove_patterns(manifest, masks)
-    return f"{manifest['settings']['prune']['pattern']} holds in every group of {len(masks)} matrices"
-
-
-def proof_table(proof: Proof) -> "Table":
-    """Step by step, for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    title = f"{escape(proof.what)}: {'not proved' if proof.failed else 'proved'}"
-    table = Table("step", "", "what was found", title=title, title_justify="left")
-    for step in proof.steps:
-        table.add_row(step.name, _OUTCOMES[step.passed], escape(step.told))
-    return table

@@ -79,6 +79,11 @@ def public_key() -> str:
     return str(dsse_signer().public_key.keyval["public"])
 
 
+def is_made() -> bool:
+    """Whether there is a signing key: on a token, or in its file."""
+    return _token_uri() is not None or os.path.lexists(key_file())
+
+
 def fingerprint(public_pem: str) -> str:
     """sha256 (hex) of a public key's DER SubjectPublicKeyInfo.
 

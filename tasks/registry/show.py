@@ -18,11 +18,12 @@ from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import load_settings
-from tasks.workspace.tables import Fitted, table
+from tasks.workspace.tables import NARROW, Fitted, table
 
 _PROJECTIONS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 _LEGEND = (
-    "gate, up, down: share of zeros; error: ‖pruned − dense‖ / ‖dense‖ of the MLP's output; "
+    "gate, up, down: share of zeros; error: ‖pruned − dense‖ / ‖dense‖ of the MLP's output; fitted, held: the re-fit's "
+    "on the windows it was fitted to, and on those held back; "
     "norm: median ‖z‖ of its neurons; 2:4: the matrices that a 2:4 kernel can run"
 )
 
@@ -163,17 +164,24 @@ def _layer_parts(record: dict[str, Any], width: int) -> list[Any]:
     """A row a layer. What is the same in all of them is said once, not in a column."""
     layers, scores = record["layers"], layer_scores(record)
     columns: dict[str, list[str]] = {"score": scores} if scores else {}
+    digits = 1 if width < NARROW else 2
     for name, heading in _PROJECTIONS.items():
-        columns[heading] = [f"{layer['sparsity'][name]:.2%}" for layer in layers]
+        columns[heading] = [f"{layer['sparsity'][name]:.{digits}%}" for layer in layers]
     # A re-fit's own errors have columns where there was one.
-    for heading, key in {"error": "relative_error", "fitted": "fitted_error", "held back": "held_back_error"}.items():
+    for heading, key in {"error": "relative_error", "fitted": "fitted_error", "held": "held_back_error"}.items():
         if any(layer.get(key) is not None for layer in layers):
             columns[heading] = ["" if layer.get(key) is None else f"{layer[key]:.4f}" for layer in layers]
     columns["norm"] = [f"{layer['norm']['median']:.3g}" for layer in layers]
     columns["2:4"] = [_runs(layer["runs_2_4"]) for layer in layers]
     same = {heading: cells[0] for heading, cells in columns.items() if len(layers) > 1 and len(set(cells)) == 1}
     varied = {heading: cells for heading, cells in columns.items() if heading not in same}
-    made = table(width, "layer", *varied, title="Layers", right=("layer", *(name for name in varied if name != "2:4")))
+    made = table(
+        width,
+        "layer",
+        *varied,
+        title="Layers",
+        right=("layer", *(name for name in varied if name not in ("score", "2:4"))),
+    )
     for layer, *cells in zip(layers, *varied.values(), strict=True):
         made.add_row(str(layer["layer"]), *cells)
     told = [f"{heading} {cell}" for heading, cell in same.items()]

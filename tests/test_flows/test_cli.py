@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
+from flows.cli.app import app
 from flows.cli.main import run_command
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import ROOT, Commands
@@ -35,6 +37,14 @@ COMMANDS = (
     "answers",
     "export-audit",
     "audit",
+    "settings",
+    "doctor",
+    "history",
+    "diff",
+    "compare",
+    "verify",
+    "promote",
+    "rollback",
 )
 
 
@@ -89,6 +99,7 @@ HEAVY = {"torch", "prefect", "mlflow", "dvc", "transformers"}
         ("flows.cli.main", set()),
         ("flows.run", set()),  # what is asked before there is work
         ("tasks.promotion.history", set()),
+        ("tasks.promotion.diff", set()),
         ("tasks.registry.show", set()),
         ("tasks.promotion.verification", {"torch"}),  # tensors are compared, and no model is made
     ],
@@ -179,6 +190,63 @@ def test_json_has_an_error_too(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         answer = json.loads(told.out)["error"]
         assert (answer["status"], answer["kind"]) == (2, "bad input")
         assert told.err == f"dass: {answer['message']}\n"
+
+
+# Arguments that a command cannot do without.
+GIVEN = {
+    "serve": ["--cron", "0 2 * * *"],
+    "diff": ["1", "2"],
+    "compare": ["1", "2"],
+    "verify": ["1"],
+    "rollback": ["--reason", "x"],
+    "export-audit": ["out.zip"],
+    "audit": ["nowhere.zip"],
+    "materialize": ["1", "out"],
+    "settings": ["nonsense"],
+    "keys add": ["key.pem", "--name", "x", "--role", "register"],
+    "keys revoke": ["x", "--reason", "x"],
+    "init": ["params.yaml"],
+}
+WITHOUT_WORKSPACE = ("init", "audit", "settings")
+
+
+def all_commands() -> list[str]:
+    found = []
+    for name, command in typer.main.get_command(app).commands.items():
+        found += [f"{name} {each}" for each in command.commands] if hasattr(command, "commands") else [name]
+    return found
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_every_command_that_fails_prints_an_error_object(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("a file, and this no workspace")
+    where = [] if name in WITHOUT_WORKSPACE else ["-w", str(tmp_path)]
+    assert run_command([*name.split(), *GIVEN.get(name, []), *where, "--json"]) == 2
+    told = capsys.readouterr()
+    answer = json.loads(told.out)["error"]
+    assert (answer["status"], answer["kind"]) == (2, "bad input")
+    assert told.err.splitlines()[-1] == f"dass: {answer['message']}"
+
+
+def test_an_interrupted_command_prints_an_error_object_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    class Interrupted:
+        status = 130
+
+    assert run_command(["show", "-w", str(tmp_path), "--json"], Interrupted()) == 130  # type: ignore[arg-type]
+    told = capsys.readouterr()
+    answer = json.loads(told.out)["error"]
+    assert (answer["status"], answer["kind"]) == (130, "interrupted")
+    assert told.err == f"dass: {answer['message']}\n"
+
+
+def test_a_public_key_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["keys", "list", "--public", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["public"].startswith("-----BEGIN PUBLIC KEY-----")
+    assert len(told["fingerprint"]) == 64
 
 
 def test_a_read_only_workspace_is_one_line(commands: Commands, new_workspace: Callable[[], Workspace]) -> None:

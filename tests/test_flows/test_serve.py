@@ -123,13 +123,25 @@ def test_the_ui_is_shown_to_who_knows_the_password(commands: Commands, finished:
     process = commands.alone(finished.private / "prefect").start(finished, "dass", "ui", **environment)
     try:
         assert process.stderr is not None
-        where, how = (next(line for line in process.stderr if "UI" in line or "Its" in line) for _ in range(2))
-        ui = where.removeprefix("Prefect UI: ").strip()
+        said: dict[str, str] = {}
+        for line in process.stderr:
+            what, _, how = line.partition(": ")
+            said[what] = how.strip()
+            if line.startswith("Its"):
+                break
+        ui = said["Prefect UI"].removesuffix("/runs")
+        with urllib.request.urlopen(said["MLflow UI"], timeout=30) as page:
+            assert b"<title>MLflow</title>" in page.read()
+        mlflow, number = said["MLflow UI"], said["MLflow experiment"].rpartition("/")[2]
+        asked = f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id={number}"
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            assert json.load(answer)["experiment"]["name"] == "dass"
+        assert said["MLflow model"] == f"{mlflow}/#/models/tiny-dass"
         if chosen is None:
-            login = how.removeprefix("Its password, until this command ends: ").strip()
+            login = said["Its password, until this command ends"]
         else:
             login = chosen
-            assert how == "Its password is the one of environment variable PREFECT_SERVER_API_AUTH_STRING.\n"
+            assert line == "Its password is the one of environment variable PREFECT_SERVER_API_AUTH_STRING.\n"
         assert Api(f"{ui}/api", login).ask("/flow_runs/count", {}) == 0
         with pytest.raises(urllib.error.HTTPError, match="401"):
             Api(f"{ui}/api", "dass:guessed").ask("/flow_runs/count", {})
@@ -145,6 +157,7 @@ def test_the_ui_is_shown_to_who_knows_the_password(commands: Commands, finished:
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
     assert not answers(f"{ui}/api")
+    assert not answers(mlflow)
 
 
 def test_a_password_of_the_users_own_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

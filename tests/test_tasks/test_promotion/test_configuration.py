@@ -13,7 +13,8 @@ from dass.errors import InputError
 from dass.files import read_json, write_json
 from dass.masks.proof import ProofError
 from tasks.promotion.configuration import check_configuration
-from tasks.promotion.verification import Proof, verify_folder, verify_version
+from tasks.promotion.proof import Proof
+from tasks.promotion.verification import verify_folder, verify_version
 from tasks.registry import signing
 from tasks.registry.registration import register
 from tasks.registry.tracking import tracking

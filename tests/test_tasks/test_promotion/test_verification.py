@@ -19,11 +19,12 @@ from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile, save_masks
 from dass.masks.updates import save_updates, updates_in
-from tasks.promotion.verification import Proof, _step, verify_all, verify_folder, verify_named, verify_version
+from tasks.promotion.proof import Proof, take_step
+from tasks.promotion.verification import verify_all, verify_folder, verify_named, verify_version
 from tasks.pruning.stages import prune
 from tasks.registry import signing
 from tasks.registry.entry import parse
-from tasks.registry.loading import checkpoint_of
+from tasks.registry.loading import checkpoint_of, materialize_registered
 from tasks.registry.registration import register
 from tasks.registry.tracking import TrackingError, tracking
 from tasks.registry.version_folder import MANIFEST, MASKS
@@ -338,16 +339,16 @@ def test_a_base_that_is_not_to_be_had_proves_nothing(ws: Workspace, tmp_path: Pa
     ],
     ids=lambda fault: type(fault).__name__,
 )
-def test_a_fault_of_the_machine_is_no_failed_step(fault: Exception, tmp_path: Path) -> None:
+def test_a_fault_of_the_machine_is_no_failedtake_step(fault: Exception, tmp_path: Path) -> None:
     def check() -> str:
         raise fault
 
-    step = _step("weights", check, tmp_path)
+    step = take_step("weights", check, tmp_path)
     assert (step.passed, step.fault) == (None, fault)
 
 
-def test_a_file_that_the_version_lacks_is_a_failed_step(tmp_path: Path) -> None:
-    step = _step("pattern", lambda: (tmp_path / MASKS).read_text(), tmp_path)
+def test_a_file_that_the_version_lacks_is_a_failedtake_step(tmp_path: Path) -> None:
+    step = take_step("pattern", lambda: (tmp_path / MASKS).read_text(), tmp_path)
     assert step.passed is False
     assert MASKS in step.told
 
@@ -452,3 +453,34 @@ def test_a_server_that_does_not_answer_is_told(ws: Workspace, monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with pytest.raises(TrackingError, match="127.0.0.1:9"):
         prove(ws)
+
+
+@pytest.mark.parametrize("artifact", ["checkpoint", "masks"])
+def test_a_materialised_checkpoint_is_proved_and_a_changed_one_is_not(artifact: str, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        ws, settings = finish_workspace(tmp_path / "ws", register__artifact=artifact)
+        register(ws, settings, PROVENANCE)
+        copy = tmp_path / "copy"
+        materialize_registered(ws, "tiny", "1", copy)
+        proof = verify_named(ws, "tiny", str(copy))
+        assert [(step.name, step.passed) for step in proof.steps] == [
+            (name, True) for name in ("version", "ledger", "checkpoint", "pattern")
+        ]
+        weights = bytearray((copy / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        for name, content, told in (
+            ("model.safetensors", bytes(weights), "model.safetensors is not the version's"),
+            ("config.json", b"{}", "config.json is not the version's"),
+            ("more.txt", b"x", "more.txt is extra"),
+        ):
+            before = (copy / name).read_bytes() if (copy / name).exists() else None
+            (copy / name).write_bytes(content)
+            (step,) = [step for step in verify_named(ws, "tiny", str(copy)).steps if step.passed is False]
+            assert (step.name, step.told.startswith(told)) == ("checkpoint", True), step.told
+            (copy / name).unlink() if before is None else (copy / name).write_bytes(before)
+        for name in ("README.md", "dass.json"):
+            (copy / name).write_text("{}")
+        assert "no version of tiny has this README.md or dass.json" in verify_named(ws, "tiny", str(copy)).steps[0].told
+        with pytest.raises(InputError, match="--replay proves a version"):
+            verify_named(ws, "tiny", str(copy), replay=True)

@@ -18,8 +18,9 @@ from dass.files import files_in, read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile
 from dass.recovery.loop import Recovery
 from tasks.evaluation.overlap import calibration_grams
-from tasks.promotion.history import diff
-from tasks.promotion.verification import Proof, verify_version
+from tasks.promotion.diff import diff
+from tasks.promotion.proof import Proof
+from tasks.promotion.verification import verify_version
 from tasks.pruning.recovered import NOT_TRAINED
 from tasks.pruning.stages import materialize
 from tasks.recovery.run import RecoveryRun, forget_states
