@@ -91,8 +91,9 @@ def layers_figure(manifest: dict[str, Any], evaluation: dict[str, Any]) -> Figur
         below.text(0.5, 0.5, "not measured: propagation is dense", transform=below.transAxes, ha="center")
     else:
         below.plot(indices, errors, "o-", color=_ERROR, markersize=4)
+        below.set_ylim(0, 1.1 * max(errors) or None)
     below.set_title(told + _ERROR_TOLD, fontsize="small", loc="left")
-    below.set(ylabel="relative output error of the MLP", ylim=(0, None))
+    below.set_ylabel("relative output error of the MLP")
     _number_layers(below, len(layers))
     return figure
 
