@@ -46,7 +46,10 @@ _BANDS = (
 
 
 def draw_plots(ws: Workspace, settings: Settings) -> None:
-    """Draw artifacts/masks: plots/layers and plots/norms, .png and .json; and metrics/summary.json of all measures.
+    """Draw artifacts/masks into plots/layers.png and plots/norms.png.
+
+    The rows that they are drawn from go into metrics/layers.json and metrics/norms.json, and the figures to compare
+    runs by into metrics/summary.json: small files for git, so that DVC finds them in every revision.
 
     Raises:
         InputError: there are no masks or no measures yet.
@@ -61,8 +64,8 @@ def draw_plots(ws: Workspace, settings: Settings) -> None:
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         _save(layers_figure(manifest, evaluation), ws.plots / LAYERS)
         _save(norms_figure(manifest, norms), ws.plots / NORMS)
-    write_json((ws.plots / LAYERS).with_suffix(".json"), layer_rows(manifest))
-    write_json((ws.plots / NORMS).with_suffix(".json"), norm_rows(norms))
+    write_json(ws.metrics / "layers.json", layer_rows(manifest))
+    write_json(ws.metrics / "norms.json", norm_rows(norms))
     write_json(ws.metrics / "summary.json", summary(evaluation, tasks, manifest))
 
 

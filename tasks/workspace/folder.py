@@ -82,7 +82,7 @@ class Workspace:
 
     @property
     def plots(self) -> Path:
-        """Plots, the rows they are of, and the page."""
+        """PNG plots, and the page."""
         return self.root / "plots"
 
     @property
@@ -107,11 +107,8 @@ class Workspace:
             *(self.base, self.calibration, self.masks, self.recovered, self.pruned),
             *(self.evaluation, self.measures, self.answers),
         ]
-        measured = [self.metrics / f"{name}.json" for name in ("evaluation", "tasks", "summary")]
-        files = [
-            *measured,
-            *(self.plots / f"{name}.{kind}" for name in ("layers", "norms") for kind in ("png", "json")),
-        ]
+        measured = (self.metrics / f"{name}.json" for name in ("evaluation", "tasks", "summary", "layers", "norms"))
+        files = [*measured, self.plots / "layers.png", self.plots / "norms.png"]
         return [*folders, *files, self.report, self.root / "mlflow.db", self.root / "mlartifacts", self.private]
 
     @property

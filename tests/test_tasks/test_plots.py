@@ -36,10 +36,17 @@ def norms_of(workspace: Workspace) -> list[Tensor]:
 
 
 def test_equal_masks_give_equal_files(finished: Workspace, settings: Settings) -> None:
-    before = {path.name: sha256_file(path) for path in finished.plots.iterdir()}
+    def files() -> dict[str, str]:
+        return {
+            path.name: sha256_file(path) for folder in (finished.plots, finished.metrics) for path in folder.iterdir()
+        }
+
+    before = files()
     draw_plots(finished, settings)
-    assert {path.name: sha256_file(path) for path in finished.plots.iterdir()} == before
-    assert set(before) == {"layers.png", "norms.png", "layers.json", "norms.json"}
+    assert files() == before
+    assert set(before) - {"evaluation.json", "tasks.json"} == {
+        *("layers.png", "norms.png", "layers.json", "norms.json", "summary.json"),
+    }
 
 
 def test_plots_are_pictures_of_a_readable_size(finished: Workspace) -> None:
@@ -95,13 +102,13 @@ def test_the_title_names_the_model_and_no_secret(finished: Workspace) -> None:
 
 def test_the_rows_are_what_the_pictures_show(finished: Workspace) -> None:
     manifest, _, _ = records_of(finished)
-    rows = read_json(finished.plots / "layers.json")
+    rows = read_json(finished.metrics / "layers.json")
     assert rows == layer_rows(manifest)
     assert [row["layer"] for row in rows] == list(range(LAYERS))
     for row, layer in zip(rows, manifest["layers"], strict=True):
         assert row["output_error"] == pytest.approx(layer["relative_error"], rel=1e-5)
         assert {name: row[name] for name in layer["sparsity"]} == layer["sparsity"]
-    for row, norm in zip(read_json(finished.plots / "norms.json"), norms_of(finished), strict=True):
+    for row, norm in zip(read_json(finished.metrics / "norms.json"), norms_of(finished), strict=True):
         assert row["largest"] == pytest.approx(float(norm.max()), rel=1e-5)
         assert row["smallest"] <= row["p05"] <= row["p25"] <= row["median"] <= row["p75"] <= row["p95"]
 
