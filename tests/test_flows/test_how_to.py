@@ -35,9 +35,9 @@ def desk(tmp_path: Path) -> Path:
 
 
 def workspace(desk: Path) -> Path:
-    model, *texts = (str(desk / name) for name in ("my-model", "texts/train.jsonl", "texts/held-out.jsonl"))
+    texts = str(desk / "texts" / "train.jsonl"), str(desk / "texts" / "held-out.jsonl")
     small = ["calibration.samples=8", "evaluate.samples=8", "engine.device=cpu"]
-    folder = make_workspace(desk / "ws", model, *texts, changes=small).root
+    folder = make_workspace(desk / "ws", str(desk / "my-model"), *texts, changes=small).root
     for line in ("init -q", "add --all", "-c user.name=me -c user.email=me@home commit -q -m begun"):
         subprocess.run(["git", *line.split()], cwd=folder, check=True, capture_output=True)
     return folder
