@@ -1,5 +1,6 @@
 """The whole method, in order: what `dass run` does, what a schedule starts, what Prefect's UI shows."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
@@ -10,7 +11,8 @@ from flows.cancellation import cancel_when_interrupted
 from flows.links import flow_run_facts, link_to_mlflow
 from flows.progress import progress_artifact
 from flows.run import Run, run_of
-from flows.summary import Summary
+from flows.stages import wanted_stages
+from flows.summary import Stopped, Summary
 from tasks.evaluation.task_check import check_tokenizer
 from tasks.pruning.fits import check_base_fits
 from tasks.registry.registration import Registration
@@ -25,22 +27,19 @@ _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
 @flow(name="compress", persist_result=False, on_crashed=[cancel_when_interrupted])
-def compress(workspace: str) -> Summary:
+def compress(workspace: str, changes: list[str] | None = None, until: str | None = None) -> Summary | Stopped:
     """Prune the workspace's model, measure what that cost, and register the result.
 
     Args:
         workspace: the folder with params.yaml, dvc.yaml and .dvc. A schedule takes none but its own.
+        changes: `section.key=value`, for this run only: params.yaml stays as it is. A schedule takes none.
+        until: the stage to stop behind; None: all of them, and the result is registered.
     """
-    with run_of(workspace) as run:
-        fetch(run)
-        calibrate(run)
-        measure_dense(run)
-        prune(run)
-        recover(run)
-        materialize(run)
-        measure_pruned(run)
-        ask_tasks(run)
-        draw(run)
+    with run_of(workspace, changes or (), until) as run:
+        for name in wanted_stages(until):
+            _STAGE[name](run)
+        if until is not None:
+            return run.stopped()
         registered = register(run)
         report(run, registered)
         return run.summary(registered)
@@ -150,6 +149,20 @@ def ask_tasks(run: Run) -> None:
 @task(name="draw", **_PLAIN)
 def draw(run: Run) -> None:
     run.stage("plots")
+
+
+# In the order of dvc.yaml.
+_STAGE: dict[str, Callable[[Run], None]] = {
+    "sources": fetch,
+    "calibration": calibrate,
+    "baseline": measure_dense,
+    "prune": prune,
+    "recover": recover,
+    "materialize": materialize,
+    "evaluate": measure_pruned,
+    "tasks": ask_tasks,
+    "plots": draw,
+}
 
 
 @task(name="register", **_PLAIN)

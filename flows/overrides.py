@@ -47,9 +47,7 @@ def change_settings(
     Raises:
         InputError: a change cannot be read, names nothing, or gives settings that cannot be used. Nothing is written.
     """
-    refined = parse_changes(changes)
-    given = {key for key, _ in refined}
-    wanted = [*((key, value) for key, value in (recipe or {}).items() if key not in given), *refined]
+    wanted = wanted_changes(changes, recipe)
     if not wanted:
         return {}
     read_params(ws.params)  # says in one line what is wrong with the file, if anything is
@@ -61,6 +59,17 @@ def change_settings(
             temporary.write_text(now, encoding="utf-8")
             temporary.chmod(ws.params.stat().st_mode)
     return changed
+
+
+def wanted_changes(changes: Iterable[str], recipe: Mapping[str, Any] | None = None) -> list[tuple[str, Any]]:
+    """The settings of a recipe, refined by `section.key=value` pairs.
+
+    Raises:
+        InputError: a pair cannot be read.
+    """
+    refined = parse_changes(changes)
+    given = {key for key, _ in refined}
+    return [*((key, value) for key, value in (recipe or {}).items() if key not in given), *refined]
 
 
 def rewrite(
@@ -89,20 +98,20 @@ def rewrite(
     return changed, stream.getvalue(), settings
 
 
-def parse_changes(changes: Iterable[str]) -> list[tuple[str, Any]]:
-    """Read `section.key=value` pairs; the value is YAML 1.2.
+def parse_changes(changes: Iterable[str], option: str = "-S") -> list[tuple[str, Any]]:
+    """Read `section.key=value` pairs, given by an option of the command line; the value is YAML 1.2.
 
     Raises:
         InputError: one of them cannot be read.
     """
-    return [_parse(change) for change in changes]
+    return [_parse(change, option) for change in changes]
 
 
-def _parse(change: str) -> tuple[str, Any]:
+def _parse(change: str, option: str) -> tuple[str, Any]:
     key, equals, text = change.partition("=")
     if not equals or "." not in key:
-        raise InputError(f"-S {change}: expected section.key=value, for example -S prune.sparsity=0.6")
-    return key.strip(), parse_yaml(text, f"-S {change[:200]}")
+        raise InputError(f"{option} {change}: expected section.key=value, for example {option} prune.sparsity=0.6")
+    return key.strip(), parse_yaml(text, f"{option} {change[:200]}")
 
 
 def _put(document: CommentedMap, key: str, value: Any, origin: str) -> Any:

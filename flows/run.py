@@ -2,23 +2,30 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from dass.files import read_json
 from flows.checks import check_start
+from flows.once import settings_once
+from flows.overrides import parse_changes
 from flows.served import obey_schedule
-from flows.stages import STAGES
-from flows.summary import Summary
+from flows.stages import STAGES, wanted_stages
+from flows.summary import Stopped, Summary
 from tasks.evaluation.same_text import tell_same_text
+from tasks.forecast import rates
+from tasks.forecast.effort import effort_of
+from tasks.forecast.shape import shape_of
 from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
+from tasks.registry.tracking import tracking
 from tasks.report.file import is_drawn
 from tasks.versioning.experiments import save_experiment
 from tasks.versioning.provenance import provenance
-from tasks.versioning.stages import Outcome, Started, is_unchanged, run_if_changed, start_run
+from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import clear_workspace, workspace_lock
+from tasks.workspace.progress import working
 from tasks.workspace.settings import Settings
 
 logger = logging.getLogger("dass")
@@ -28,11 +35,15 @@ class Run:
     """One run of the flow: the settings it started with, and what became of each stage.
 
     Not a dataclass: Prefect looks into those that a task is given, and copies them.
+
+    Attributes:
+        until: the stage that the run stops behind; None: it registers the result.
     """
 
-    def __init__(self, ws: Workspace, started: Started) -> None:
+    def __init__(self, ws: Workspace, started: Started, until: str | None = None) -> None:
         self.ws = ws
         self.started = started
+        self.until = until
         self.outcomes: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -47,15 +58,26 @@ class Run:
         outcome = run_if_changed(self.ws, name, work or (lambda: stage.work(self.ws, self.settings)), self.started)
         self._note(name, outcome, begin)
         self._tell(name)
+        if outcome == "ran":
+            self._remember(name, self.seconds[name])
+
+    def _remember(self, name: str, seconds: float) -> None:
+        """Keep what a stage took, for the forecasts of `dass run --dry-run`."""
+        if name == "prune":  # a run that was stopped has done some layers before
+            from tasks.pruning.stages import seconds_per_layer
+
+            seconds = max(seconds, sum(seconds_per_layer(self.ws) or []))
+        shape = shape_of(self.ws, self.settings)
+        effort = None if shape is None else effort_of(name, shape, self.settings)
+        if effort is not None:
+            rates.note(rates.kind_of(name, self.settings), effort, seconds)
 
     def is_unchanged(self) -> bool:
-        """Whether DVC has every stage's result. Nothing is told yet: there may be other work."""
-        for name in STAGES:
-            begin = time.perf_counter()
-            if not is_unchanged(self.ws, name, self.started):
-                return False
-            self._note(name, "unchanged", begin)
-        return True
+        """Whether DVC has the result of every stage that is wanted. Nothing is told yet: there may be other work."""
+        wanted = wanted_stages(self.until)
+        for name in unchanged_stages(self.ws, wanted, self.started):
+            self._note(name, "unchanged", time.perf_counter())
+        return list(self.outcomes) == wanted
 
     def _note(self, name: str, outcome: Outcome, begin: float) -> None:
         self.outcomes[name] = outcome
@@ -70,18 +92,28 @@ class Run:
         outcome = self.outcomes[name]
         logger.info("%s: %s", name, f"done in {self.seconds[name]:.1f} s" if outcome == "ran" else outcome)
 
+    def stopped(self) -> Stopped:
+        """What the person sees at the end of a run that stops before."""
+        assert self.until is not None
+        return Stopped(self.until, self.outcomes, self.seconds)
+
     def register(self, flow_run: dict[str, str] | None = None) -> registration.Registration:
         """Register the result; the same result is registered once.
 
         Args:
             flow_run: Prefect's run, as `flows.links.flow_run_facts`; None: there is none.
         """
+        begin = time.perf_counter()
         origin = provenance(self.ws, self.seconds)
         if flow_run is not None:
             origin["flow_run"] = flow_run
         if experiment := self.save_experiment():
             origin["experiment"] = experiment
-        return registration.register(self.ws, self.settings, origin)
+        with working("Registering"):
+            registered = registration.register(self.ws, self.settings, origin)
+        if registered.created:
+            self._remember("register", time.perf_counter() - begin)
+        return registered
 
     def save_experiment(self) -> dict[str, str] | None:
         """Save the workspace as a DVC experiment, {"name", "commit"}, where the settings ask for it."""
@@ -101,24 +133,36 @@ class Run:
         """What the person sees at the end."""
         evaluation, tasks = (read_json(self.ws.metrics / name) for name in ("evaluation.json", "tasks.json"))
         manifest = read_json(self.ws.masks / "manifest.json")
-        return Summary.of(evaluation, tasks, manifest, registered, self.outcomes, self.seconds)
+        aliases = aliases_of(self.ws, registered.model, registered.version)
+        return Summary.of(evaluation, tasks, manifest, registered, aliases, self.outcomes, self.seconds)
+
+
+def aliases_of(ws: Workspace, model: str, version: str) -> list[str]:
+    """What a registered version is called."""
+    with tracking(ws) as client:
+        return sorted(client.get_model_version(model, version).aliases)
 
 
 @contextmanager
-def run_of(workspace: str) -> Iterator[Run]:
+def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Iterator[Run]:
     """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
-    obey_schedule(workspace)
-    ws = Workspace.at(workspace)
-    with workspace_lock(ws):
-        clear_workspace(ws)
-        started = start_run(ws)
-        check_start(ws, started.settings)
-        tell_same_text(ws, started.settings)
-        yield Run(ws, started)
+    obey_schedule(workspace, changes)
+    wanted_stages(until)
+    held = Workspace.at(workspace)
+    with workspace_lock(held):
+        clear_workspace(held)
+        with settings_once(held, parse_changes(changes, "--with")) as ws:
+            started = start_run(ws)
+            check_start(ws, started.settings)
+            tell_same_text(ws, started.settings)
+            yield Run(ws, started, until)
 
 
-def finished(workspace: str) -> Summary | None:
+def finished(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Summary | Stopped | None:
     """What a run would end with that finds nothing left to do.
+
+    Args:
+        workspace, changes, until: as `flows.compress.compress`.
 
     Returns:
         The summary; None: there is work. Only then Prefect is needed, which takes seconds to start.
@@ -126,9 +170,12 @@ def finished(workspace: str) -> Summary | None:
     Raises:
         InputError: as the run itself.
     """
-    with run_of(workspace) as run:
+    with run_of(workspace, changes, until) as run:
         if not run.is_unchanged():
             return None
+        if until is not None:
+            run.tell()
+            return run.stopped()
         check_base_fits(run.ws, run.settings)
         registered = registration.registered(run.ws, run.settings)
         if registered is None or not is_drawn(run.ws, registered):

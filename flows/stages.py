@@ -4,10 +4,14 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from dass.errors import InputError
 from tasks.versioning.code import STAGE_MODULES
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from tasks.workspace.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Stage:
     function: str
     help: str
 
-    def work(self, ws: Workspace, settings: Settings) -> object:
+    def work(self, ws: Workspace, settings: "Settings") -> object:
         """Do the work, as a plain function: no Prefect, no DVC."""
         function: Callable[[Workspace, Settings], object] = getattr(
             importlib.import_module(STAGE_MODULES[self.name]), self.function
@@ -42,6 +46,20 @@ STAGES = {
 }
 
 
+def wanted_stages(until: str | None) -> list[str]:
+    """The stages up to one, in order; None: all.
+
+    Raises:
+        InputError: no stage is called that.
+    """
+    names = list(STAGES)
+    if until is None:
+        return names
+    if until not in names:
+        raise InputError(f"--until is {until!r}: expected one of {', '.join(names)}.")
+    return names[: names.index(until) + 1]
+
+
 def run_stage(ws: Workspace, name: str) -> None:
     """What `dvc repro` calls: one stage's work, which fails when its inputs change meanwhile.
 
@@ -52,6 +70,8 @@ def run_stage(ws: Workspace, name: str) -> None:
         InputsChangedError: an input changed while the stage worked.
     """
     if int(os.environ.get("RANK", "0")) > 0:
+        from tasks.workspace.settings import load_settings
+
         STAGES[name].work(ws, load_settings(ws.params))
         return
     from tasks.versioning.stages import watched_inputs

@@ -20,10 +20,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """What a run left that was to stop behind a stage.
+
+    Attributes:
+        until: the stage.
+        stages: stage -> "ran", "restored" or "unchanged".
+        seconds: stage -> seconds in this run.
+    """
+
+    until: str
+    stages: dict[str, str]
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self, took: float) -> "Table":
+        """A row a stage, for the terminal; `took`: seconds of the whole command."""
+        from rich.table import Table
+
+        table = Table(title=f"Stopped behind {self.until}: nothing was registered", title_justify="left")
+        for name in ("stage", "what", "seconds"):
+            table.add_column(name, justify="right" if name == "seconds" else "left")
+        for stage, outcome in self.stages.items():
+            table.add_row(stage, outcome, f"{self.seconds[stage]:.1f}")
+        table.add_row("in all", "", f"{took:.1f}")
+        return table
+
+
+@dataclass(frozen=True)
 class Summary:
     """The result of one run.
 
     Attributes:
+        method, pattern, update: what was asked of `prune`.
         dense: perplexity of the dense model.
         pruned: perplexity of the pruned model.
         ratio: pruned / dense.
@@ -41,12 +72,16 @@ class Summary:
         seconds: stage -> seconds in this run.
         model: registered model's name.
         version: registered version.
+        aliases: what the version is called in the registry.
         created: False when this very result was registered before.
         run_id: MLflow run.
         tracking_uri: where MLflow keeps it.
         signed_by: the key that signed the version.
     """
 
+    method: str
+    pattern: str
+    update: str
     dense: float
     pruned: float
     ratio: float
@@ -64,6 +99,7 @@ class Summary:
     seconds: dict[str, float]
     model: str
     version: str
+    aliases: list[str]
     created: bool
     run_id: str
     tracking_uri: str
@@ -76,12 +112,17 @@ class Summary:
         tasks: dict[str, Any],
         manifest: dict[str, Any],
         registration: "Registration",
+        aliases: list[str],
         stages: dict[str, str],
         seconds: dict[str, float],
     ) -> "Summary":
         """Put together from the metrics, the masks' manifest and what the registry answered."""
         interval, divergence = evaluation["interval"], evaluation["divergence"]
+        asked = manifest["settings"]["prune"]
         return cls(
+            method=asked["method"],
+            pattern=asked["pattern"],
+            update=asked.get("update", "none"),
             dense=evaluation["dense"]["perplexity"],
             pruned=evaluation["pruned"]["perplexity"],
             ratio=evaluation["ratio"],
@@ -102,6 +143,7 @@ class Summary:
             seconds=seconds,
             model=registration.model,
             version=str(registration.version),
+            aliases=aliases,
             created=registration.created,
             run_id=registration.run_id,
             tracking_uri=registration.tracking_uri,
@@ -111,12 +153,17 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def table(self) -> "Table":
-        """One table for the terminal."""
+    def table(self, took: float) -> "Table":
+        """One table for the terminal.
+
+        Args:
+            took: seconds of the whole command.
+        """
         from rich.table import Table
 
         ran = [f"{stage} {self.seconds[stage]:.1f}" for stage, outcome in self.stages.items() if outcome == "ran"]
-        table = Table(show_header=False, title="Result", title_justify="left", min_width=60)
+        table = Table(show_header=False, title="Result", title_justify="left")
+        table.add_row("pruned by", f"{self.method}, pattern {self.pattern}, update {self.update}")
         table.add_row("dense perplexity", f"{self.dense:.3f}")
         table.add_row("pruned perplexity", f"{self.pruned:.3f}")
         between = ""
@@ -137,11 +184,10 @@ class Summary:
             table.add_row("auto chose", self.auto)
         table.add_row("MLP sparsity", f"{self.sparsity['mlp']:.2%}")
         table.add_row("model sparsity", f"{self.sparsity['model']:.2%}")
-        table.add_row(
-            "seconds", f"{sum(self.seconds.values()):.1f}" + (f" ({', '.join(ran)})" if ran else " (unchanged)")
-        )
+        table.add_row("seconds", f"{took:.1f}" + (f" (stages: {', '.join(ran)})" if ran else " (stages: unchanged)"))
         known = "" if self.created else " (was registered before)"
-        table.add_row("registered", f"{self.model} version {self.version}{known}")
+        called = f", {' and '.join(self.aliases)}" if self.aliases else ", no alias"
+        table.add_row("registered", f"{self.model} version {self.version}{called}{known}")
         table.add_row("signed by", self.signed_by)
         for each in self.verdicts:
             table.add_row(each["verdict"], each["told"])

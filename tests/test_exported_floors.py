@@ -25,7 +25,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"workspace"},
         {"sources"},
         {"versioning"},
-        {"calibration", "evaluation", "pruning"},
+        {"calibration", "evaluation", "forecast", "pruning"},
         {"plot_data"},
         {"plots"},
         {"recovery"},

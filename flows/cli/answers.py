@@ -22,11 +22,10 @@ def answers(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""List what the dense and the pruned model answered to each document of the zero-shot tasks.
+    """List what the dense and the pruned model answered to each document of the zero-shot tasks.
 
-    \b
-        dass answers champion --flipped
-        dass answers 3 --task arc_easy --json
+    dass answers champion --flipped
+    dass answers 3 --task arc_easy --json
     """
     ws = open_workspace(workspace)
     from tasks.registry.asked_answers import answers as read_answers

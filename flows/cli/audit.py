@@ -19,12 +19,11 @@ def export_audit(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> int:
-    r"""Write the model's history for an auditor: entries, keys, manifests, figures, model cards. Neither weights nor
+    """Write the model's history for an auditor: entries, keys, manifests, figures, model cards. Neither weights nor
     masks.
 
     Status 1 when something in it does not hold: it is written all the same, and names what.
 
-    \b
         dass export-audit history.zip
     """
     ws = open_workspace(workspace)
@@ -54,11 +53,10 @@ def audit(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    r"""Check an exported history: every entry, signature and file. Needs no MLflow and no workspace, writes nothing.
+    """Check an exported history: every entry, signature and file. Needs no MLflow and no workspace, writes nothing.
 
     Status 1 when something does not hold.
 
-    \b
         dass audit history.zip
         dass audit history.zip --keys dass.keys
     """

@@ -14,7 +14,6 @@ keys = typer.Typer(
     rich_markup_mode="rich",
     help="""Who may register versions, promote them, and change this list.
 
-\b
 Nobody needs these commands to begin with: whoever registers first holds every role. A team writes the list down
 (dass keys init, and commit dass.keys), adds the others, and gives each only what it needs.
 """,
@@ -32,11 +31,10 @@ def list_keys(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Show the keys of the model's ledger: name, fingerprint, roles, and whether each is trusted.
+    """Show the keys of the model's ledger: name, fingerprint, roles, and whether each is trusted.
 
-    \b
-        dass keys list
-        dass keys list --public > alice.pem
+    dass keys list
+    dass keys list --public > alice.pem
     """
     if public:
         from tasks.registry.key_file import fingerprint, public_key
@@ -59,11 +57,10 @@ def list_keys(
 
 @keys.command()
 def init(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    r"""Write dass.keys: the keys that the model's ledger must begin with. Commit it.
+    """Write dass.keys: the keys that the model's ledger must begin with. Commit it.
 
     A ledger of before entries were signed gets the list as its next entry, signed with your key.
 
-    \b
         dass keys init && git add dass.keys && git commit
     """
     ws = open_workspace(workspace)
@@ -92,11 +89,10 @@ def add(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Add a public key to the list, or give one of it other roles. Needs the role keys.
+    """Add a public key to the list, or give one of it other roles. Needs the role keys.
 
-    \b
-        dass keys add ci.pem --name ci --role register
-        dass keys add alice.pem --name alice --role register --role promote
+    dass keys add ci.pem --name ci --role register
+    dass keys add alice.pem --name alice --role register --role promote
     """
     ws = open_workspace(workspace)
     from tasks.registry.keys import add as add_key
@@ -111,11 +107,10 @@ def revoke(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Distrust a key: it signs no more, and no version that it registered is used any more. Needs the role keys.
+    """Distrust a key: it signs no more, and no version that it registered is used any more. Needs the role keys.
 
     A key that is only given up is rotated instead.
 
-    \b
         dass keys revoke ci --reason "the runner was broken into"
     """
     ws = open_workspace(workspace)
@@ -132,11 +127,10 @@ def rotate(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Let a new key take your key's place, with its name and roles. What the old one signed still holds.
+    """Let a new key take your key's place, with its name and roles. What the old one signed still holds.
 
     Once for each model whose ledger lists the key; behind the first, with the old key and --to.
 
-    \b
         dass keys rotate
         DASS_SIGNING_KEY=old.pem dass keys rotate --to new-public.pem --workspace other
     """

@@ -1,14 +1,13 @@
 """The options and arguments that commands share, and how they open their workspace."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.cli.log import log_to_terminal
 from flows.environment import configure
 from tasks.workspace.folder import Workspace
-from tasks.workspace.redaction import RedactingFilter
 
 REGISTRY_PANEL = "Registry (which version, why, who, and can it be proved)"
 STAGES_PANEL = "Stages (what dvc repro calls)"
@@ -45,14 +44,7 @@ VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A versi
 def open_workspace(folder: Path) -> Workspace:
     ws = Workspace.at(folder)
     configure(ws.root)
-    log = logging.getLogger("dass")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-    if not any(isinstance(known, RedactingFilter) for known in log.filters):
-        log.addFilter(RedactingFilter())
+    log_to_terminal()
     return ws
 
 

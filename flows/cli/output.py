@@ -4,6 +4,7 @@ Whatever the terminal's encoding, nothing that is said can fail: what it cannot 
 """
 
 import json
+import os
 import sys
 from io import TextIOWrapper
 from typing import Any
@@ -22,7 +23,8 @@ def escape_what_cannot_be_shown() -> None:
 def show_table(table: Any) -> None:
     from rich.console import Console
 
-    console = Console()
+    # Bold is an escape code, too, which rich's own NO_COLOR leaves.
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
     # A file or a pipe has no width of its own, and 80 columns would cut the tables there.
     (console if console.is_terminal else Console(width=160)).print(table)
 

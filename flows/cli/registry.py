@@ -35,12 +35,11 @@ def history(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Show every version of the model and every decision, newest first: what it is, whether it was proved, and which
+    """Show every version of the model and every decision, newest first: what it is, whether it was proved, and which
     rule or reason made it champion or refused it.
 
     With --json also every event of the ledger.
 
-    \b
         dass history
         dass history --limit 10 --wide
         dass history --since 2026-11-01
@@ -67,11 +66,10 @@ def diff(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Show what lies between two versions: settings, calibration data, figures, and how many mask bits moved.
+    """Show what lies between two versions: settings, calibration data, figures, and how many mask bits moved.
 
-    \b
-        dass diff champion challenger
-        dass diff 1 2 --json
+    dass diff champion challenger
+    dass diff 1 2 --json
     """
     ws = open_workspace(workspace)
     from tasks.promotion.diff import diff as read_diff
@@ -92,11 +90,10 @@ def compare(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Show versions side by side: the settings that differ, and what each of them costs.
+    """Show versions side by side: the settings that differ, and what each of them costs.
 
-    \b
-        dass compare 1 2 3
-        dass compare champion challenger --json
+    dass compare 1 2 3
+    dass compare champion challenger --json
     """
     ws = open_workspace(workspace)
     from tasks.promotion.compare import compare as read_comparison
@@ -121,11 +118,10 @@ def verify(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> int:
-    r"""Prove a version: files and signature, ledger, weights = base times masks, pattern. Status 1 when a step fails.
+    """Prove a version: files and signature, ledger, weights = base times masks, pattern. Status 1 when a step fails.
 
     A name is a version's number or alias first; a folder is named with a slash, such as ./champion.
 
-    \b
         dass verify champion
         dass verify ./downloaded
         dass verify --all
@@ -169,12 +165,11 @@ def promote(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> int:
-    r"""Make a version champion if every rule under `promote` in params.yaml holds. Status 1 when it is refused.
+    """Make a version champion if every rule under `promote` in params.yaml holds. Status 1 when it is refused.
 
-    \b
-        dass promote
-        dass promote 3
-        dass promote 3 --force --reason "demo on Friday"
+    dass promote
+    dass promote 3
+    dass promote 3 --force --reason "demo on Friday"
     """
     ws = open_workspace(workspace)
     from flows.prefect_api import prefect_server
@@ -199,11 +194,10 @@ def rollback(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Make an earlier champion the champion again, after its proof was checked once more.
+    """Make an earlier champion the champion again, after its proof was checked once more.
 
-    \b
-        dass rollback --reason "worse answers in production"
-        dass rollback --to 2 --reason "..."
+    dass rollback --reason "worse answers in production"
+    dass rollback --to 2 --reason "..."
     """
     ws = open_workspace(workspace)
     from flows.prefect_api import prefect_server

@@ -22,9 +22,8 @@ def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/settings.md.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Tell every setting of params.yaml with its type, range, default and meaning; and the recipes.
+    """Tell every setting of params.yaml with its type, range, default and meaning; and the recipes.
 
-    \b
         dass settings prune
         dass settings prune.sparsity
         dass settings recipes

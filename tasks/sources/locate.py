@@ -67,6 +67,15 @@ def _on_hub(uri: str) -> re.Match[str] | None:
     return None if match is None or Path(match["repo"]).suffix in _ENDINGS else match
 
 
+def check_model_file(source: Source, file: Path) -> None:
+    """Raise InputError when a file is no GGUF file: the only kind of file that a model is read from."""
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise InputError(
+                f"{uri_of(source)} is no GGUF file: expected one, or a folder with config.json and safetensors."
+            )
+
+
 def check_digest(source: Source, found: str, pin_: dict[str, Any] | None) -> None:
     """Raise InputError when a source's digest is not the one params.yaml or dass.lock.json (`pin_`) promises."""
     if source.sha256 is not None and source.sha256 != found:

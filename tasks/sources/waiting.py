@@ -70,21 +70,22 @@ def end_when_still(process: "subprocess.Popen[str]", seconds: float, folder: Pat
 class _Growth:
     def __init__(self, folder: Path | None, seconds: float) -> None:
         self._folder, self._seconds = folder, seconds
-        self._size, self._since = self._now(), time.monotonic()
+        self._size, self._since = size_of(folder), time.monotonic()
 
     def stands_still(self) -> bool:
-        size = self._now()
+        size = size_of(self._folder)
         if size != self._size:
             self._size, self._since = size, time.monotonic()
         return time.monotonic() - self._since > self._seconds
 
-    def _now(self) -> int:
-        """Bytes in the folder; files come and go while they are counted."""
-        total = 0
-        for root, _, names in os.walk(self._folder) if self._folder else ():
-            for name in names:
-                try:
-                    total += os.lstat(os.path.join(root, name)).st_size
-                except OSError:
-                    continue
-        return total
+
+def size_of(folder: Path | None) -> int:
+    """Bytes in a folder; files come and go while they are counted."""
+    total = 0
+    for root, _, names in os.walk(folder) if folder else ():
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except OSError:
+                continue
+    return total

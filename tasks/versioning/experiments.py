@@ -23,11 +23,16 @@ def check_experiments(ws: Workspace, settings: Settings) -> None:
     """Refuse a workspace that no experiment can be saved from, before any work.
 
     Raises:
-        InputError: register.save_experiment is set, and the workspace is not in git, nothing was committed yet, or DVC
-            was told to leave git alone.
+        InputError: register.save_experiment is set, and the workspace is not in git, nothing was committed yet, DVC was
+            told to leave git alone, or the settings are for one run: an experiment is the workspace as it lies there.
     """
     if not settings.register_.save_experiment:
         return
+    if ws.once is not None:
+        raise InputError(
+            "register.save_experiment is true, and --with leaves params.yaml as it is: the experiment would hold other "
+            "settings than made the result. Change params.yaml with -S, or add --with register.save_experiment=false."
+        )
     otherwise = "or set register.save_experiment to false."
     if git_state(ws)[0] is None:
         raise InputError(

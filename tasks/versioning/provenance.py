@@ -25,6 +25,7 @@ def git_state(ws: Workspace) -> tuple[str | None, bool | None]:
     """The commit the workspace is at, and whether what makes the result differs from it; (None, None) outside git.
 
     dvc.lock and metrics are always changed during a run, so they have no say. Before the first commit: (None, True).
+    Settings for one run are in no commit.
 
     Raises:
         InputError: git does not say; the message holds its own line.
@@ -32,4 +33,6 @@ def git_state(ws: Workspace) -> tuple[str | None, bool | None]:
     if not git.in_work_tree(ws.root):
         return None, None
     commit = git.commit_of(ws.root)
-    return commit, commit is None or not git.is_tracked(ws.root, ws.params.name) or git.differs(ws.root, _MADE_FROM)
+    if commit is None or ws.once is not None or not git.is_tracked(ws.root, ws.params.name):
+        return commit, True
+    return commit, git.differs(ws.root, _MADE_FROM)

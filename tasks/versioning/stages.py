@@ -15,15 +15,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dass.errors import InfrastructureError, InputError
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.follow_git import follow_git
+from tasks.versioning.once import read_instead
 from tasks.versioning.pins import ROLES, keep_pins, refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
@@ -74,12 +76,12 @@ def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
     """
     if root is None:
         follow_git(ws)
-    with _dvc(ws) as repo:
-        _retry(lambda: _mend(repo))
-        return refresh_pins(ws, load_settings(ws.params), _stages_with_pinned_code(_stages(repo)), root)
+    with dvc_repo(ws) as repo:
+        patiently(lambda: _mend(repo))
+        return refresh_pins(ws, load_settings(ws.params), stages_with_pinned_code(stages_of(repo)), root)
 
 
-def _stages_with_pinned_code(stages: list["PipelineStage"]) -> list[str]:
+def stages_with_pinned_code(stages: list["PipelineStage"]) -> list[str]:
     return [stage.name for stage in stages if _code_is_pinned(stage)]
 
 
@@ -93,15 +95,15 @@ def start_run(ws: Workspace) -> Started:
     """
     settings, text = _read_settings(ws)
     follow_git(ws)
-    with _dvc(ws) as repo:
-        _retry(lambda: _mend(repo))
-        stages = _stages(repo)
-        keep_pins(ws, settings, code_of=_stages_with_pinned_code(stages))
+    with dvc_repo(ws) as repo:
+        patiently(lambda: _mend(repo))
+        stages = stages_of(repo)
+        keep_pins(ws, settings, code_of=stages_with_pinned_code(stages))
         made = {out.fs_path for stage in stages for out in stage.outs}
         for stage in stages:
-            _check_code(ws, stage)
+            check_code(ws, stage)
         inputs = {
-            stage.name: {_name(dep): _value(dep) for dep in stage.deps if dep.fs_path not in made} for stage in stages
+            stage.name: {name_of(dep): _value(dep) for dep in stage.deps if dep.fs_path not in made} for stage in stages
         }
     if ws.params.read_bytes() != text:
         raise InputsChangedError(f"{ws.params.name} was edited while the run started. Run again.")
@@ -118,19 +120,20 @@ def run_if_changed(ws: Workspace, name: str, work: Callable[[], object], started
         InputsChangedError: an input changed since the run started. Nothing was recorded.
         VersioningError: DVC could not do its part.
     """
-    with _dvc(ws) as repo:
-        stage, outcome = _retry(lambda: _decide(repo, name, started))
+    with dvc_repo(ws) as repo:
+        stage, outcome = patiently(lambda: _decide(repo, name, started))
         if outcome is not None:
             return outcome
         with ExitStack() as until_recorded:
-            _retry(lambda: until_recorded.enter_context(_reserved(repo, stage)))
+            patiently(lambda: until_recorded.enter_context(_reserved(repo, stage)))
             work()
-            _retry(lambda: _record(repo, stage))
+            patiently(lambda: _record(repo, stage))
     return "ran"
 
 
-def is_unchanged(ws: Workspace, name: str, started: Started) -> bool:
-    """Whether a stage's result is the one that dvc.lock records for its inputs. Nothing is restored or written.
+def unchanged_stages(ws: Workspace, names: Iterable[str], started: Started) -> list[str]:
+    """Those stages, in order and up to the first of which it is not so, whose result is the one that dvc.lock records
+    for their inputs. Nothing is restored or written.
 
     Call inside `workspace_lock`.
 
@@ -138,8 +141,8 @@ def is_unchanged(ws: Workspace, name: str, started: Started) -> bool:
         InputsChangedError: an input changed since the run started.
         VersioningError: DVC could not do its part.
     """
-    with _dvc(ws) as repo:
-        return _retry(lambda: _is_unchanged(repo, name, started))
+    with dvc_repo(ws) as repo:
+        return patiently(lambda: _unchanged(repo, names, started))
 
 
 @contextmanager
@@ -156,10 +159,10 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
             where the stage writes, or a source that the stage reads holds other bytes than were pinned for its uri. One
             with a new uri is pinned here.
     """
-    with _dvc(ws) as repo:
+    with dvc_repo(ws) as repo:
         settings, text = _read_settings(ws)
         stage = _stage(repo, name)
-        _check_code(ws, stage)
+        check_code(ws, stage)
         _check_pinned_code(stage)
         _refuse_strangers(ws, stage)
         keep_pins(ws, settings, [role for role in ROLES if _reads(stage, f"sources.{role}")])
@@ -171,17 +174,20 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
         _check_inputs(stage)
 
 
-def _is_unchanged(repo: "Repo", name: str, started: Started) -> bool:
-    with _held(repo):
-        stage = _stage(repo, name)
+def _unchanged(repo: "Repo", names: Iterable[str], started: Started) -> list[str]:
+    def is_unchanged(stage: "PipelineStage") -> bool:
         _compare(started, stage, _value)
         return not stage.changed()
+
+    with held(repo):
+        stages = {stage.name: stage for stage in stages_of(repo)}
+        return list(takewhile(lambda name: is_unchanged(stages[name]), names))
 
 
 def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage", Outcome | None]:
     from dvc.stage.cache import RunCacheNotFoundError
 
-    with _held(repo):
+    with held(repo):
         stage = _stage(repo, name)
         _compare(started, stage, _value)
         if not stage.changed():
@@ -202,7 +208,7 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
 
 
 def _mend(repo: "Repo") -> None:
-    with _held(repo):
+    with held(repo):
         mend_state(repo)
 
 
@@ -216,7 +222,7 @@ def _refuse_strangers(ws: Workspace, stage: "PipelineStage") -> None:
 
 
 @contextmanager
-def _held(repo: "Repo") -> Iterator[None]:
+def held(repo: "Repo") -> Iterator[None]:
     """DVC's own lock, nothing remembered from before it, and the folder DVC takes relative paths from."""
     with repo.lock, chdir(repo.root_dir):
         repo._reset()
@@ -240,7 +246,7 @@ def _reserved(repo: "Repo", stage: "PipelineStage") -> Iterator[None]:
 
 
 def _record(repo: "Repo", stage: "PipelineStage") -> None:
-    with _held(repo):
+    with held(repo):
         _check_inputs(stage)
         stage.save_outs()
         stage.md5 = stage.compute_md5()
@@ -255,7 +261,7 @@ def _check_inputs(stage: "PipelineStage") -> None:
     Raises:
         InputsChangedError: they differ.
     """
-    changed = [_named(_name(dep), what) for dep in stage.deps for what in dep.status().values()]
+    changed = [_named(name_of(dep), what) for dep in stage.deps for what in dep.status().values()]
     if changed:
         raise _changed(stage.name, ", ".join(changed))
 
@@ -267,7 +273,7 @@ def _compare(started: Started, stage: "PipelineStage", value: Callable[[Any], An
         InputsChangedError: they differ.
     """
     before = started.inputs[stage.name]
-    now = {_name(dep): value(dep) for dep in stage.deps if _name(dep) in before}
+    now = {name_of(dep): value(dep) for dep in stage.deps if name_of(dep) in before}
     changed = [_named(name, _different(before[name], now[name])) for name in now if before[name] != now[name]]
     if changed:
         raise _changed(stage.name, ", ".join(changed))
@@ -290,7 +296,7 @@ def _named(path: str, what: Any) -> str:
     return f"{path} ({', '.join(keys)})" if keys else path
 
 
-def _name(entry: Any) -> str:
+def name_of(entry: Any) -> str:
     """An input's or output's path inside the workspace."""
     return Path(os.path.relpath(entry.fs_path, entry.repo.root_dir)).as_posix()
 
@@ -300,7 +306,7 @@ def _value(dependency: Any) -> Any:
     return dependency.get_hash().value if dependency.exists else None
 
 
-def _check_code(ws: Workspace, stage: "PipelineStage") -> None:
+def check_code(ws: Workspace, stage: "PipelineStage") -> None:
     """Where dvc.yaml depends on code files, they must be the code that runs.
 
     Raises:
@@ -336,11 +342,11 @@ def recorded_outs(ws: Workspace) -> dict[str, str]:
     Raises:
         VersioningError: DVC could not read it.
     """
-    with _dvc(ws) as repo:
-        return {_name(out): out.hash_info.value for stage in _stages(repo) for out in stage.outs if out.hash_info}
+    with dvc_repo(ws) as repo:
+        return {name_of(out): out.hash_info.value for stage in stages_of(repo) for out in stage.outs if out.hash_info}
 
 
-def _stages(repo: "Repo") -> list["PipelineStage"]:
+def stages_of(repo: "Repo") -> list["PipelineStage"]:
     return list(repo.stage.load_all(os.path.join(repo.root_dir, "dvc.yaml")))
 
 
@@ -358,7 +364,7 @@ def _read_settings(ws: Workspace) -> tuple[Settings, bytes]:
 
 
 @contextmanager
-def _dvc(ws: Workspace) -> Iterator["Repo"]:
+def dvc_repo(ws: Workspace) -> Iterator["Repo"]:
     """The workspace's DVC repository, silent. DVC's errors become one line; paths in messages are the workspace's."""
     check_pipeline_files(ws)
     quiet_dvc()
@@ -369,6 +375,8 @@ def _dvc(ws: Workspace) -> Iterator["Repo"]:
 
     try:
         with Repo(str(ws.root)) as repo:
+            if ws.once is not None:
+                read_instead(repo, {ws.root / path.name: path for path in (ws.params, ws.lock_file)})
             yield repo
     except YAMLValidationError as error:
         raise InputError(
@@ -392,7 +400,7 @@ def quiet_dvc() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _retry(operation: Callable[[], T]) -> T:
+def patiently(operation: Callable[[], T]) -> T:
     from dvc.lock import LockError
 
     for attempt in range(1, _TRIES):

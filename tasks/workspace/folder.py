@@ -8,9 +8,15 @@ from dass.errors import InputError
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths of one workspace. Makes nothing and reads nothing."""
+    """The paths of one workspace. Makes nothing and reads nothing.
+
+    Attributes:
+        root: the folder.
+        once: for one run, the folder whose params.yaml and dass.lock.json take the place of the workspace's own.
+    """
 
     root: Path
+    once: Path | None = None
 
     @classmethod
     def at(cls, folder: str | Path) -> "Workspace":
@@ -28,12 +34,12 @@ class Workspace:
     @property
     def params(self) -> Path:
         """The settings, written by people."""
-        return self.root / "params.yaml"
+        return (self.once or self.root) / "params.yaml"
 
     @property
     def lock_file(self) -> Path:
         """What the settings resolved to: digests of sources and code. Written by `dass`, tracked in git."""
-        return self.root / "dass.lock.json"
+        return (self.once or self.root) / "dass.lock.json"
 
     @property
     def base(self) -> Path:

@@ -1,19 +1,21 @@
 """How far long work is: a bar on a terminal, otherwise a line in the log about every tenth of the way."""
 
 import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 T = TypeVar("T")
 
 _LOG = logging.getLogger("dass")
+TERMINAL = "terminal"
+"""Name of the handler that writes the log to standard error."""
 _LINES = 10
+_LOOK, _PATIENCE, _SELDOM = 0.5, 2.0, 60.0
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def progress_bar(total: int, description: str, unit: str = "") -> Generator[Call
 
     Everything goes to stderr or the log: stdout belongs to the result.
     """
-    shown = _bar(total, description, unit) if sys.stderr.isatty() else _lines(total, description, unit)
+    shown = _bar(total, description, unit) if _moves() else _lines(total, description, unit)
     with shown as advance:
         yield advance
 
@@ -47,7 +49,80 @@ def progress(items: Iterable[T], description: str, total: int | None = None, uni
 
 
 @contextmanager
+def working(description: str, amount: Callable[[], str] = str) -> Generator[None]:
+    """Show that something is being done of which nobody knows how long it takes.
+
+    Args:
+        description: what, for example "Starting Prefect".
+        amount: how far it is, in words, such as "12 MB"; asked now and then, from another thread.
+    """
+    with _spinner(description, amount) if _moves() else _now_and_then(description, amount):
+        yield
+
+
+def _moves() -> bool:
+    """Whether there is a terminal on which something may move: one that knows how, and nobody asked for quiet."""
+    quiet = any(handler.name == TERMINAL and handler.level > logging.INFO for handler in _LOG.handlers)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("dumb", "unknown")
+    return sys.stderr.isatty() and not quiet and not plain
+
+
+@contextmanager
+def _spinner(description: str, amount: Callable[[], str]) -> Generator[None]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        with _meanwhile(lambda: bar.update(task, description=f"{description} {amount()}".rstrip()), _LOOK, _LOOK):
+            yield
+
+
+@contextmanager
+def _now_and_then(description: str, amount: Callable[[], str]) -> Generator[None]:
+    began = time.monotonic()
+
+    def tell() -> None:
+        far = amount()
+        _LOG.info("%s: %s%.0f s", description, f"{far}, " if far else "", time.monotonic() - began)
+
+    with _meanwhile(tell, _PATIENCE, _SELDOM):
+        yield
+
+
+@contextmanager
+def _meanwhile(tell: Callable[[], None], first: float, longest: float) -> Generator[None]:
+    """Call something in a thread of its own while the work goes on: after `first` seconds, then ever more seldom."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        wait = first
+        while not done.wait(wait):
+            tell()
+            wait = min(4 * wait, longest)
+
+    thread = threading.Thread(target=repeat, daemon=True, name="dass-progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
 def _bar(total: int, description: str, unit: str) -> Generator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,7 +1,11 @@
 """The command line: help that teaches, one line for what is wrong, and the right exit status."""
 
+import contextlib
 import json
+import logging
 import os
+import pty
+import re
 import resource
 import shutil
 import subprocess
@@ -90,6 +94,85 @@ def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixtur
     assert f"dass {name}" in told
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS, "keys", "keys list"])
+def test_help_shows_no_escapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command([*name.split(), "--help"])
+    told = capsys.readouterr().out
+    assert told
+    assert "\\b" not in told
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", told)
+
+
+@pytest.mark.parametrize("asked", [{"TERM": "dumb"}, {"TERM": "xterm-256color", "NO_COLOR": "1"}, {}])
+def test_a_plain_terminal_gets_no_escape_codes(asked: dict[str, str]) -> None:
+    """Help, an error and a table; the last case, colours that nobody refused, shows that the test would see them."""
+    ours, its = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **asked}
+    environment.pop("NO_COLOR", None) if not asked else None
+    code = (
+        "import sys; from flows.cli.main import run_command; from flows.cli.output import show_table\n"
+        "from rich.table import Table; from tasks.workspace.progress import progress, working\n"
+        "run_command(['--help']); run_command(['nonsense']); show_table(Table('one', title='a table'))\n"
+        "list(progress(range(3), 'counting'))\nwith working('waiting'): pass"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=its, stderr=its)
+    os.close(its)
+    told = b""
+    with contextlib.suppress(OSError):  # its end is closed
+        while piece := os.read(ours, 65536):
+            told += piece
+    os.close(ours)
+    assert process.wait() == 0, told
+    assert b"a table" in told
+    assert (b"\x1b" in told) == (not asked)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert re.fullmatch(r"dass \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "said"),
+    [([], [], {"info", "warning"}), (["-q"], [], {"warning"}), ([], ["-q"], {"warning"}), (["keys"], None, set())],
+)
+def test_quiet_says_warnings_only(
+    ws: Workspace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[str],
+    behind: list[str] | None,
+    said: set[str],
+) -> None:
+    def speak(*_: object) -> dict[str, object]:
+        for level in ("debug", "info", "warning"):
+            getattr(logging.getLogger("dass"), level)(f"a {level} line")
+        return {}
+
+    monkeypatch.setattr("tasks.versioning.stages.pin_inputs", speak)
+    arguments = ["keys", "list", "-q", "--public"] if behind is None else [*before, "pin", "-w", str(ws.root), *behind]
+    capsys.readouterr()
+    assert run_command(arguments) == 0
+    assert set(re.findall(r"a (\w+) line", capsys.readouterr().err)) == said
+
+
+def test_verbose_says_more(ws: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.versioning.stages.pin_inputs", lambda ws: logging.getLogger("dass").debug("a detail"))
+    assert run_command(["pin", "-w", str(ws.root), "-v"]) == 0
+    assert "a detail" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("dass ro", {"rollback"}), ("dass run --until ba", {"baseline"}), ("dass run --recipe q", {"quick"})],
+)
+def test_the_shell_completes(typed: str, offered: set[str]) -> None:
+    asked = {"_DASS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    command = [sys.executable, "-P", "-m", "flows"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **asked}, capture_output=True, text=True)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
 HEAVY = {"torch", "prefect", "mlflow", "dvc", "transformers"}
 
 
@@ -102,12 +185,44 @@ HEAVY = {"torch", "prefect", "mlflow", "dvc", "transformers"}
         ("tasks.promotion.diff", set()),
         ("tasks.registry.show", set()),
         ("tasks.promotion.verification", {"torch"}),  # tensors are compared, and no model is made
+        ("flows.dry_run", set()),
     ],
 )
 def test_a_command_starts_without_heavy_libraries_that_it_may_not_need(module: str, wanted: set[str]) -> None:
     code = f"import sys, {module}; print(*{HEAVY} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == wanted
+
+
+def test_commands_load_what_they_use(commands: Commands, finished: Workspace) -> None:
+    """What is refused, read or unchanged needs no tensors, no drawing, no MLflow server and no Prefect."""
+    code = (
+        "import sys; from flows.cli.main import run_command\n"
+        "status = [run_command(each.split()) for each in ('verify nonsense', 'show --json', 'history --json')]\n"
+        "print(status, *{*sys.argv[1:]} & set(sys.modules), sep='|', file=sys.stderr)\n"
+        "status = [run_command(['run', '--json'])]\n"
+        "print(status, *{*sys.argv[1:]} & set(sys.modules), sep='|', file=sys.stderr)"
+    )
+    never = (
+        "torch",
+        "transformers",
+        "scipy",
+        "matplotlib",
+        "lm_eval",
+        "datasets",
+        "mlflow.server",
+        "prefect",
+        "pandas",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *never],
+        cwd=finished.root,
+        env={**commands.environment, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line for line in done.stderr.splitlines() if line.startswith("[")] == ["[2, 0, 0]", "[0]"], done.stderr
 
 
 @pytest.mark.parametrize(

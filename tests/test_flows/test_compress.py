@@ -49,6 +49,9 @@ def test_a_run_prunes_measures_and_registers(first_answer: dict[str, Any]) -> No
     assert first_answer["ratio"] == first_answer["pruned"] / first_answer["dense"]
     assert first_answer["sparsity"]["mlp"] == 0.5
     assert (first_answer["model"], first_answer["version"], first_answer["created"]) == ("tiny-dass", "1", True)
+    asked = {name: first_answer[name] for name in ("method", "pattern", "update", "aliases")}
+    assert asked == {"method": "dass", "pattern": "unstructured", "update": "none", "aliases": ["challenger"]}
+    assert first_answer["command_seconds"] >= sum(first_answer["seconds"].values())
     assert set(first_answer["open"]) == {"MLflow UI", "Prefect UI", "this result", "report"}
 
 
@@ -99,11 +102,6 @@ def test_dvc_repro_alone_makes_the_same_bytes(
     assert digests(ws) == digests(finished)
 
 
-def test_changed_evaluate_settings_measure_again_and_prune_nothing(commands: Commands, finished: Workspace) -> None:
-    stages = commands.run(finished, "-S", "evaluate.samples=3")["stages"]
-    assert {name for name, outcome in stages.items() if outcome == "ran"} == {"baseline", "evaluate", "plots"}
-
-
 def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
     commands: Commands, finished: Workspace, first_answer: dict[str, Any]
 ) -> None:
@@ -114,6 +112,8 @@ def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
     assert ran == {"prune", "recover", "materialize", "evaluate", "tasks", "plots"}
     assert answer["version"] == "2"
 
+    dry = json.loads(commands(finished, "dass", "run", "--dry-run", "--json", "-S", "prune.sparsity=0.5").stdout)
+    assert {each["stage"] for each in dry["stages"] if each["outcome"] == "restored"} == ran
     back = commands.run(finished, "-S", "prune.sparsity=0.5")
     assert {name for name, outcome in back["stages"].items() if outcome == "restored"} == ran
     assert back["pruned"] == first_answer["pruned"]

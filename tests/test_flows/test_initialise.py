@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dass.errors import InputError
+from flows.cli.main import run_command
 from flows.initialise import make_workspace, registered_name, template
 from tasks.sources.pinned import read_pins
 from tasks.workspace.settings import load_settings
@@ -83,6 +84,40 @@ def test_a_missing_source_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         make_workspace(tmp_path / "ws", evaluation=str(tmp_path / "absent.txt"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.bin", "no model", "model.bin is no GGUF file"),
+        ("folder/config.json", "{}", "its config.json names no model_type"),
+        ("folder/notes.txt", "", "No config.json in"),
+        ("folder/config.json", '{"model_type": "llama"}', "holds no weights"),
+    ],
+)
+def test_a_path_that_is_no_model_leaves_nothing_behind(tmp_path: Path, name: str, content: str, message: str) -> None:
+    place = tmp_path / "there" / name
+    place.parent.mkdir(parents=True)
+    place.write_text(content)
+    model = tmp_path / "there" / name.split("/")[0]
+    with pytest.raises(InputError, match=message):
+        make_workspace(tmp_path / "ws", str(model))
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_init_says_what_is_missed_outside_git(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["init", str(tmp_path / "a b")]) == 0
+    told = capsys.readouterr()
+    assert f"dass run --workspace '{tmp_path}/a b'" in told.out
+    assert "It is not in git" in told.err
+    subprocess.run(["git", "init", "-q", str(tmp_path / "repository")], check=True)
+    assert run_command(["init", str(tmp_path / "repository" / "ws")]) == 0
+    assert "not in git" not in capsys.readouterr().err
+
+
+def test_a_digest_without_its_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--model-sha256 is the digest of --model"):
+        make_workspace(tmp_path / "ws", model_sha256=64 * "a")
 
 
 def test_a_folder_with_files_keeps_them_and_its_ignore_rules(tmp_path: Path) -> None:

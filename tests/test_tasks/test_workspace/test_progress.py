@@ -1,10 +1,12 @@
 import io
 import logging
 import sys
+import time
 
 import pytest
 
-from tasks.workspace.progress import progress, progress_bar
+from tasks.workspace import progress as module
+from tasks.workspace.progress import TERMINAL, progress, progress_bar, working
 
 
 class Terminal(io.StringIO):
@@ -49,6 +51,52 @@ def test_a_terminal_gets_a_bar_and_the_log_nothing(
     assert "20/20" in terminal.getvalue()
     assert caplog.messages == []
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("variable", [("TERM", "dumb"), ("NO_COLOR", "1")])
+def test_a_plain_terminal_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: tuple[str, str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(*variable)
+    with caplog.at_level(logging.INFO, logger="dass"):
+        list(progress(range(3), "reading"))
+    assert terminal.getvalue() == ""
+    assert len(caplog.messages) == 3
+
+
+def test_quiet_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    handler = logging.StreamHandler(io.StringIO())
+    handler.name = TERMINAL
+    handler.setLevel(logging.WARNING)
+    monkeypatch.setattr(logging.getLogger("dass"), "handlers", [handler])
+    list(progress(range(3), "reading"))
+    assert terminal.getvalue() == ""
+
+
+def test_work_of_unknown_length_is_told_ever_more_seldom_while_it_lasts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.02)
+    with caplog.at_level(logging.INFO, logger="dass"):
+        with working("fetching", lambda: "12 MB"):
+            time.sleep(0.15)
+        told = len(caplog.messages)
+        time.sleep(0.1)
+    assert 1 <= told <= 2  # after 0.02 s and 0.1 s
+    assert len(caplog.messages) == told
+    assert caplog.messages[0].startswith("fetching: 12 MB, ")
+
+
+def test_quick_work_of_unknown_length_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="dass"), working("fetching"):
+        pass
+    assert caplog.messages == []
 
 
 def test_work_that_fails_passes_its_own_error_on(monkeypatch: pytest.MonkeyPatch) -> None:
