@@ -11,6 +11,7 @@ from flows.cancellation import cancel_when_interrupted
 from flows.links import flow_run_facts, link_to_mlflow
 from flows.progress import progress_artifact
 from flows.run import Run, run_of
+from flows.shown import name_flow_run, show_result
 from flows.stages import wanted_stages
 from flows.summary import Stopped, Summary
 from tasks.evaluation.task_check import check_tokenizer
@@ -26,6 +27,27 @@ if TYPE_CHECKING:
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
+BEHIND: dict[str, tuple[str, ...]] = {
+    "sources": (),
+    "calibration": ("sources",),
+    "baseline": ("sources",),
+    "prune": ("calibration",),
+    "recover": ("prune",),
+    "materialize": ("recover",),
+    "evaluate": ("baseline", "materialize"),
+    "tasks": ("materialize",),
+    "plots": ("evaluate",),
+}
+"""Stage -> the stages that Prefect draws it behind: those whose outputs it reads, but for what stands behind those."""
+
+
+class Done:
+    """What a task answers that leaves files: Prefect knows it again where another task waits for it.
+
+    No dataclass and no name: Prefect looks into those, and would know a part of them again instead.
+    """
+
+
 @flow(name="compress", persist_result=False, on_crashed=[cancel_when_interrupted])
 def compress(workspace: str, changes: list[str] | None = None, until: str | None = None) -> Summary | Stopped:
     """Prune the workspace's model, measure what that cost, and register the result.
@@ -36,56 +58,75 @@ def compress(workspace: str, changes: list[str] | None = None, until: str | None
         until: the stage to stop behind; None: all of them, and the result is registered.
     """
     with run_of(workspace, changes or (), until) as run:
+        name_flow_run(run.settings)
+        done: dict[str, object] = {}
         for name in wanted_stages(until):
-            _STAGE[name](run)
+            done[name] = _STAGE[name](run, wait_for=[done[before] for before in BEHIND[name]])
         if until is not None:
             return run.stopped()
-        registered = register(run)
+        registered = register(run, wait_for=list(done.values()))
         report(run, registered)
         return run.summary(registered)
 
 
 @task(name="fetch", **_PLAIN)
-def fetch(run: Run) -> None:
+def fetch(run: Run) -> Done:
     run.stage("sources")
     check_base_fits(run.ws, run.settings)
     check_tokenizer(run.ws, run.settings)
+    return Done()
 
 
 @task(name="calibrate", **_PLAIN)
-def calibrate(run: Run) -> None:
+def calibrate(run: Run) -> Done:
     run.stage("calibration")
+    return Done()
 
 
 @task(name="measure dense", **_PLAIN)
-def measure_dense(run: Run) -> None:
+def measure_dense(run: Run) -> Done:
     run.stage("baseline")
+    return Done()
 
 
-def prune(run: Run) -> None:
+def prune(run: Run, wait_for: list[object]) -> list[object]:
     """The prune stage: one Prefect task per decoder layer; with `method: auto` one before them that chooses."""
+    last = wait_for  # what the next task is behind
+    show: Callable[[int, dict[str, Any]], None] | None = None
+
+    def choose(pruning_run: "PruningRun") -> "Choice | None":
+        nonlocal last
+        chosen: Choice | None = choose_scores(quote(pruning_run), wait_for=last)
+        last = [chosen] if chosen is not None else last
+        return chosen
+
+    def prune_one(pruning_run: "PruningRun", index: int) -> "LayerRecord":
+        nonlocal last, show
+        total = pruning_run.layer_count
+        name = f"prune layer {index + 1:02d} of {total}"
+        record: LayerRecord = prune_layer.with_options(name=name, task_run_name=name)(
+            quote(pruning_run), index, wait_for=last
+        )
+        last = [record]
+        run.live.note_layer(record.report)
+        show = show or progress_artifact(total, "prune", "layer")
+        show(index + 1, {"relative_error": record.report.relative_error})
+        return record
 
     def work() -> None:
         from tasks.pruning.stages import prune  # here, because a run that skips this stage needs no torch
 
-        prune(run.ws, run.settings, do_layer=_prune_layer, choose=_choose_scores)
+        run.live.begin(flow_run_facts())
+        prune(run.ws, run.settings, do_layer=prune_one, choose=choose)
 
     run.stage("prune", work)
-
-
-def _choose_scores(pruning_run: "PruningRun") -> "Choice | None":
-    return choose_scores(quote(pruning_run))
+    return last
 
 
 @task(name="choose scores", **_PLAIN)
 def choose_scores(pruning_run: Any) -> "Choice | None":  # Any: as `prune_layer`
     chosen: Choice | None = pruning_run.choose()
     return chosen
-
-
-def _prune_layer(pruning_run: "PruningRun", index: int) -> "LayerRecord":
-    name = f"prune layer {index + 1:02d} of {pruning_run.layer_count}"
-    return prune_layer.with_options(name=name, task_run_name=name)(quote(pruning_run), index)
 
 
 @task(**_PLAIN)
@@ -120,39 +161,51 @@ def prune_layer(pruning_run: Any, index: int) -> "LayerRecord":  # Any: it arriv
 
 
 @task(name="recover", **_PLAIN)
-def recover(run: Run) -> None:
+def recover(run: Run) -> Done:
     """The recover stage: its steps as the task's progress."""
 
     def work() -> None:
         from tasks.recovery.stages import recover
 
-        recover(run.ws, run.settings, on_step=progress_artifact(run.settings.recover.steps))
+        run.live.begin(flow_run_facts())
+        show = progress_artifact(run.settings.recover.steps, "recover", "step")
+
+        def on_step(entry: dict[str, Any]) -> None:
+            run.live.note_step(entry)
+            show(entry["step"], entry)
+
+        recover(run.ws, run.settings, on_step=on_step)
 
     run.stage("recover", work)
+    return Done()
 
 
 @task(name="materialize", **_PLAIN)
-def materialize(run: Run) -> None:
+def materialize(run: Run) -> Done:
     run.stage("materialize")
+    return Done()
 
 
 @task(name="measure pruned", **_PLAIN)
-def measure_pruned(run: Run) -> None:
+def measure_pruned(run: Run) -> Done:
     run.stage("evaluate")
+    return Done()
 
 
 @task(name="ask tasks", **_PLAIN)
-def ask_tasks(run: Run) -> None:
+def ask_tasks(run: Run) -> Done:
     run.stage("tasks")
+    return Done()
 
 
 @task(name="draw", **_PLAIN)
-def draw(run: Run) -> None:
+def draw(run: Run) -> Done:
     run.stage("plots")
+    return Done()
 
 
 # In the order of dvc.yaml.
-_STAGE: dict[str, Callable[[Run], None]] = {
+_STAGE: dict[str, Callable[..., object]] = {
     "sources": fetch,
     "calibration": calibrate,
     "baseline": measure_dense,
@@ -174,3 +227,4 @@ def register(run: Run) -> Registration:
 def report(run: Run, registered: Registration) -> None:
     run.report(registered)
     link_to_mlflow(registered)
+    show_result(run.ws, registered)

@@ -2,11 +2,13 @@
 
 import os
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.prefect_api import OWN
+from tasks.registry.experiment import experiment_page
 from tasks.workspace.redaction import redacted, shown_address
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ def link_to_mlflow(registered: "Registration") -> None:
         f"- the page: artifact {_code('report.html')} of that run, or {_code(f'dass report {registered.version}')}",
     ]
     if address.startswith(("http://", "https://")):
-        run = f"{address.rstrip('/')}/#/experiments/{registered.experiment_id}/runs/{registered.run_id}"
-        lines.insert(0, f"- [open it in MLflow](<{run}>)")
+        page, table = address.rstrip("/"), experiment_page(address, registered.experiment_id)
+        run = f"{page}/#/experiments/{registered.experiment_id}/runs/{registered.run_id}"
+        version = f"{page}/#/models/{quote(registered.model, safe='')}/versions/{registered.version}"
+        lines.insert(0, f"- in MLflow: [the run](<{run}>), [the version](<{version}>), [all runs](<{table}>)")
     create_markdown_artifact("\n".join(lines), key="mlflow", description="The version that this run registered")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dass.errors import InfrastructureError
+from tasks.registry.experiment import experiment_page
 from tasks.registry.ledger_run import find_model
 from tasks.registry.place import artifacts, database
 from tasks.registry.tracking import is_embedded, tracking, tracking_uri
@@ -67,7 +68,7 @@ def mlflow_ui(ws: Workspace) -> Iterator[Pages | None]:
     with _server(ws, uri) if is_own else nullcontext(shown_address(uri).rstrip("/")) as ui:
         yield Pages(
             ui,
-            None if experiment is None else f"{ui}/#/experiments/{experiment.experiment_id}",
+            None if experiment is None else experiment_page(ui, experiment.experiment_id),
             f"{ui}/#/models/{quote(register.model, safe='')}" if has_model else None,
             is_own,
         )

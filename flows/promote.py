@@ -16,7 +16,7 @@ from tasks.workspace.settings import Promote, load_settings
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-@flow(name="promote", persist_result=False, on_crashed=[cancel_when_interrupted])
+@flow(name="promote", flow_run_name="promote {version}", persist_result=False, on_crashed=[cancel_when_interrupted])
 def promote(
     workspace: str, version: str = registration.ALIAS, force: bool = False, reason: str | None = None
 ) -> decision.Decision:
@@ -49,7 +49,7 @@ def decide(
     return decision.decide(ws, model, number, rules, proof, force=force, reason=reason)
 
 
-@flow(name="rollback", persist_result=False, on_crashed=[cancel_when_interrupted])
+@flow(name="rollback", flow_run_name="roll back", persist_result=False, on_crashed=[cancel_when_interrupted])
 def rollback(workspace: str, reason: str, to: str | None = None) -> RolledBack:
     """Make an earlier champion the champion again, after its proof was checked once more.
 

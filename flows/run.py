@@ -18,6 +18,7 @@ from tasks.forecast.effort import effort_of
 from tasks.forecast.shape import shape_of
 from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
+from tasks.registry.live import LiveRun
 from tasks.registry.tracking import tracking
 from tasks.report.file import is_drawn
 from tasks.versioning.experiments import save_experiment
@@ -46,6 +47,7 @@ class Run:
         self.until = until
         self.outcomes: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        self.live = LiveRun(ws, started.settings)
 
     @property
     def settings(self) -> Settings:
@@ -110,7 +112,7 @@ class Run:
         if experiment := self.save_experiment():
             origin["experiment"] = experiment
         with working("Registering"):
-            registered = registration.register(self.ws, self.settings, origin)
+            registered = registration.register(self.ws, self.settings, origin, self.live)
         if registered.created:
             self._remember("register", time.perf_counter() - begin)
         return registered
@@ -155,7 +157,9 @@ def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None
             started = start_run(ws)
             check_start(ws, started.settings)
             tell_same_text(ws, started.settings)
-            yield Run(ws, started, until)
+            run = Run(ws, started, until)
+            with run.live:
+                yield run
 
 
 def finished(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Summary | Stopped | None:

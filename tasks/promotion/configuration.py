@@ -22,6 +22,8 @@ from tasks.evaluation.verdicts import verdicts
 from tasks.promotion.task_proof import check_tasks
 from tasks.pruning.recovered import check_recovery_fits
 from tasks.registry.card import card
+from tasks.registry.served import BEFORE_PARAMS
+from tasks.registry.served import SIGNATURE as SERVED
 from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
 from tasks.registry.version_folder import (
     ANSWERS,
@@ -59,7 +61,6 @@ _PASSING = (
     *("artifact_path", "databricks_runtime", "mlflow_version", "model_id", "model_size_bytes", "model_uuid", "run_id"),
     "utc_time_created",
 )
-_TEXT = '[{"type": "string", "required": true}]'
 
 
 def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
@@ -239,10 +240,11 @@ def _check_mlmodel(folder: Path, settings: Mapping[str, Any], has_checkpoint: bo
     """What MLflow loads, with which code and in which environment."""
     versions = _check_environment(folder)
     expected: dict[str, Any] = {"flavors": _flavors(folder, settings, versions, has_checkpoint), "prompts": None}
-    if has_checkpoint:
-        expected["signature"] = {"inputs": _TEXT, "outputs": _TEXT, "params": None}
-        expected |= {"is_signature_from_type_hint": False, "type_hint_from_example": False}
     found = _yaml(folder, _MLMODEL)
+    before = BEFORE_PARAMS if has_checkpoint else None
+    signature = before if found.get("signature") == before else SERVED
+    if signature is not None:
+        expected |= {"signature": signature, "is_signature_from_type_hint": False, "type_hint_from_example": False}
     for key in _PASSING:
         if isinstance(found.get(key), dict | list):
             raise ProofError(f"{_MLMODEL}: {key} holds several values, expected one.")

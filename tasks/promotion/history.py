@@ -138,9 +138,9 @@ def _versions_table(record: dict[str, Any], width: int, wide: bool) -> "Table":
     from rich.markup import escape
 
     number = "v" if width < NARROW else "version"
-    columns = [number, "alias", "method", "pattern", "ratio", "when", "proof"]
+    columns = (number, "alias", "method", "pattern", "ratio", "when", "proof")
     if wide:
-        columns = [
+        columns = (
             number,
             "alias",
             "method",
@@ -152,7 +152,7 @@ def _versions_table(record: dict[str, Any], width: int, wide: bool) -> "Table":
             "by",
             "commit",
             "proof",
-        ]
+        )
     made = table(
         width,
         *columns,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dass.errors import UnavailableError
 from dass.files import files_in, scratch_folder, sha256_file
 from dass.masks.proof import ProofError
 from dass.masks.pruned_record import RECORD
@@ -13,7 +12,6 @@ from tasks.promotion.proof_steps import base_once, check_ledger, check_pattern
 from tasks.registry.checked import CheckedVersion, held_to
 from tasks.registry.ledger import Ledger
 from tasks.registry.loading import materialize_version
-from tasks.registry.signing import SignatureError
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import CARD, CHECKPOINT
 from tasks.registry.versions import version_numbered
@@ -66,28 +64,17 @@ def _failing(told: str) -> Callable[[], str]:
 
 
 def _written_from(ws: Workspace, client: "MlflowClient", model: str, folder: Path) -> CheckedVersion | None:
-    """The newest version that names the folder's card or record as one of its signed files.
-
-    Raises:
-        SignatureError, UnavailableError: there is none, and a version could not be looked at.
-    """
+    """The newest version that names the folder's card or record as one of its signed files."""
     present = {name: sha256_file(folder / name) for name in (CARD, RECORD) if (folder / name).is_file()}
     chain = Ledger.open(client, model, ws).chain()
-    broken: Exception | None = None
     for entry in reversed(chain.entries):
         made = version_numbered(client, model, entry.version) if entry.event == "registered" else None
         if made is None:
             continue
-        try:
-            version = held_to(client, made, chain)
-        except (SignatureError, UnavailableError) as error:  # another version may be the one
-            broken = broken or error
-            continue
+        version = held_to(client, made, chain)
         signed = {CARD: version.signed.get(CARD), RECORD: version.signed.get(f"{CHECKPOINT}/{RECORD}")}
         if any(signed[name] == digest for name, digest in present.items()):
             return version
-    if broken is not None:
-        raise broken
     return None
 
 

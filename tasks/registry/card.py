@@ -9,6 +9,10 @@ from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.flat import flat
 from tasks.workspace.settings import Settings
 
+PLACE = "VERSION"
+"""Stands for the version's number, which the registry gives only after the card was signed."""
+NUMBER_SAID = f" {PLACE} is the version's number in the registry: `dass history`."
+
 _NOT_QUALIFIED = "unknown"
 
 
@@ -45,8 +49,8 @@ def card(
         f"{_uri(base['uri'])} with a share of its MLP weights removed: {described(manifest['settings']['prune'])}."
         + (f" What is left was trained: {trained(recovery)}." if recovery["trained"] else ""),
         "## Results",
-        _results(evaluation),
-        *_tasks(tasks),
+        results(evaluation),
+        *task_results(tasks),
         "## What was done",
         _what_was_done(manifest, version, recovery),
         "## What it gains",
@@ -95,7 +99,8 @@ def trained(recovery: dict[str, Any]) -> str:
     return told
 
 
-def _results(evaluation: dict[str, Any]) -> str:
+def results(evaluation: dict[str, Any]) -> str:
+    """What was measured, as a table."""
     rows = [
         ["perplexity, dense", f"{evaluation['dense']['perplexity']:.3f}"],
         ["perplexity, pruned", f"{evaluation['pruned']['perplexity']:.3f}"],
@@ -108,7 +113,7 @@ def _results(evaluation: dict[str, Any]) -> str:
     return _table(["", "value"], rows) + f"\n\n{measured_on}{evaluation['context_length']}."
 
 
-def _tasks(tasks: dict[str, Any]) -> list[str]:
+def task_results(tasks: dict[str, Any]) -> list[str]:
     """A table of the zero-shot tasks, where any was asked."""
     rows = []
     for name, entry in named_entries(tasks).items():
@@ -210,18 +215,30 @@ def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[s
 
 
 def _use(name: str, version: dict[str, Any]) -> str:
+    uri = f"models:/{name}/{PLACE}"
     beside = (
         "MLflow's own loaders read the same files, and check neither signature nor ledger: "
-        f'`mlflow.transformers.load_model("models:/{name}@champion")`.\n\n'
+        f'`mlflow.transformers.load_model("{uri}")`.\n\n'
         if version["artifact"] == "checkpoint"
         else ""
     )
+    asked = '{"inputs": ["Once upon a time"], "params": {"max_new_tokens": 20}}'
     return (
-        f'```python\nimport dass\n\nmodel = dass.load("models:/{name}@champion")  # checked against the ledger\n```\n\n'
+        f'```python\nimport dass\n\nmodel = dass.load("{uri}")  # checked against the ledger\n```\n\n'
         f"{beside}"
-        "```sh\ndass verify VERSION            # files, ledger, weights = base times masks, pattern, configuration\n"
-        "dass verify VERSION --replay   # and prune again from the same data\n```"
+        f"```sh\ndass verify {PLACE}            # files, ledger, weights = base times masks, pattern, configuration\n"
+        f"dass verify {PLACE} --replay   # and prune again from the same data\n"
+        f"mlflow models serve -m {uri} --env-manager local\n"
+        f"curl localhost:5000/invocations -H 'Content-Type: application/json' -d '{asked}'\n```\n\n"
+        "`params` of a request: `max_new_tokens`, `do_sample`, `temperature`."
+        f"{NUMBER_SAID}"
     )
+
+
+def numbered(text: str, name: str, number: str) -> str:
+    """The card's text with the number that the registry gave the version: its file was signed before there was one."""
+    text = text.replace(f"models:/{name}/{PLACE}", f"models:/{name}/{number}").replace(NUMBER_SAID, "")
+    return text.replace(f"dass verify {PLACE}", f"dass verify {number}")
 
 
 def _settings(settings: Settings) -> dict[str, Any]:

@@ -1,63 +1,50 @@
-"""What MLflow shows at the top of a run: what was made, what it cost, where it comes from, and how to check it."""
+"""What MLflow shows at the top of a run and a version: the model card without its settings, and where it was made."""
 
+import re
 from typing import Any
 
-from tasks.registry.card import described, trained
-from tasks.registry.result import Result, scores_told
-from tasks.sources.calibrated_on import told as calibrated_on
+LONGEST = 5000
+"""Of a version's description: MLflow's column for it."""
+
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
+_SECTION = re.compile(r"^(?=## )", re.MULTILINE)
+_LEFT_OUT = ("## Settings", "## Licence")
+_REST = "\nThe rest is in `README.md` among the version's files.\n"
 
 
-def description(model: str, result: Result, provenance: dict[str, Any]) -> str:
-    """The run's description, Markdown. Every name in it is set as code: it may be anybody's.
+def description(card: str, provenance: dict[str, Any]) -> str:
+    """The description, Markdown, at most `LONGEST` characters. Every name in it is set as code: it may be anybody's.
 
     Args:
-        model: the registered model.
-        result: what is registered.
+        card: README.md of the version's folder.
         provenance: as `tasks.registry.registration.register` takes.
     """
-    manifest, evaluation = result.manifest, result.evaluation
-    interval = (evaluation.get("interval") or {}).get("ratio")
-    sure = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-    calibration, read = manifest["calibration"], result.evaluation_set["source"]
-    rows = [
-        ("model", _code(model)),
-        ("pruned by", described(manifest["settings"]["prune"])),
-        *([("auto chose", told)] if (told := scores_told(manifest)) else []),
-        *([("trained behind it", trained(result.recovery))] if result.recovery["trained"] else []),
-        ("perplexity, dense", f"{evaluation['dense']['perplexity']:.3f}"),
-        ("perplexity, pruned", f"{evaluation['pruned']['perplexity']:.3f}"),
-        ("ratio", f"{evaluation['ratio']:.3f}{sure}"),
-        ("zeros in the MLPs", f"{evaluation['sparsity']['mlp']:.2%}"),
-        ("base", _source(manifest["base"])),
-        (
-            "calibration",
-            f"{calibration['tokens']:,} tokens of {calibrated_on(calibration, _code)}",
-        ),
-        ("evaluation", f"{evaluation['tokens']:,} tokens of {_source(read)}"),
-        ("commit", _code(provenance["git_commit"]) if provenance["git_commit"] else "not in git"),
-    ]
+    title, *sections = _SECTION.split(_FRONT_MATTER.sub("", card))
+    told = title.partition("\n")[2].strip() + f"\n\n{_origin(provenance)}\n\n"
+    for section in (each for each in sections if not each.startswith(_LEFT_OUT)):
+        if len(told) + len(section) + len(_REST) > LONGEST:
+            return told[: LONGEST - len(_REST)] + _REST
+        told += section
+    return told
+
+
+def _origin(provenance: dict[str, Any]) -> str:
+    made = []
     if run := provenance.get("flow_run"):
         shown = f"[{_word(run['name'])}](<{run['url']}>)" if "url" in run else f"{_code(run['name'])} (`dass ui`)"
-        rows.append(("Prefect flow run", f"{shown}, {_code(run['id'])}"))
-    rows += [(f"DVC {_code(path)}", f"md5 {_code(md5)}") for path, md5 in provenance["dvc"].items()]
-    table = "\n".join(f"| {name} | {value} |" for name, value in [("", ""), ("---", "---"), *rows])
+        made.append(f"Prefect flow run {shown}, {_code(run['id'])}")
+    made.append(f"commit {_code(provenance['git_commit'])}" if provenance["git_commit"] else "not in git")
     return (
-        f"{table}\n\n"
-        "`report.html` among the artifacts shows all of it: figures with intervals, layers, neurons, history. "
-        "Charts by layer: the metrics that begin with `layer.`, whose step is the layer. "
-        "`dass verify VERSION` proves the version."
+        f"Made by {'; '.join(made)}. `report.html` among the run's artifacts shows all of it: figures with intervals, "
+        "layers, neurons, history. Charts by layer: the metrics `layer.…`, whose step is the layer."
     )
 
 
-def _source(source: dict[str, Any]) -> str:
-    uri = source["uri"]
-    return _code(uri) if isinstance(uri, str) else f"{_code(uri[0])} and {len(uri) - 1} more"
-
-
 def _code(text: str) -> str:
-    """A text as code in a table, whatever is in it."""
+    """A text as code, whatever is in it."""
     return f"`{' '.join(str(text).split()).replace('`', chr(39)).replace('|', '¦')}`"
 
 
 def _word(text: str) -> str:
-    return "".join(each for each in text if each.isalnum() or each in " -_")
+    """A name as plain text of a link: what Markdown would read in it is left out."""
+    return "".join(each for each in text if each.isalnum() or each in " -_.:")

@@ -38,7 +38,7 @@ class Generator:
 
         Args:
             prompts: a text, a list of them, or a data frame with them in its first column.
-            params: of generation, such as {"max_new_tokens": 20}.
+            params: of generation, such as {"max_new_tokens": 20}. MLflow passes what `tasks.registry.served` names.
         """
         if hasattr(prompts, "iloc"):
             prompts = prompts.iloc[:, 0]

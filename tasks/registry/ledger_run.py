@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dass.errors import InputError
 from tasks.registry.chain import BrokenLedger
+from tasks.registry.experiment import KIND
 from tasks.registry.tracking import store_of
 from tasks.registry.trust import Trust
 from tasks.registry.versions import all_versions
@@ -65,7 +66,7 @@ def _experiment(client: "MlflowClient", name: str, tags: dict[str, str] | None =
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, tags=tags))
+            return str(client.create_experiment(name, tags={**KIND, **(tags or {})}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

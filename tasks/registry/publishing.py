@@ -4,11 +4,13 @@ The entry is the commit. A version that MLflow has and the ledger has not is not
 attempt of ours left behind removes it.
 """
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from tasks.registry.anchor import anchor, check_anchor, git_store
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.attempts import Attempt
+from tasks.registry.card import numbered
 from tasks.registry.checked import held_to
 from tasks.registry.ledger import HEAD, PENDING, Ledger
 from tasks.registry.ledger_run import find_model
@@ -92,8 +94,9 @@ def publish(
     tags: dict[str, str],
     manifest: str,
     details: dict[str, Any],
+    description: str,
 ) -> "ModelVersion":
-    """Make the version with all its tags, then the ledger's entry, then the alias.
+    """Make the version with all its tags, then the ledger's entry, then the alias and what only the pages show.
 
     On failure before the entry no version is left; behind it, `complete` finishes what is left.
     """
@@ -102,7 +105,9 @@ def publish(
     made = None
     try:
         tags = {**tags, HEAD: PENDING}
-        made = client.create_model_version(model, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        made = client.create_model_version(
+            model, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
+        )
         if made.status != "READY":
             raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
         ledger.record("registered", str(made.version), manifest, details, once=True)
@@ -111,6 +116,7 @@ def publish(
             client.delete_model_version(model, made.version)
         raise
     _point_alias(client, made)
+    _name_everywhere(client, made)
     return made
 
 
@@ -127,6 +133,7 @@ def complete(workspace: Workspace, client: "MlflowClient", made: "ModelVersion")
         client.set_terminated(made.run_id, "FINISHED")
     ledger.tag_head(str(made.version))
     _point_alias(client, made)
+    _name_everywhere(client, made)
     anchor_ledger(workspace, client, made.name)
     return True
 
@@ -142,3 +149,24 @@ def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
     aliases = client.get_registered_model(made.name).aliases
     if str(aliases.get(ALIAS)) != str(made.version):
         client.set_registered_model_alias(made.name, ALIAS, str(made.version))
+
+
+def _name_everywhere(client: "MlflowClient", made: "ModelVersion") -> None:
+    """Put the version's number, which nobody knew before, into its description and its run's, and into the run's name;
+    and let the logged model point at the version. Nothing reads any of it but people."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_RUN_NOTE
+
+    number, run = str(made.version), client.get_run(made.run_id)
+    if run.info.lifecycle_stage == "active":  # somebody may have deleted it
+        name, note = str(run.info.run_name), run.data.tags.get(MLFLOW_RUN_NOTE, "")
+        if not name.endswith(f"#{number}"):
+            client.update_run(made.run_id, name=f"{name} #{number}")
+        if (told := numbered(note, made.name, number)) != note:
+            client.set_tag(made.run_id, MLFLOW_RUN_NOTE, told)
+    description = made.description or ""
+    if (told := numbered(description, made.name, number)) != description:
+        client.update_model_version(made.name, number, told)
+    logged = str(made.source).removeprefix("models:/")
+    points = json.dumps([{"name": made.name, "version": number}])
+    if client.get_logged_model(logged).tags.get(MLFLOW_MODEL_VERSIONS) != points:
+        client.set_logged_model_tags(logged, {MLFLOW_MODEL_VERSIONS: points})

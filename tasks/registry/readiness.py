@@ -5,11 +5,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dass.errors import InputError
+from tasks.registry.experiment import experiment_of
 from tasks.registry.key_file import public_key
 from tasks.registry.ledger_run import EXPERIMENT
 from tasks.registry.place import database, local_path
 from tasks.registry.publishing import check_may_register
-from tasks.registry.registration import experiment_of
 from tasks.registry.tracking import check_reachable, is_embedded, tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings

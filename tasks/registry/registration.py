@@ -4,46 +4,45 @@ A version is complete or absent. Everything is logged first; the version is made
 entry and the alias come last. The same result registered again is the version that is already there.
 """
 
-import json
-import re
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dass.errors import InputError
 from dass.files import sha256_file
 from tasks.registry.attempts import TAG as ATTEMPT
-from tasks.registry.attempts import Attempt, begin, clear, forget, unfinished
+from tasks.registry.attempts import Attempt, begin, unfinished
 from tasks.registry.checked import registration_of
+from tasks.registry.clearing import clear_left, cleared, store_named
 from tasks.registry.description import description
+from tasks.registry.experiment import experiment_of
 from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.ledger import Ledger
-from tasks.registry.place import artifacts, local_path
+from tasks.registry.live import LiveRun, Shown
 from tasks.registry.publishing import (
     ALIAS,
     anchor_ledger,
     check_may_register,
-    complete,
     entry_details,
     publish,
     registered_before,
 )
 from tasks.registry.result import Result
-from tasks.registry.signing import SIGNATURE
-from tasks.registry.tracking import (
-    artifact_location,
-    check_reachable,
-    is_embedded,
-    tracking,
-    tracking_uri,
+from tasks.registry.run_record import (
+    figures_as_tags,
+    log_datasets,
+    log_files,
+    log_metrics,
+    log_settings,
+    run_name,
+    source_tags,
+    tags_of,
 )
-from tasks.registry.version_folder import version_folder
-from tasks.workspace.flat import flat
+from tasks.registry.signing import SIGNATURE
+from tasks.registry.tracking import check_reachable, tracking, tracking_uri
+from tasks.registry.version_folder import CARD, version_folder
 from tasks.workspace.folder import Workspace
-from tasks.workspace.recipes import recipe_of
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import Settings
 
@@ -53,10 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALIAS", "Registration", "check_reachable", "register", "registered"]
 
-_METRICS_AT_ONCE = 500  # MLflow takes 1000 a request
-_NOT_IN_METRICS = re.compile(r"[^\w.\- :]", re.ASCII)
-_LONGEST_METRIC = 250
-_DATASET_DIGEST = 36  # MLflow's longest
+_SPELT = str.maketrans({":": " of ", "%": " percent"})
+"""MLflow takes neither in a logged model's name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,9 @@ class Registration:
     signed_by: str
 
 
-def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any]) -> Registration:
+def register(
+    workspace: Workspace, settings: Settings, provenance: dict[str, Any], live: LiveRun | None = None
+) -> Registration:
     """Record the workspace's result as an MLflow run, register its folder, and point `challenger` at it.
 
     Args:
@@ -91,6 +90,7 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}, and "experiment":
             {"name", "commit"} when the workspace was saved as a DVC experiment, and "flow_run": {"id", "name"} and
             perhaps "url" when Prefect conducts.
+        live: the run that has shown the work; None: one is made.
 
     Raises:
         InputError: a stage has not run, a file was changed since its stage wrote it, or the experiment or the signing
@@ -102,11 +102,11 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
     result = Result.read(workspace, settings)
     model = settings.register_.model
     with tracking(workspace) as client:
-        store = _store(workspace)
-        for left in unfinished(workspace, store):
-            _clear(workspace, client, left, "KILLED")
+        clear_left(workspace, client, live.attempt if live else None)
         existing = registered_before(workspace, client, model, result.digest)
         if existing is not None:
+            if live is not None:
+                live.drop(client)
             return _registration(workspace, client, existing, created=False)
         from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
@@ -115,20 +115,24 @@ def register(workspace: Workspace, settings: Settings, provenance: dict[str, Any
         check_unchanged(workspace, settings)
         experiment = experiment_of(workspace, client, settings.register_.experiment)
         check_may_register(workspace, client, model)  # before anything is written
-        tags = _tags(result, provenance, fingerprint(public_key()))
-        attempt = begin(workspace, store, experiment, model)
-        note = {MLFLOW_RUN_NOTE: description(model, result, provenance)}
-        with _cleared(workspace, client, attempt), _run(client, attempt, _run_name(settings), tags | note) as run_id:
-            model_id, signature = _log_model(
-                client, workspace, settings, provenance, experiment, run_id, tags, result.digest
+        key = fingerprint(public_key())
+        tags = tags_of(result, provenance)
+        shown = live.take() if live else None
+        attempt = shown.attempt if shown else begin(workspace, store_named(workspace), experiment, model)
+        with cleared(workspace, client, attempt), _run(client, attempt, shown, settings, provenance, tags) as run_id:
+            logged = _log_model(client, workspace, settings, provenance, experiment, run_id, tags, result.digest)
+            told = description(logged.card, provenance)
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, told)
+            log_settings(client, run_id, settings, result)
+            known = shown.metrics if shown else ()
+            log_metrics(workspace, client, run_id, logged.model_id, result, provenance["seconds"], known)
+            log_files(workspace, client, run_id, settings, result, provenance, key)
+            log_datasets(workspace, client, run_id, result)
+            details = entry_details(result, provenance, logged.signature)
+            tags |= figures_as_tags(result)
+            made = publish(
+                workspace, client, attempt, run_id, logged.model_id, tags, result.manifest_digest, details, told
             )
-            _log_settings(client, run_id, settings)
-            _log_metrics(workspace, client, run_id, model_id, result, provenance["seconds"])
-            _log_files(workspace, client, run_id, settings)
-            _log_datasets(workspace, client, run_id, result)
-            details = entry_details(result, provenance, signature)
-            tags |= _figures_as_tags(result)
-            made = publish(workspace, client, attempt, run_id, model_id, tags, result.manifest_digest, details)
         anchor_ledger(workspace, client, model)
         return _registration(workspace, client, made, created=True)
 
@@ -141,7 +145,7 @@ def registered(workspace: Workspace, settings: Settings) -> Registration | None:
     """
     result = Result.read(workspace, settings)
     with tracking(workspace) as client:
-        if unfinished(workspace, _store(workspace)):
+        if unfinished(workspace, store_named(workspace)):
             return None
         existing = registered_before(workspace, client, settings.register_.model, result.digest)
         return None if existing is None else _registration(workspace, client, existing, created=False)
@@ -165,61 +169,45 @@ def _registration(workspace: Workspace, client: "MlflowClient", made: "ModelVers
     )
 
 
-def experiment_of(workspace: Workspace, client: "MlflowClient", name: str) -> str:
-    """The id of the experiment that results go to; it is made when there is none.
-
-    Raises:
-        InputError: it was deleted, or its files are gone.
-    """
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return str(client.create_experiment(name, artifact_location=artifact_location(workspace)))
-    if found.lifecycle_stage != "active":
-        raise InputError(
-            f"register.experiment {name!r} was deleted in MLflow. "
-            f"Restore it (mlflow experiments restore -x {found.experiment_id}) or choose another name."
-        )
-    folder = local_path(found.artifact_location)
-    is_gone = folder is not None and not folder.is_dir() and folder != artifacts(workspace)  # ours comes with a file
-    if is_gone and client.search_runs([found.experiment_id], max_results=1):
-        raise InputError(
-            f"register.experiment {name!r} keeps its files in {folder}, which is gone, and this workspace is "
-            f"{workspace.root}. Was it moved? Put {folder} back, or choose another experiment."
-        )
-    return str(found.experiment_id)
-
-
-def _store(workspace: Workspace) -> str:
-    """Which MLflow this is, in a note. The embedded one is the workspace's own, wherever that lies."""
-    return "mlflow.db" if is_embedded(workspace) else shown_address(tracking_uri(workspace))
-
-
 @contextmanager
-def _cleared(workspace: Workspace, client: "MlflowClient", attempt: Attempt) -> Iterator[None]:
-    """Around an attempt: when it fails nothing is left of it but its run, FAILED, or KILLED when it was interrupted."""
-    try:
-        yield
-    except BaseException as error:
-        try:
-            _clear(workspace, client, attempt, "FAILED" if isinstance(error, Exception) else "KILLED")
-        except Exception as failed:  # the reason why we are here may be why this fails: the note stays for the next run
-            error.add_note(f"What was registered so far is cleared by the next run: {failed}")
-        raise
-    forget(workspace, attempt)
+def _run(
+    client: "MlflowClient",
+    attempt: Attempt,
+    shown: Shown | None,
+    settings: Settings,
+    provenance: dict[str, Any],
+    tags: dict[str, str],
+) -> Generator[str]:
+    """An MLflow run that ends FINISHED when all went well, and is as old as the work: the one that has shown it, or a
+    new one."""
+    tags = {**tags, **source_tags(provenance)}
+    if shown is None:
+        # Not mlflow.start_run(): the caller may be inside a run, and it adds the git remote's URL, which may hold a
+        # token.
+        began = time.time() - sum(provenance["seconds"].values())
+        made = client.create_run(
+            attempt.experiment,
+            start_time=int(began * 1000),
+            tags={**tags, ATTEMPT: attempt.id},
+            run_name=run_name(settings),
+        )
+        run_id = str(made.info.run_id)
+    else:
+        from mlflow.entities import RunTag
 
-
-def _clear(workspace: Workspace, client: "MlflowClient", attempt: Attempt, status: str) -> None:
-    clear(client, attempt, lambda made: complete(workspace, client, made), status)
-    forget(workspace, attempt)
-
-
-@contextmanager
-def _run(client: "MlflowClient", attempt: Attempt, name: str, tags: dict[str, str]) -> Generator[str]:
-    """An MLflow run that ends FINISHED when all went well."""
-    # Not mlflow.start_run(): the caller may be inside a run, and it adds the git remote's URL, which may hold a token.
-    run_id = client.create_run(attempt.experiment, tags={**tags, ATTEMPT: attempt.id}, run_name=name).info.run_id
+        run_id = shown.run_id
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     yield run_id
     client.set_terminated(run_id, "FINISHED")
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """A version's folder as MLflow has it: the logged model's id, sha256 of its signature, and the model card."""
+
+    model_id: str
+    signature: str
+    card: str
 
 
 def _log_model(
@@ -231,17 +219,14 @@ def _log_model(
     run_id: str,
     tags: dict[str, str],
     registration: str,
-) -> tuple[str, str]:
-    """Give MLflow the version's folder, byte for byte as it was signed.
-
-    Returns:
-        The logged model's id, and sha256 of the signature.
-    """
+) -> _Logged:
+    """Give MLflow the version's folder, byte for byte as it was signed."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
     params = {name: str(value) for name, value in settings.prune.model_dump().items()}
-    logged = client.create_logged_model(experiment, "pruned", source_run_id=run_id, tags=tags, params=params)
+    name = run_name(settings).translate(_SPELT)
+    logged = client.create_logged_model(experiment, name, source_run_id=run_id, tags=tags, params=params)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     model = Model(
         artifact_path=logged.artifact_location,
@@ -251,123 +236,7 @@ def _log_model(
     )
     with version_folder(workspace, settings, provenance, registration, model) as folder:
         signature = sha256_file(folder / SIGNATURE)
+        card = (folder / CARD).read_text(encoding="utf-8")
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    return str(logged.model_id), signature
-
-
-def _log_settings(client: "MlflowClient", run_id: str, settings: Settings) -> None:
-    from mlflow.entities import Param
-
-    values = flat(settings.model_dump(mode="json", by_alias=True))
-    values["recipe"] = recipe_of(settings) or "none"
-    client.log_batch(run_id, params=[Param(name, _text(value)) for name, value in values.items()])
-
-
-def _log_metrics(
-    workspace: Workspace,
-    client: "MlflowClient",
-    run_id: str,
-    model_id: str,
-    result: Result,
-    seconds: dict[str, float],
-) -> None:
-    """The figures; along windows and by token frequency (place as step); seconds a stage; and for each layer (as step)
-    its shares, error, norms and seconds."""
-    from mlflow.entities import Metric
-
-    from tasks.pruning.stages import (
-        seconds_per_layer,  # here: torch takes seconds, and a result known before needs none
-    )
-
-    layer_seconds = seconds_per_layer(workspace)
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    metrics = [Metric(_metric(name), value, now, 0, model_id=model_id) for name, value in result.figures.items()]
-    for name, series in result.series.items():
-        metrics += [Metric(_metric(name), value, now, step) for step, value in series]
-    metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
-    for layer in result.manifest["layers"]:
-        step = layer["layer"]
-        measured = ("sparsity", "relative_error", "fitted_error", "held_back_error", "norm", "refined")
-        values = flat({"layer": {key: layer[key] for key in measured if layer.get(key) is not None}})
-        if layer_seconds is not None:
-            values["layer.seconds"] = layer_seconds[step]
-        metrics += [Metric(name, value, now, step) for name, value in values.items()]
-    for start in range(0, len(metrics), _METRICS_AT_ONCE):
-        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
-
-
-def _metric(name: str) -> str:
-    """A figure's name as MLflow takes it: a text or a task may be called anything."""
-    return _NOT_IN_METRICS.sub("_", name)[:_LONGEST_METRIC]
-
-
-def _log_files(workspace: Workspace, client: "MlflowClient", run_id: str, settings: Settings) -> None:
-    client.log_artifact(run_id, str(workspace.masks / "manifest.json"))
-    if settings.recover.steps:
-        client.log_artifact(run_id, str(workspace.recovered / "recovery.json"))
-    client.log_artifact(run_id, str(workspace.metrics / "evaluation.json"))
-    if settings.evaluate.tasks:
-        client.log_artifact(run_id, str(workspace.metrics / "tasks.json"))
-    client.log_artifact(run_id, str(workspace.plots / "layers.png"), "plots")
-    client.log_artifact(run_id, str(workspace.plots / "norms.png"), "plots")
-    client.log_dict(run_id, settings.model_dump(mode="json", by_alias=True), "settings.json")
-
-
-def _log_datasets(workspace: Workspace, client: "MlflowClient", run_id: str, result: Result) -> None:
-    """Calibration and evaluation windows by digest and origin; the windows themselves stay with DVC."""
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.numpy_dataset import from_numpy
-    from mlflow.entities import DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-    from safetensors.numpy import load_file
-
-    for context, folder, record in (
-        ("calibration", workspace.calibration, result.calibration_set),
-        ("evaluation", workspace.evaluation, result.evaluation_set),
-    ):
-        uri = record["source"]["uri"]
-        name = Path(uri if isinstance(uri, str) else uri[0]).name
-        texts = {"texts": record["texts"]} if record.get("texts") else {}
-        origin = {**record["source"], **texts, "tokenizer": record["tokenizer"], "tokens_sha256": record["digest"]}
-        windows = load_file(folder / "tokens.safetensors")["input_ids"]
-        dataset = from_numpy(windows, CodeDatasetSource(origin), name=name, digest=record["digest"][:_DATASET_DIGEST])
-        tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
-        client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
-
-
-def _tags(result: Result, provenance: dict[str, Any], key: str) -> dict[str, str]:
-    """Where the result comes from. The same on the run, the logged model and the version."""
-    dirty = provenance["git_dirty"]
-    return {
-        "registration": result.digest,
-        "fingerprint": result.manifest["fingerprint"],
-        "base": result.manifest["base"]["digest"],
-        "masks": result.manifest["masks"]["digest"],
-        "manifest": result.manifest_digest,
-        "artifact": result.artifact,
-        "key": key,
-        "method": result.manifest["settings"]["prune"]["method"],
-        "pattern": result.manifest["settings"]["prune"]["pattern"],
-        "calibration": result.calibration_set["digest"],
-        "evaluation": result.evaluation_set["digest"],
-        "git_commit": provenance["git_commit"] or "none",
-        "git_dirty": "unknown" if dirty is None else str(dirty).lower(),
-        **{f"dvc.{path}": md5 for path, md5 in provenance["dvc"].items()},
-        **{f"dvc_experiment.{what}": value for what, value in provenance.get("experiment", {}).items()},
-        **{f"prefect.flow_run_{what}": value for what, value in provenance.get("flow_run", {}).items()},
-    }
-
-
-def _figures_as_tags(result: Result) -> dict[str, str]:
-    names = ("dense.perplexity", "pruned.perplexity", "ratio", "sparsity.mlp", "sparsity.model", "context_length")
-    return {name: repr(result.figures[name]) for name in names}
-
-
-def _run_name(settings: Settings) -> str:
-    prune = settings.prune
-    return f"{settings.register_.model} {prune.method} {prune.pattern}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return _Logged(str(logged.model_id), signature, card)

@@ -20,6 +20,7 @@ from dass.model.checkpoint_folder import contents
 from tasks.pruning.recovered import NOT_TRAINED
 from tasks.registry.card import card
 from tasks.registry.key_file import dsse_signer
+from tasks.registry.served import served_signature
 from tasks.registry.signing import SIGNATURE, sign
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -104,6 +105,7 @@ def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, mod
         str(without_weights),
         str(folder),
         task="text-generation",
+        signature=served_signature(),
         mlflow_model=model,
         pip_requirements=_requirements(),
     )
@@ -128,7 +130,13 @@ def _save_loader(folder: Path, model: "Model") -> None:
     """A pyfunc flavour without any weights; `tasks.registry.flavour` puts them together when the model is loaded."""
     import mlflow.pyfunc
 
-    mlflow.pyfunc.save_model(str(folder), loader_module=LOADER, mlflow_model=model, pip_requirements=_requirements())
+    mlflow.pyfunc.save_model(
+        str(folder),
+        loader_module=LOADER,
+        signature=served_signature(),
+        mlflow_model=model,
+        pip_requirements=_requirements(),
+    )
 
 
 def _save_records(

@@ -327,7 +327,7 @@ WITHOUT_WORKSPACE = ("init", "audit", "settings")
 
 def all_commands() -> list[str]:
     found = []
-    for name, command in vars(typer.main.get_command(app))["commands"].items():
+    for name, command in typer.main.get_command(app).commands.items():
         found += [f"{name} {each}" for each in command.commands] if hasattr(command, "commands") else [name]
     return found
 

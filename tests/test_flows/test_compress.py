@@ -11,10 +11,17 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 
 from dass.files import read_json
+from flows.compress import BEHIND
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
@@ -68,9 +75,60 @@ def test_mlflow_and_prefect_name_each_others_run_and_mlflow_has_the_page(
         )
     assert run.name == tags["prefect.flow_run_name"]
     assert tags["prefect.flow_run_url"].endswith(f"/flow-runs/flow-run/{run.id}")
-    (artifact,) = artifacts
-    assert f"MLflow run `{first_answer['run_id']}`" in str(artifact.data)
-    assert "registered model `tiny-dass`, version `1`" in str(artifact.data)
+    shown = {artifact.key: artifact for artifact in artifacts}
+    assert set(shown) == {"mlflow", "result", "layers", "prune"}
+    link = str(shown["mlflow"].data)
+    assert f"MLflow run `{first_answer['run_id']}`" in link
+    assert "registered model `tiny-dass`, version `1`" in link
+    assert f"| ratio | {first_answer['ratio']:.3f} |" in str(shown["result"].data)
+    layers = json.loads(str(shown["layers"].data))
+    assert [row["layer"] for row in layers] == list(range(len(layers)))
+    assert {row["sparsity of gate_proj"] for row in layers} == {"50.00%"}
+    assert shown["prune"].data == 100.0
+    assert f"layer {len(layers)} of {len(layers)}" in str(shown["prune"].description)
+
+
+def test_prefects_run_is_called_after_its_work_and_its_tasks_stand_behind_each_other(
+    first_answer: dict[str, Any], finished: Workspace
+) -> None:
+    with tracking(finished) as client:
+        tags = client.get_run(first_answer["run_id"]).data.tags
+    flow_run = UUID(tags["prefect.flow_run_id"])
+    with get_client(sync_client=True) as prefect:
+        run = prefect.read_flow_run(flow_run)
+        tasks = prefect.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
+    assert run.name == "tiny-dass: dass 50%"
+    assert {"tiny-dass", "dass", "unstructured"} <= set(run.tags)
+    names = {task.id: task.name for task in tasks}
+    behind = {
+        task.name: {names[each.id] for inputs in task.task_inputs.values() for each in inputs if hasattr(each, "id")}
+        for task in tasks
+    }
+    assert behind["calibrate"] == behind["measure dense"] == {"fetch"}
+    first, *layers = sorted(name for name in behind if name.startswith("prune layer"))
+    assert behind[first] == {"calibrate"}
+    for before, layer in zip([first, *layers], layers, strict=False):
+        assert behind[layer] == {before}
+    assert behind["recover"] == {[first, *layers][-1]}
+    assert behind["materialize"] == {"recover"}
+    assert behind["measure pruned"] == {"measure dense", "materialize"}
+    assert {"draw", "ask tasks"} <= behind["register"]
+    assert behind["draw the report"] == {"register"}
+
+
+def test_the_stages_stand_behind_those_whose_outputs_they_read() -> None:
+    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    made = {out if isinstance(out, str) else next(iter(out)): name for name in BEHIND for out in outs_of(stages[name])}
+
+    def all_behind(name: str) -> set[str]:
+        return set(BEHIND[name]).union(*map(all_behind, BEHIND[name]))
+
+    for name in BEHIND:
+        assert {made[dep] for dep in stages[name]["deps"] if dep in made} <= all_behind(name), name
+
+
+def outs_of(stage: dict[str, Any]) -> list[Any]:
+    return [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
 
 
 def test_a_page_that_is_gone_is_drawn_again(commands: Commands, finished: Workspace) -> None:

@@ -35,7 +35,7 @@ from tasks.registry.show import show
 from tasks.registry.signing import SignatureError, sign
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import Promote
+from tasks.workspace.settings import Promote, load_settings
 from tests.forgeries import altered, another_user
 from tests.stores import Store
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
@@ -284,8 +284,35 @@ def test_forged_tags_mean_nothing(world: World) -> None:
         assert not verify_version(world.ws, world.model, "2").failed
     finally:
         for name in forged:
-            world.client.set_model_version_tag(world.model, "2", name, kept[name])
+            world.client.delete_model_version_tag(world.model, "2", name)
+            if name in kept:
+                world.client.set_model_version_tag(world.model, "2", name, kept[name])
         world.client.delete_registered_model_tag(world.model, f"key.{'0' * 16}")
+
+
+def test_forged_names_and_descriptions_mean_nothing(world: World) -> None:
+    client, made = world.client, world.client.get_model_version(world.model, "2")
+    before, shown = history(world.ws, world.model), show(world.ws, "2")
+    run, experiment = client.get_run(made.run_id), client.get_run(made.run_id).info.experiment_id
+    logged = made.source.removeprefix("models:/")
+    note, told = run.data.tags["mlflow.note.content"], f'dass.load("models:/{world.model}/VERSION") [red]\x1b[2J'
+    points = client.get_logged_model(logged).tags["mlflow.modelVersions"]
+    client.update_run(made.run_id, name="dass 2:4 #1")
+    client.set_tag(made.run_id, "mlflow.note.content", told)
+    client.log_metric(made.run_id, "ratio", 0.5)
+    client.update_model_version(world.model, "2", told)
+    client.set_logged_model_tags(logged, {"mlflow.modelVersions": "no JSON"})
+    client.set_experiment_tag(experiment, "mlflow.experimentKind", "genai_development")
+    try:
+        assert history(world.ws, world.model) == before
+        assert show(world.ws, "2") == shown
+        assert not verify_version(world.ws, world.model, "2").failed
+        assert not register(world.ws, load_settings(world.ws.params), PROVENANCE).created
+    finally:
+        client.update_run(made.run_id, name=run.info.run_name)
+        client.set_tag(made.run_id, "mlflow.note.content", note)
+        client.update_model_version(world.model, "2", made.description)
+        client.set_logged_model_tags(logged, {"mlflow.modelVersions": points})
 
 
 @contextmanager

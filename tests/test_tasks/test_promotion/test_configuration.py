@@ -90,6 +90,7 @@ BESIDE: list[tuple[str, Change, str]] = [
 # name in the version's folder, change, what is told
 OF_CHECKPOINTS: list[tuple[str, Change, str]] = [
     ("MLmodel", swap("loader_module: mlflow.transformers", "loader_module: os"), 'loader_module is "os", expected'),
+    ("MLmodel", swap("max_new_tokens", "max_length"), "MLmodel: signature.params is"),
     ("MLmodel", swap("model_binary: model", "model_binary: ../x"), 'transformers.model_binary is "../x", expected'),
     ("MLmodel", swap("tokenizer_type: AutoTokenizer", "tokenizer_type: X"), 'tokenizer_type is "X", expected'),
     ("MLmodel", swap("Phi3ForCausalLM", "Phi9"), 'pipeline_model_type is "Phi9", expected "Phi3ForCausalLM"'),
@@ -167,7 +168,8 @@ def test_a_version_as_it_was_written_is_proved(template: Workspace, artifact: st
     ]
     + [("checkpoint", *case) for case in OF_CHECKPOINTS]
     + [(artifact, *case) for artifact in ("checkpoint", "masks") for case in OF_ALL]
-    + [("masks", "MLmodel", swap("tasks.registry.flavour", "os"), 'loader_module is "os", expected "tasks')],
+    + [("masks", "MLmodel", swap("tasks.registry.flavour", "os"), 'loader_module is "os", expected "tasks')]
+    + [("masks", "MLmodel", swap("do_sample", "sample"), "MLmodel: signature.params is")],
 )
 def test_a_changed_file_is_named_whoever_signs_it(
     template: Workspace, tmp_path: Path, artifact: str, name: str, change: Change, told: str

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dass.files import read_json
-from tasks.registry.card import card
+from tasks.registry.card import card, numbered
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -61,9 +61,18 @@ def test_it_says_which_matrices_a_kernel_can_run(records: Any, settings: Setting
 
 
 def test_masks_are_loaded_another_way_than_a_checkpoint(records: Any, settings: Settings) -> None:
-    assert 'mlflow.transformers.load_model("models:/tiny@champion")' in text_of(records, settings)
-    assert 'dass.load("models:/tiny@champion")' in text_of(records, settings, artifact="masks")
+    assert 'mlflow.transformers.load_model("models:/tiny/VERSION")' in text_of(records, settings)
+    assert 'dass.load("models:/tiny/VERSION")' in text_of(records, settings, artifact="masks")
 
 
-def test_it_says_how_to_verify(records: Any, settings: Settings) -> None:
-    assert "dass verify VERSION --replay" in text_of(records, settings)
+def test_it_says_how_to_verify_and_names_no_alias_that_nobody_has_set(records: Any, settings: Settings) -> None:
+    text = text_of(records, settings)
+    assert "dass verify VERSION --replay" in text
+    assert "@champion" not in text
+
+
+def test_once_the_registry_has_given_a_number_the_commands_name_it(records: Any, settings: Settings) -> None:
+    text = numbered(text_of(records, settings), "tiny", "7")
+    for words in ('dass.load("models:/tiny/7")', "dass verify 7 --replay", "mlflow models serve -m models:/tiny/7 "):
+        assert words in text, words
+    assert "VERSION" not in text

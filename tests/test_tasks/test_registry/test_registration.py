@@ -1,5 +1,6 @@
 """Registration against real MLflow: SQLite in the workspace, and a server on this machine."""
 
+import json
 import os
 import shutil
 import signal
@@ -20,8 +21,10 @@ from dass.errors import InputError, UnavailableError
 from dass.files import read_json, sha256_file, write_json
 from tasks.registry import ledger, ledger_run, publishing
 from tasks.registry.checked import checked_version
+from tasks.registry.description import LONGEST, description
 from tasks.registry.loading import load
 from tasks.registry.registration import Registration, check_reachable, register
+from tasks.registry.run_record import DIGESTS, run_name
 from tasks.registry.tracking import TrackingError
 from tasks.registry.versions import folder_of
 from tasks.workspace.folder import Workspace
@@ -73,17 +76,24 @@ def test_the_registered_weights_are_the_files_of_the_pruned_checkpoint(finished:
 
 def test_a_version_names_where_it_comes_from(finished: Workspace, settings: Settings) -> None:
     register(finished, settings, PROVENANCE)
-    tags = client_of(finished).get_model_version_by_alias("tiny", "challenger").tags
+    client = client_of(finished)
+    version = client.get_model_version_by_alias("tiny", "challenger")
+    tags = version.tags
     manifest, evaluation = read_json(finished.masks / "manifest.json"), read_json(finished.metrics / "evaluation.json")
     assert tags["git_commit"] == "0123abc"
     assert tags["git_dirty"] == "false"
-    assert tags["dvc.artifacts/base"] == "aa.dir"
-    assert tags["dvc.metrics/evaluation.json"] == "bb"
-    assert tags["base"] == manifest["base"]["digest"]
-    assert tags["masks"] == manifest["masks"]["digest"]
-    assert tags["fingerprint"] == manifest["fingerprint"]
     assert float(tags["pruned.perplexity"]) == evaluation["pruned"]["perplexity"]
     assert float(tags["sparsity.mlp"]) == 0.5
+    run = client.get_run(version.run_id)
+    assert (run.data.tags["mlflow.source.name"], run.data.tags["mlflow.source.git.commit"]) == ("dass run", "0123abc")
+    digests = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{DIGESTS}")
+    assert digests["dvc"] == PROVENANCE["dvc"]
+    assert digests["base"] == manifest["base"]["digest"]
+    assert digests["masks"] == manifest["masks"]["digest"]
+    assert digests["fingerprint"] == manifest["fingerprint"]
+    assert digests["manifest"] == sha256_file(finished.masks / "manifest.json")
+    longest = max((len(value) for name, value in tags.items() if name != "ledger.head"), default=0)
+    assert longest < 32, tags  # what people read
 
 
 def test_a_workspace_outside_git_says_so(finished: Workspace, settings: Settings) -> None:
@@ -102,6 +112,8 @@ def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Wo
     assert run.data.params["sources.model.uri"] == "./model"
     assert run.data.params["sources.model.sha256"] == "null"
     assert run.data.params["calibration.samples"] == "6"
+    assert run.data.params["context_length"] == "32"  # nothing that was measured
+    assert "context_length" not in run.data.metrics
 
     evaluation, manifest = read_json(finished.metrics / "evaluation.json"), read_json(finished.masks / "manifest.json")
     assert run.data.metrics["ratio"] == evaluation["ratio"]
@@ -117,6 +129,7 @@ def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Wo
 
     files = {file.path for file in [*client.list_artifacts(made.run_id), *client.list_artifacts(made.run_id, "plots")]}
     assert files == {
+        "digests.json",
         "manifest.json",
         "evaluation.json",
         "settings.json",
@@ -139,14 +152,79 @@ def test_the_run_describes_itself_and_names_prefects_run(finished: Workspace, se
     assert {name: tags[f"prefect.flow_run_{name}"] for name in flow_run} == flow_run
     described = tags["mlflow.note.content"]
     for words in (
-        "| model | `tiny` |",
         "| ratio | ",
         "tokens of `./text.txt`",
-        "[brave-owl](<https://prefect.example/flow-runs/flow-run/0f1e>), `0f1e`",
-        "| DVC `artifacts/base` | md5 `aa.dir` |",
+        "[brave-owl](<https://prefect.example/flow-runs/flow-run/0f1e>), `0f1e`; commit `0123abc`",
+        'dass.load("models:/tiny/1")',
+        "dass verify 1 --replay",
         "report.html",
     ):
         assert words in described, words
+    for words in ("base_model", "## Settings", "VERSION"):
+        assert words not in described, words
+
+
+def test_run_version_and_logged_model_are_named_and_point_at_each_other(
+    finished: Workspace, settings: Settings
+) -> None:
+    before = time.time()
+    made = register(finished, settings, {**PROVENANCE, "seconds": {"prune": 100.0, "evaluate": 20.0}})
+    client = client_of(finished)
+    run, version, [logged] = client.get_run(made.run_id), client.get_model_version("tiny", "1"), all_models(client)
+    assert run.info.run_name == "dass 50% #1"
+    assert 120 <= (run.info.end_time - run.info.start_time) / 1000 < 120 + time.time() - before + 1
+    assert version.description == run.data.tags["mlflow.note.content"]
+    assert len(version.description) <= LONGEST
+    assert version.source == f"models:/{logged.model_id}"
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": "1"}]
+    assert logged.name == "dass 50 percent"
+
+
+def test_a_description_too_long_for_mlflow_says_where_the_rest_is() -> None:
+    card = "---\na: b\n---\n\n# tiny\n\nIt is pruned.\n\n## Results\n\nnone\n\n## More\n\n" + "x" * LONGEST
+    told = description(card, {"git_commit": None})
+    assert told.startswith("It is pruned.")
+    assert told.endswith("The rest is in `README.md` among the version's files.\n")
+    assert "## Results" in told
+    assert "## More" not in told
+    assert len(told) <= LONGEST
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"prune__pattern": "2:4", "prune__layout": "transposable"}, "dass 2:4 transposable"),
+        ({"prune__update": "reconstruct", "prune__sparsity": 0.25}, "dass 25% reconstruct"),
+        ({"recover__steps": 30, "recover__step_tokens": 32}, "dass 50% recovered 30 steps"),
+    ],
+)
+def test_a_run_is_called_after_what_is_not_as_published(
+    finished: Workspace, changes: dict[str, Any], name: str
+) -> None:
+    assert run_name(change_settings(finished, **changes)) == name
+
+
+def test_the_experiment_opens_on_its_runs_and_what_somebody_chose_stays(
+    finished: Workspace, settings: Settings
+) -> None:
+    client = client_of(finished)
+    made = register(finished, settings, PROVENANCE)
+    tags = client.get_experiment(made.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.dass"])
+    assert view["selectedColumns"][:2] == ["params.`prune.method`", "params.`prune.pattern`"]
+    run = client.get_run(made.run_id).data
+    for column in view["selectedColumns"]:
+        kind, _, name = column.partition(".")
+        assert name.strip("`") in {"params": run.params, "metrics": run.metrics, "attributes": {"Models"}}[kind]
+    assert f"#/experiments/{made.experiment_id}/runs?viewStateShareKey=dass" in tags["mlflow.note.content"]
+    for kind in ("genai_development", "genai_development_inferred"):
+        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", kind)
+        client.set_experiment_tag(made.experiment_id, "mlflow.note.content", "ours")
+        register(finished, change_settings(finished, register__model=kind), PROVENANCE)
+        tags = client.get_experiment(made.experiment_id).tags
+        assert (tags["mlflow.experimentKind"] == kind) is (kind == "genai_development")
+        assert tags["mlflow.note.content"] == "ours"
 
 
 def test_figures_along_something_have_their_place_as_step_and_any_name_is_taken(
@@ -252,6 +330,8 @@ def test_an_interruption_behind_the_ledgers_entry_is_finished_by_the_next_run(
     assert (made.version, made.created) == ("2", False)
     assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "2"
     assert {run.info.status for run in all_runs(client)} == {"FINISHED"}
+    assert {run.info.run_name for run in all_runs(client)} == {"dass 50% #1", "dass 50% #2"}
+    assert 'dass.load("models:/tiny/2")' in client.get_model_version("tiny", "2").description
 
 
 def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, settings: Settings) -> None:
@@ -271,9 +351,13 @@ def test_the_ledgers_entry_says_what_was_registered(finished: Workspace, setting
     tags = client.get_model_version("tiny", "1").tags
     [_, entry] = ledger.Ledger.open(client, "tiny").entries()
     assert (entry.event, entry.version) == ("registered", "1")
-    assert entry.manifest == tags["manifest"] == sha256_file(finished.masks / "manifest.json")
-    assert {name: entry.details[name] for name in ("masks", "base", "registration", "method", "pattern")} == {
-        name: tags[name] for name in ("masks", "base", "registration", "method", "pattern")
+    assert entry.manifest == sha256_file(finished.masks / "manifest.json")
+    manifest = read_json(finished.masks / "manifest.json")
+    assert {name: entry.details[name] for name in ("masks", "base")} == {
+        name: manifest[name]["digest"] for name in ("masks", "base")
+    }
+    assert {name: entry.details[name] for name in ("method", "pattern")} == {
+        name: tags[name] for name in ("method", "pattern")
     }
     assert entry.details["figures"]["ratio"] == read_json(finished.metrics / "evaluation.json")["ratio"]
     with folder_of(client, client.get_model_version("tiny", "1")) as folder:
@@ -397,7 +481,8 @@ def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, sett
     made = register(finished, settings, PROVENANCE)
     client = client_of(finished)
     names = {*client.get_run(made.run_id).data.tags, *all_models(client)[0].tags}
-    assert not [name for name in names if "git" in name.lower() and name not in ("git_commit", "git_dirty")]
+    known = ("git_commit", "git_dirty", "mlflow.source.git.commit")
+    assert not [name for name in names if "git" in name.lower() and name not in known]
 
 
 @pytest.fixture
@@ -479,7 +564,7 @@ def test_a_server_registers_serves_and_recognises_the_result(
 
 def test_a_refusal_of_mlflow_is_one_line(finished: Workspace, settings: Settings) -> None:
     with pytest.raises(TrackingError, match=r"^MLflow at sqlite:.*"):
-        register(finished, settings, {**PROVENANCE, "dvc": {"a\nb": "x"}})
+        register(finished, settings, {**PROVENANCE, "flow_run": {"id": "0f1e", "name": "owl", "a\nb": "x"}})
 
 
 def located(workspace: Workspace) -> list[str]:
