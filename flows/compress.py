@@ -36,7 +36,7 @@ BEHIND: dict[str, tuple[str, ...]] = {
     "materialize": ("recover",),
     "evaluate": ("baseline", "materialize"),
     "tasks": ("materialize",),
-    "plots": ("evaluate",),
+    "plots": ("evaluate", "tasks"),
 }
 """Stage -> the stages that Prefect draws it behind: those whose outputs it reads, but for what stands behind those."""
 
