@@ -324,7 +324,7 @@ def _projections(only: Any) -> tuple[Projection, ...]:
 
 
 def _layer_numbers(skip_layers: Any) -> tuple[int, ...]:
-    listed = list(skip_layers) if isinstance(skip_layers, list | tuple | set | frozenset | range) else [None]
+    listed: list[Any] = list(skip_layers) if isinstance(skip_layers, list | tuple | set | frozenset | range) else [None]
     if not all(type(index) is int and index >= 0 for index in listed):
         raise InputError(
             f"skip_layers is {briefly(skip_layers)}: expected a list of layer numbers from 0, for example [0, 1]."

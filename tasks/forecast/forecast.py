@@ -74,7 +74,9 @@ def forecast(ws: Workspace, settings: Settings, stages: Iterable[str]) -> Foreca
 
 def _sources(stage: str, settings: Settings) -> list[Source]:
     named: list[Source] = [getattr(settings.sources, _READERS[stage])]
-    more = {"calibration": settings.calibration.texts, "baseline": settings.evaluate.texts}.get(stage, {})
+    more: dict[str, Source] = {"calibration": settings.calibration.texts, "baseline": settings.evaluate.texts}.get(
+        stage, {}
+    )
     return [*named, *more.values()]
 
 

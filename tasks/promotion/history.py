@@ -138,7 +138,7 @@ def _versions_table(record: dict[str, Any], width: int, wide: bool) -> "Table":
     from rich.markup import escape
 
     number = "v" if width < NARROW else "version"
-    columns = (number, "alias", "method", "pattern", "ratio", "when", "proof")
+    columns: tuple[str, ...] = (number, "alias", "method", "pattern", "ratio", "when", "proof")
     if wide:
         columns = (
             number,

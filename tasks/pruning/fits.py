@@ -10,6 +10,7 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
 _CONFIG = "config.json"
+_REMEMBERED = 16  # answers: a source's and its base's config may differ, and settings go back and forth
 
 
 def check_model_fits(ws: Workspace, settings: Settings) -> None:
@@ -40,8 +41,9 @@ def check_base_fits(ws: Workspace, settings: Settings) -> None:
 
 def _check(ws: Workspace, settings: Settings, folder: Path) -> None:
     question = digest_of({_CONFIG: sha256_file(folder / _CONFIG), "prune": settings.prune.model_dump(mode="json")})
-    answered = ws.private / "fits.json"  # the check loads transformers, and most runs ask what was asked before
-    if answered.is_file() and read_json(answered) == question:
+    file = ws.private / "answered_fits.json"  # the check loads transformers, and most runs ask what was asked before
+    answered: list[str] = read_json(file) if file.is_file() else []
+    if question in answered:
         return
     from dass.engine.fits import check_checkpoint_fits
 
@@ -49,4 +51,4 @@ def _check(ws: Workspace, settings: Settings, folder: Path) -> None:
         check_checkpoint_fits(folder, settings.prune.plan)
     except InputError as error:
         raise InputError(f"sources.model cannot be pruned as `prune` says: {error}") from None
-    write_json(answered, question)
+    write_json(file, [*answered, question][-_REMEMBERED:])

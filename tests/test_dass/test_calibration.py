@@ -85,9 +85,10 @@ def test_what_a_tokenizer_or_a_data_loader_gives_is_taken_as_windows(given: Any)
 def test_and_prunes_alike_in_memory_and_on_disk(tiny_checkpoint: Any, tmp_path: Any) -> None:
     masks = [dass.prune(tiny_model(), given).keep for given in (IDS, FORMS[1])]
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    alike: tuple[Any, ...] = (IDS, IDS.tolist())
     reports = [
         dass.prune_checkpoint(tiny_checkpoint, tmp_path / str(number), given, work=tmp_path / "work")
-        for number, given in enumerate((IDS, IDS.tolist()))
+        for number, given in enumerate(alike)
     ]
     assert [report.resumed for report in reports] == [0, 3]  # the same run, by its fingerprint
 

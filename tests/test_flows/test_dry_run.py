@@ -25,7 +25,7 @@ def _nothing_remembered(commands: Commands, tmp_path: Path, monkeypatch: pytest.
 
 def everything(ws: Workspace) -> dict[str, str]:
     """Every file that is not a lock or a note of what was asked before."""
-    private = (".dvc/tmp/", ".dass/lock", ".dass/fits.json")
+    private = (".dvc/tmp/", ".dass/lock", ".dass/answered_fits.json")
     return {name: sha256_file(path) for name, path in files_in(ws.root).items() if not name.startswith(private)}
 
 

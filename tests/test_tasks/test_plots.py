@@ -58,8 +58,8 @@ def test_plots_are_pictures_of_a_readable_size(finished: Workspace) -> None:
 
 def records_of(workspace: Workspace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The manifest, and what was measured."""
-    measured = (read_json(workspace.metrics / f"{name}.json") for name in ("evaluation", "tasks"))
-    return (read_json(workspace.masks / "manifest.json"), *measured)  # type: ignore[return-value]
+    evaluation, tasks = (read_json(workspace.metrics / f"{name}.json") for name in ("evaluation", "tasks"))
+    return read_json(workspace.masks / "manifest.json"), evaluation, tasks
 
 
 def test_where_all_have_lost_the_same_it_is_said_once_and_the_errors_are_drawn(finished: Workspace) -> None:
