@@ -74,10 +74,11 @@ def forecast(ws: Workspace, settings: Settings, stages: Iterable[str]) -> Foreca
 
 def _sources(stage: str, settings: Settings) -> list[Source]:
     named: list[Source] = [getattr(settings.sources, _READERS[stage])]
-    more: dict[str, Source] = {"calibration": settings.calibration.texts, "baseline": settings.evaluate.texts}.get(
-        stage, {}
-    )
-    return [*named, *more.values()]
+    texts: dict[str, list[Source]] = {
+        "calibration": [*settings.calibration.texts.values()],
+        "baseline": [*settings.evaluate.texts.values()],
+    }
+    return [*named, *texts.get(stage, [])]
 
 
 def _is_elsewhere(source: Source, root: Path) -> bool:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 SHIPPED: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 CHECK = jsonschema.Draft202012Validator(schema())
 # What must be set too for a value to be looked at.
-NEEDS = {
+NEEDS: dict[str, dict[str, Any]] = {
     "prune.owl_bound": {"allocation": "owl"},
     "prune.validation_share": {"update": "reconstruct"},
     "recover.sequence_length": {"windows": 4},
