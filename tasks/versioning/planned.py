@@ -66,10 +66,11 @@ def plan_stages(ws: Workspace, settings: Settings) -> list[Planned]:
 
 @dataclass(frozen=True)
 class _Coming:
-    """An output that will be made: by which stage, and DVC's hash of it; None where only the work will tell."""
+    """An output that will be made: by which stage, and DVC's hash and figures of it; None where only work will tell."""
 
     stage: str
     hash_info: Any
+    meta: Any
 
 
 def _planned(repo: "Repo") -> list[Planned]:
@@ -84,7 +85,7 @@ def _judged(repo: "Repo", stage: "PipelineStage", coming: dict[str, _Coming]) ->
         return Planned(stage.name, "unchanged", [])
     known = _remembered(repo, stage, coming)
     for out in stage.outs:
-        coming[out.fs_path] = _Coming(stage.name, None if known is None else known[out.def_path])
+        coming[out.fs_path] = _Coming(stage.name, *((None, None) if known is None else known[out.def_path]))
     return Planned(stage.name, "runs" if known is None else "restored", why)
 
 
@@ -130,8 +131,10 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _remembered(repo: "Repo", stage: "PipelineStage", coming: Mapping[str, _Coming]) -> dict[str, Any] | None:
-    """DVC's hash of each output, by path, when its cache has a result for the stage's inputs; None: it has not.
+def _remembered(
+    repo: "Repo", stage: "PipelineStage", coming: Mapping[str, _Coming]
+) -> dict[str, tuple[Any, Any]] | None:
+    """DVC's hash and figures of each output, by path, when its cache has a result for the stage's inputs; else None.
 
     As DVC's own `StageCache.restore` looks it up, with inputs as they will be.
     """
@@ -143,7 +146,7 @@ def _remembered(repo: "Repo", stage: "PipelineStage", coming: Mapping[str, _Comi
         if made is not None:
             if made.hash_info is None:
                 return None
-            dep.hash_info = made.hash_info
+            dep.hash_info, dep.meta = made.hash_info, made.meta  # what lies there now has its hash in its figures, too
         elif not dep.exists:
             return None
         else:
@@ -155,4 +158,4 @@ def _remembered(repo: "Repo", stage: "PipelineStage", coming: Mapping[str, _Comi
     if entry is None:
         return None
     cached = repo.stage_cache._create_stage(entry, wdir=stage.wdir)
-    return {out.def_path: out.hash_info for out in cached.outs} if cached.outs_cached() else None
+    return {out.def_path: (out.hash_info, out.meta) for out in cached.outs} if cached.outs_cached() else None

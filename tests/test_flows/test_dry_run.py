@@ -60,6 +60,7 @@ def test_of_a_new_workspace_everything_would_run(capsys: Capture, new_workspace:
 
 
 def test_of_a_finished_one_nothing(capsys: Capture, finished: Workspace) -> None:
+    assert run_command(["history", "-w", str(finished.root)]) == 0  # it was copied: mlflow.db learns where it lies now
     answer = dry(capsys, finished)
     assert outcomes(answer) == dict.fromkeys(STAGES, "unchanged")
     assert (answer["register"]["outcome"], answer["register"]["version"]) == ("registered", "1")
