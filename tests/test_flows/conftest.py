@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +17,9 @@ from flows.initialise import make_workspace
 from flows.prefect_api import own_server
 from tasks.workspace.folder import Workspace
 from tests.models import save_tiny_checkpoint, tiny_text
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -74,6 +78,17 @@ class Commands:
         """`dass run --json`, its answer read."""
         answer: dict[str, Any] = json.loads(self(ws, "dass", "run", "--json", *options).stdout)
         return answer
+
+    @contextmanager
+    def prefect(self) -> Iterator["SyncPrefectClient"]:
+        """A client of the shared server, whatever Prefect's settings were when this process first read them."""
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        url, login = (self.environment[name] for name in SERVER_AT)
+        settings = temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login})
+        with settings, get_client(sync_client=True) as client:
+            yield client
 
     @staticmethod
     def argv(tool: str, *arguments: str) -> list[str]:

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -63,12 +62,12 @@ def test_a_run_prunes_measures_and_registers(first_answer: dict[str, Any]) -> No
 
 
 def test_mlflow_and_prefect_name_each_others_run_and_mlflow_has_the_page(
-    first_answer: dict[str, Any], finished: Workspace
+    commands: Commands, first_answer: dict[str, Any], finished: Workspace
 ) -> None:
     with tracking(finished) as client:
         tags = client.get_run(first_answer["run_id"]).data.tags
         assert "report.html" in {file.path for file in client.list_artifacts(first_answer["run_id"])}
-    with get_client(sync_client=True) as prefect:
+    with commands.prefect() as prefect:
         run = prefect.read_flow_run(UUID(tags["prefect.flow_run_id"]))
         artifacts = prefect.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
@@ -89,12 +88,12 @@ def test_mlflow_and_prefect_name_each_others_run_and_mlflow_has_the_page(
 
 
 def test_prefects_run_is_called_after_its_work_and_its_tasks_stand_behind_each_other(
-    first_answer: dict[str, Any], finished: Workspace
+    commands: Commands, first_answer: dict[str, Any], finished: Workspace
 ) -> None:
     with tracking(finished) as client:
         tags = client.get_run(first_answer["run_id"]).data.tags
     flow_run = UUID(tags["prefect.flow_run_id"])
-    with get_client(sync_client=True) as prefect:
+    with commands.prefect() as prefect:
         run = prefect.read_flow_run(flow_run)
         tasks = prefect.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
     assert run.name == "tiny-dass: dass 50%"

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from tasks.workspace.folder import Workspace
@@ -24,8 +23,8 @@ def test_a_run_recovers_and_a_replay_gives_the_same_values(commands: Commands, f
     changes = [part for key, value in ON.items() for part in ("-S", f"recover.{key}={value}")]
     answer = commands.run(finished, *changes)
     ran = {name for name, outcome in answer["stages"].items() if outcome == "ran"}
-    assert ran == {"recover", "materialize", "evaluate", "tasks"}
-    with get_client(sync_client=True) as prefect:
+    assert ran == {"recover", "materialize", "evaluate", "tasks", "plots"}
+    with commands.prefect() as prefect:
         artifacts = prefect.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["recover"])))
     assert artifacts[0].data == 100.0
     told = commands(finished, "dass", "verify", answer["version"], "--replay", "--json")
