@@ -219,6 +219,7 @@ def test_of_two_runs_at_once_one_works_and_the_other_says_so(
     assert "up to date" in commands(ws, "dvc", "status").stdout
 
 
+@pytest.mark.slow
 def test_settings_edited_while_a_run_works_are_not_recorded(
     commands: Commands, new_workspace: Callable[[], Workspace]
 ) -> None:

@@ -30,6 +30,7 @@ def test_from_a_run_to_a_champion_and_back(finished: Workspace, commands: Comman
     assert all(0 < each["share"] < 1 for each in moved["masks"])
 
 
+@pytest.mark.slow
 def test_a_fresh_workspace_with_the_store_and_the_remote_proves_and_replays(
     finished: Workspace, commands: Commands, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_two_ranks_make_the_masks_of_one(method: str, tiny: tuple[Path, Path], t
     assert all(choice.scores == choices[0].scores for choice in choices)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(
     tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -109,7 +110,7 @@ def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(
     assert digests(work) == digests_of_one(*tiny, tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])  # half: all that rank 1 has
+@pytest.mark.parametrize("share", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])  # half: all that rank 1 has
 @pytest.mark.parametrize("update", ["reconstruct", "reconstruct-block"])
 def test_two_ranks_refit_as_one(tiny: tuple[Path, Path], tmp_path: Path, update: str, share: float) -> None:
     options: dict[str, Any] = {"update": update, "validation_share": share, "epochs": 2}

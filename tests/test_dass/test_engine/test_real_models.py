@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 PARAMS = {"smollm2-135m": ROOT / "params.yaml", "gemma-3-270m": ROOT / "examples" / "gemma-3-270m" / "params.yaml"}
 
 
-@pytest.fixture(scope="module", params=PARAMS)
+@pytest.fixture(scope="module", params=["smollm2-135m", pytest.param("gemma-3-270m", marks=pytest.mark.slow)])
 def prepared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, real_base: Callable[[Path], Path]
 ) -> Workspace:

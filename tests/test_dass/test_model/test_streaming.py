@@ -128,7 +128,8 @@ def test_a_router_keeps_its_correction_bias_in_float32(tmp_path: Path) -> None:
         assert torch.equal(layer.get_buffer("mlp.gate.e_score_correction_bias"), bias)
 
 
-@pytest.mark.parametrize("update", ["none", pytest.param("reconstruct-block", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["none", "reconstruct-block"])
 def test_memory_does_not_grow_with_the_number_of_layers(
     update: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -318,6 +318,7 @@ def test_a_promotion_killed_at_every_step_leaves_one_champion_that_the_ledger_na
     assert True in switched
 
 
+@pytest.mark.slow
 @on_both_stores_in_time
 def test_a_rollback_killed_at_every_step_leaves_one_champion_that_the_ledger_names(
     store: Store, client: MlflowClient, ledger: Ledger

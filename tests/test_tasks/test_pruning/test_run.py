@@ -259,6 +259,7 @@ def test_one_pass_through_the_dense_model_serves_every_method(tmp_path: Path) ->
     assert collected == {path: path.stat().st_mtime_ns for path in workspace.statistics.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_masks_that_one_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (make_workspace(tmp_path / name) for name in ("one", "two"))
     for name in ("tasks", "torch", "typing"):  # a user's own, in the folder where the command is given

@@ -414,6 +414,7 @@ def assert_nothing_is_left_but_versions(finished: Workspace) -> None:
     assert list(finished.private.glob("*.partial")) == []
 
 
+@pytest.mark.slow
 def test_what_killed_registrations_began_is_cleared_by_the_next_one(finished: Workspace, settings: Settings) -> None:
     for step in (8, 20):
         assert killed_before_call(finished, step)
