@@ -34,6 +34,17 @@ class HarnessModel(HFLM):
         self.before_batch()
         return super()._model_generate(*arguments, **options)
 
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        for request in requests:
+            new = request.args[1].get("max_gen_toks", self.max_gen_toks)
+            if new >= self.max_length:
+                raise InputError(
+                    f"{request.task_name} lets a model write {new} tokens, and its context is {self.max_length}: "
+                    "expected a longer one. Leave the task out of evaluate.tasks."
+                )
+        answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return answers
+
     def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
         ids: list[int] = super().tok_encode(string, *arguments, **options)
         if ids and max(ids) >= self._embedded:

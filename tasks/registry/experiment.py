@@ -65,7 +65,9 @@ def experiment_page(address: str, experiment: str) -> str:
         address: of a tracking server, without credentials.
         experiment: its id.
     """
-    return f"{address.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+    # MLflow's pages begin with GenAI, whatever kind the experiment is of, unless the address says otherwise.
+    runs = f"{address.rstrip('/')}/#/experiments/{experiment}/runs"
+    return f"{runs}?viewStateShareKey={VIEW}&workflowType=machine_learning"
 
 
 def _show_as_ours(client: "MlflowClient", experiment: "Experiment") -> None:

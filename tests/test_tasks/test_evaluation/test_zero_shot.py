@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dass.errors import InputError, NumericalError
-from dass.files import read_json
+from dass.files import read_json, write_json
 from dass.masks.proof import ProofError
 from dass.model.pretrained import load_model
 from tasks.calibration import cache_windows
@@ -377,8 +377,9 @@ def include_for(folder: Path, name: str, file: Path) -> None:
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    definition = next(Path(lm_eval.tasks.__file__).parent.rglob(f"{name}.yaml"))
-    config = load_yaml(definition, resolve_func=False)
+    folder_of_all = Path(lm_eval.tasks.__file__).parent
+    read = ((path, load_yaml(path, resolve_func=False)) for path in folder_of_all.rglob(f"{name}.yaml"))
+    definition, config = next((path, found) for path, found in read if found.get("task") == name)  # others share names
     asked = config.get("test_split") or config["validation_split"]
     others = {config.get(key) for key in ("training_split", "validation_split", "fewshot_split")} - {None, asked}
     keys = [key for key in ("training_split", "validation_split", "fewshot_split") if config.get(key) in others]
@@ -388,6 +389,14 @@ def include_for(folder: Path, name: str, file: Path) -> None:
     (folder / f"{name}_file.yaml").write_text("\n".join(lines) + "\n")
 
 
+def test_a_task_that_writes_more_than_the_context_is_refused(asked: tuple[Workspace, Settings]) -> None:
+    ws, settings = asked
+    write_documents(ws.root / "gsm8k.jsonl", gsm8k_documents())
+    how = {"tasks": ["gsm8k"], "task_files": {"gsm8k": str(ws.root / "gsm8k.jsonl")}, "limit": 2, "num_fewshot": 0}
+    with pytest.raises(InputError, match=r"gsm8k lets a model write 256 tokens, and its context is 128"):
+        evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, **how)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["arc_easy", "piqa", "gsm8k"])
 def test_figures_are_those_of_lm_evals_own_command_to_the_last_digit(
@@ -395,6 +404,9 @@ def test_figures_are_those_of_lm_evals_own_command_to_the_last_digit(
 ) -> None:
     ws, settings = asked
     write_documents(ws.root / "gsm8k.jsonl", gsm8k_documents())
+    if task == "gsm8k":  # which lets a model write 256 tokens
+        for folder in (ws.base, ws.pruned):
+            write_json(folder / "config.json", read_json(folder / "config.json") | {"max_position_embeddings": 1024})
     how = {"tasks": [task], "task_files": {task: str(ws.root / f"{task}.jsonl")}, "batch_size": 4, "limit": 5}
     evaluate_tasks(ws, change_settings(ws, **_evaluate(settings, **how, num_fewshot=0)))
     include_for(tmp_path / "include", task, ws.root / f"{task}.jsonl")
