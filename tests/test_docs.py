@@ -39,6 +39,12 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
 
 
+def test_the_files_that_contributing_names_are_there() -> None:
+    said = re.findall(r"`((?:dass|tasks|flows|tests|docs)/[\w./]+)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert len(said) > 10
+    assert not [name for name in said if not (ROOT / name).exists()]
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     navigation = YAML(typ="safe").load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
 

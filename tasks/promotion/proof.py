@@ -66,6 +66,13 @@ class Proof:
 
 
 def take_step(name: str, check: Callable[[], str], folder: Path) -> Step:
+    """Take a step, whatever comes of it.
+
+    Args:
+        name: the step's.
+        check: says what it found, or raises at the first thing that is not as it must be.
+        folder: whose files are proved: one that is missing there is damage, elsewhere it is this machine's fault.
+    """
     try:
         return Step(name, True, check())
     except Exception as error:  # whatever a damaged file makes a reader raise: what cannot be read is not proved

@@ -18,7 +18,7 @@ from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.attempts import Attempt, begin, forget
 from tasks.registry.clearing import clear_attempt, clear_left, status_of, store_named
 from tasks.registry.experiment import experiment_of
-from tasks.registry.run_record import layer_metrics, run_name, source_tags
+from tasks.registry.run_record import layer_metrics, log_in_batches, run_name, source_tags
 from tasks.registry.tracking import TrackingRefusal, tracking, tracking_uri
 from tasks.workspace.folder import Workspace
 from tasks.workspace.patience import answer_seconds
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from dass.engine.pruner import LayerReport
 
 _EVERY_SECONDS = 5.0
-_AT_ONCE = 500  # MLflow takes 1000 a request
 _SAMPLE_SECONDS, _SAMPLES = 10, 3  # of the machine's load: a point every half minute
 
 logger = logging.getLogger("dass")
@@ -159,8 +158,7 @@ class LiveRun:
             return
         try:
             with tracking(self._ws) as client:
-                for start in range(0, len(self._waiting), _AT_ONCE):
-                    client.log_batch(self._run_id, metrics=self._waiting[start : start + _AT_ONCE])
+                log_in_batches(client, self._run_id, metrics=self._waiting)
         except InfrastructureError as error:  # a refusal too: what is shown is no reason to stop
             self._go_silent(error)
             return

@@ -5,7 +5,7 @@ Nothing of it is ever believed: what counts is in the version's signed folder, a
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
 
 DIGESTS = "digests.json"
 
@@ -71,6 +72,7 @@ def source_tags(provenance: dict[str, Any]) -> dict[str, str]:
 
 
 def figures_as_tags(result: Result) -> dict[str, str]:
+    """The figures by which versions are listed, as a version's tags."""
     names = ("dense.perplexity", "pruned.perplexity", "ratio", "sparsity.mlp", "sparsity.model", "context_length")
     return {name: repr(result.figures[name]) for name in names}
 
@@ -87,9 +89,7 @@ def log_settings(client: "MlflowClient", run_id: str, settings: Settings, result
     values: dict[str, Any] = {name: value for name, value in result.figures.items() if _is_constant(name)}
     values |= flat(settings.model_dump(mode="json", by_alias=True))
     values["recipe"] = recipe_of(settings) or "none"
-    params = [Param(_metric(name), _text(value)) for name, value in values.items()]
-    for start in range(0, len(params), _AT_ONCE["params"]):
-        client.log_batch(run_id, params=params[start : start + _AT_ONCE["params"]])
+    log_in_batches(client, run_id, params=[Param(_metric(name), _text(value)) for name, value in values.items()])
 
 
 def log_metrics(
@@ -126,9 +126,17 @@ def log_metrics(
         if layer_seconds is not None:
             values["layer.seconds"] = layer_seconds[step]
         metrics += [Metric(name, value, now, step) for name, value in values.items()]
-    metrics = [metric for metric in metrics if (metric.key, metric.step) not in shown]
-    for start in range(0, len(metrics), _AT_ONCE["metrics"]):
-        client.log_batch(run_id, metrics=metrics[start : start + _AT_ONCE["metrics"]])
+    new = [metric for metric in metrics if (metric.key, metric.step) not in shown]
+    log_in_batches(client, run_id, metrics=new)
+
+
+def log_in_batches(
+    client: "MlflowClient", run_id: str, *, params: Sequence["Param"] = (), metrics: Sequence["Metric"] = ()
+) -> None:
+    """Log any number of params and metrics, in requests no larger than MLflow takes."""
+    for what, entries in (("params", params), ("metrics", metrics)):
+        for start in range(0, len(entries), _AT_ONCE[what]):
+            client.log_batch(run_id, **{what: entries[start : start + _AT_ONCE[what]]})
 
 
 def log_files(
