@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dass.errors import InputError, NumericalError
 from dass.measures.halves import Halves, cross_entropies, halves, log_softmax_
+from dass.measures.products import fast_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,10 +99,11 @@ def token_losses(
     for start in range(0, windows, rows):
         batch_WL = windows_WL[start : start + rows].to(device)
         found: list[Tensor] = []
-        for piece in _slices(model, parts, batch_WL, start, step):
-            found.append(piece.losses_n)
-            if on_slice is not None:
-                on_slice(piece)
+        with fast_products():
+            for piece in _slices(model, parts, batch_WL, start, step):
+                found.append(piece.losses_n)
+                if on_slice is not None:
+                    on_slice(piece)
         batch = losses_WL[start : start + rows]
         batch.copy_(torch.cat(found).view(-1, length - 1))
         _check_finite(batch, start, windows)
