@@ -25,6 +25,8 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress_bar
 from tasks.workspace.settings import Settings, Source
 
+MAIN_SET = "calibration"
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -95,6 +97,35 @@ def drawn_windows(ws: Workspace, settings: Settings) -> tuple[Tensor, dict[str, 
         "digest": digest_of_ids(input_ids),
     }
     return input_ids.contiguous(), record
+
+
+def set_names(settings: Settings) -> list[str]:
+    """What single sources can give calibration windows: sources.calibration, each of calibration.texts, the model."""
+    return [MAIN_SET, *settings.calibration.texts, SELF]
+
+
+def windows_of_set(ws: Workspace, settings: Settings, name: str) -> Tensor:
+    """All windows that section `calibration` asks for out of one source, whatever its share, LongTensor (W, L).
+
+    Args:
+        ws: with a base checkpoint.
+        settings: samples, sequence_length, seed and BOS of the windows.
+        name: of `set_names`.
+
+    Raises:
+        InputError: as `cache_windows`.
+    """
+    asked = settings.calibration
+    check_context(ws.base, asked.sequence_length, "calibration.sequence_length")
+    drawing = _Drawing(ws, settings)
+    if name == SELF:
+        part = drawing.from_model(asked.samples)
+    elif name == MAIN_SET:
+        part = drawing.from_text("calibration", settings.sources.calibration, asked.samples)
+    else:
+        part = drawing.from_text(f"calibration_texts.{name}", asked.texts[name], asked.samples)
+    check_ids(ws.base, part.windows_WL)
+    return part.windows_WL
 
 
 class _Drawing:

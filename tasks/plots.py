@@ -61,9 +61,9 @@ def draw_plots(ws: Workspace, settings: Settings) -> None:
     except FileNotFoundError as error:
         stage = {"evaluation.json": "evaluate", "tasks.json": "tasks"}.get(Path(error.filename or "").name, "prune")
         raise InputError(f"No {error.filename or ws.masks}. Run: dass run, or dvc repro {stage}") from None
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
-        _save(layers_figure(manifest, evaluation), ws.plots / LAYERS)
-        _save(norms_figure(manifest, norms), ws.plots / NORMS)
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+        save_figure(layers_figure(manifest, evaluation), ws.plots / LAYERS)
+        save_figure(norms_figure(manifest, norms), ws.plots / NORMS)
     write_json(ws.metrics / "layers.json", layer_rows(manifest))
     write_json(ws.metrics / "norms.json", norm_rows(norms))
     write_json(ws.metrics / "summary.json", summary(evaluation, tasks, manifest))
@@ -97,7 +97,7 @@ def layers_figure(manifest: dict[str, Any], evaluation: dict[str, Any]) -> Figur
         below.set_ylim(0, 1.1 * max(errors) or None)
     below.set_title(told + _ERROR_TOLD, fontsize="small", loc="left")
     below.set_ylabel("relative output error of the MLP")
-    _number_layers(below, len(layers))
+    number_layers(below, len(layers))
     return figure
 
 
@@ -119,11 +119,11 @@ def norms_figure(manifest: dict[str, Any], norms: list[Tensor]) -> Figure:
     axes.set(ylabel=f"‖z‖₂ of a neuron over {tokens:,} tokens", yscale="log", ylim=(lower_edge(norms), None))
     axes.set_title(f"Norms of the {len(norms[0]):,} intermediate neurons of each layer, on the calibration windows")
     figure.legend(ncols=len(_BANDS) + 1, loc="outside lower center")
-    _number_layers(axes, len(norms))
+    number_layers(axes, len(norms))
     return figure
 
 
-_STYLE = {
+STYLE: dict[str, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
@@ -134,14 +134,17 @@ _STYLE = {
     "figure.dpi": 120,
     "savefig.dpi": 120,
 }
+"""Of every picture, on top of matplotlib's own defaults."""
 
 
-def _number_layers(axes: Axes, layers: int) -> None:
+def number_layers(axes: Axes, layers: int) -> None:
+    """Decoder layers across, from 0."""
     axes.set(xlabel="decoder layer", xlim=(-0.7, layers - 0.3))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG; equal figures give equal bytes."""
     with complete_file(path) as temporary:
         # No "Software" entry: it holds matplotlib's version, and equal plots should be equal files.
         FigureCanvasAgg(figure).print_figure(temporary, format="png", metadata={"Software": None})

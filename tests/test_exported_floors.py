@@ -28,6 +28,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"calibration", "evaluation", "forecast", "pruning"},
         {"plot_data"},
         {"plots"},
+        {"study"},
         {"recovery"},
         {"registry"},
         {"promotion"},

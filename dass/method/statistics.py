@@ -3,7 +3,7 @@
 Axes: N tokens (or B windows, T tokens), H hidden, I intermediate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,31 @@ class StatisticsSum:
             None if self._gram_x_HH is None else self._gram_x_HH.float(),
             None if self._gram_z_II is None else self._gram_z_II.float(),
         )
+
+
+def together(parts: Sequence[MlpStatistics]) -> MlpStatistics:
+    """The statistics of all tokens that several statistics of one MLP are of; Gram matrices where all parts have them.
+
+    Args:
+        parts: at least one, of disjoint tokens.
+    """
+
+    def root(norms: Sequence[Tensor]) -> Tensor:
+        return torch.stack([norm.square() for norm in norms]).sum(dim=0).sqrt()
+
+    def total(grams: Sequence[Tensor | None]) -> Tensor | None:
+        found = [each for each in grams if each is not None]
+        return torch.stack(found).sum(dim=0) if len(found) == len(grams) else None
+
+    if len(parts) == 1:
+        return parts[0]
+    return MlpStatistics(
+        sum(part.tokens for part in parts),
+        ActivationNorms(root([part.norms.x_H for part in parts]), root([part.norms.z_I for part in parts])),
+        total([part.gram_x_HH for part in parts]),
+        total([part.gram_z_II for part in parts]),
+        any(part.starved for part in parts),
+    )
 
 
 def gram(x: Tensor, other: Tensor | None = None) -> Tensor:

@@ -95,7 +95,7 @@ def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixtur
     assert f"dass {name}" in told
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS, "keys", "keys list"])
+@pytest.mark.parametrize("name", ["", *COMMANDS, "keys", "keys list", "study", "study outliers"])
 def test_help_shows_no_escapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_command([*name.split(), "--help"])
     told = capsys.readouterr().out

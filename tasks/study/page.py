@@ -1,0 +1,175 @@
+"""The Markdown page of one or several studies of outliers: tables with error bars, and what follows from them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.study.cells import MAGNITUDE, PARTS, PUBLISHED, WANDA
+from tasks.study.verdict import (
+    CONFIDENCE,
+    Rows,
+    across_models,
+    against_wanda,
+    concentrated,
+    main_rows,
+    mean,
+    measured,
+    paragraph,
+    where,
+)
+
+Study = tuple[Mapping[str, Any], Mapping[str, Rows]]
+"""What was studied, and its tables."""
+
+_INTRODUCTION = """The paper behind DaSS says that in GLU MLPs outlier channels play a small part in the **input** of
+gate and up, so that Wanda's factor ‖x‖ can be left out there. This page tries that claim on {models}: how much of an
+activation sits in a few channels, and what happens to the whole model when only gate and up are pruned, by a score with
+that factor and by scores without it, or only down.
+
+KL is that of the dense model's predictions from the pruned one's, in nats a token, on {windows}; error bars are
+{confidence:.0f} % intervals by Student's t over seeds, each of which draws its own calibration windows. Statistics are
+those of the dense model (`propagation: dense`), so one pass serves every cell. Made by:"""
+
+
+def page(studies: Sequence[Study], command: str) -> str:
+    """The page of several models, smallest first.
+
+    Args:
+        studies: at least one.
+        command: what makes the page again.
+    """
+    ordered = sorted(studies, key=lambda study: study[0]["parameters"])
+    abouts = [about for about, _ in ordered]
+    windows = sorted({f"{a['held_out_windows']} × {a['held_out_length']} held-out tokens" for a in abouts})
+    parts = [
+        "# Outliers, and which score is right",
+        _INTRODUCTION.format(
+            models=", ".join(about["model"] for about in abouts),
+            windows=" or ".join(windows),
+            confidence=100 * CONFIDENCE,
+        ),
+        f"```sh\n{command}\n```",
+        "## Verdict",
+    ]
+    parts += [paragraph(about, tables) for about, tables in ordered]
+    if len(ordered) > 1:
+        parts += ["### Across sizes", across_models(ordered)]
+    for about, tables in ordered:
+        parts += _of_model(about, tables, pictures=len(ordered) == 1)
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_model(about: Mapping[str, Any], tables: Mapping[str, Rows], pictures: bool) -> list[str]:
+    seeds = about["seeds"]
+    parts = [
+        f"## {about['model']}",
+        f"{about['parameters']:,} parameters, {about['layers']} layers, {about['dtype']} on {about['device']}. "
+        f"{about['samples']} calibration windows of {about['calibration_length']} tokens; seeds "
+        f"{', '.join(map(str, seeds))}. Dense loss {about['dense_loss']:.4f} nats a token.",
+        "### Outlier channels",
+        "Means over layers. *Beyond m ×*: share of channels whose norm is more than m times the mean norm. "
+        "*Kurtosis*: mean of norm⁴ over the square of the mean of norm², 1 where all channels are alike. *Top 1 %*: "
+        "the energy that the largest 1 % of channels hold.",
+        _outliers_table(about, tables["outliers"]),
+        "### Only a part pruned",
+        _ablation_table(about, tables["ablation"]),
+        "DaSS over Wanda on gate and up, seed by seed (below 1 DaSS is ahead):",
+        _against_table(about, tables["ablation"]),
+    ]
+    if sides := _side_tables(about, tables["ablation"]):
+        parts += ["### Calibration windows", *sides]
+    if len(seeds) > 1:
+        parts += [
+            "### Mask stability",
+            "Jaccard index of what two seeds' masks keep, the mean over all two of them and all matrices. Masks drawn "
+            "at random with half of the weights kept come to 0.333.",
+            _stability_table(about, tables["stability"]),
+        ]
+    if pictures:
+        names = ["outliers.png", "ablation.png", "alpha.png"]
+        if any(size != about["samples"] for size in about["sizes"]):
+            names.append("windows.png")
+        parts += ["### Plots", *(f"![{name.removesuffix('.png')}]({name})" for name in names)]
+    return parts
+
+
+def _outliers_table(about: Mapping[str, Any], rows: Rows) -> str:
+    columns = {
+        "beyond_5": ("beyond 5 ×", 100, "{:.2f} %"),
+        "beyond_7": ("beyond 7 ×", 100, "{:.2f} %"),
+        "beyond_10": ("beyond 10 ×", 100, "{:.2f} %"),
+        "kurtosis": ("kurtosis", 1, "{:.1f}"),
+        "top_share": ("top 1 %", 100, "{:.1f} %"),
+    }
+    body = []
+    for source in dict.fromkeys(row["source"] for row in rows):
+        for activation in ("input", "intermediate"):
+            cells = []
+            for column, (_, scale, form) in columns.items():
+                chosen = where(rows, source=source, activation=activation)
+                found = concentrated(chosen, activation, column, about) if source == "calibration" else None
+                found = found or mean(row[column] for row in chosen)
+                cells.append(form.format(scale * found.value))
+            body.append([source, activation, *cells])
+    return _table(["windows", "activation", *(name for name, _, _ in columns.values())], body)
+
+
+def _ablation_table(about: Mapping[str, Any], rows: Rows) -> str:
+    patterns = about["patterns"]
+    body = []
+    for part in PARTS:
+        scores = dict.fromkeys(row["score"] for row in main_rows(about, rows, patterns[0], part))
+        for score in scores:
+            cells = []
+            for pattern in patterns:
+                found = measured(main_rows(about, rows, pattern, part), score=score)
+                cells.append("not measured" if found is None else f"{found:.4f}")
+            body.append([part, "wanda, dass" if part == "down" and score == str(WANDA) else score, *cells])
+    return _table(["pruned", "score", *(f"KL, {pattern}" for pattern in patterns)], body)
+
+
+def _against_table(about: Mapping[str, Any], rows: Rows) -> str:
+    scores = [
+        score for score in dict.fromkeys(row["score"] for row in rows) if score not in (str(WANDA), str(MAGNITUDE))
+    ]
+    body = []
+    for score in scores:
+        found = [against_wanda(about, rows, pattern, score) for pattern in about["patterns"]]
+        body.append([score, *(f"{each}, {each.word}" for each in found)])
+    return _table(["score", *about["patterns"]], body)
+
+
+def _side_tables(about: Mapping[str, Any], rows: Rows) -> list[str]:
+    pattern = about["patterns"][0]
+    found = []
+    scores = (("gate+up", WANDA), ("gate+up", PUBLISHED), ("down", WANDA))
+    head = [f"{part}, {score}" for part, score in scores]
+    chosen = where(rows, pattern=pattern)
+    for title, column, values, held in (
+        ("windows", "samples", sorted({about["samples"], *about["sizes"]}), {"source": "calibration"}),
+        ("drawn from", "source", ["calibration", *about["sources"]], {"samples": about["samples"]}),
+    ):
+        if len(values) < 2:
+            continue
+        body = []
+        for value in values:
+            of_value = where(chosen, **{column: value}, **held)
+            cells = [measured(of_value, part=part, score=str(score)) for part, score in scores]
+            body.append([str(value), *("not measured" if each is None else f"{each:.4f}" for each in cells)])
+        found.append(_table([title, *head], body))
+    return [f"KL at {pattern}:", *found] if found else []
+
+
+def _stability_table(about: Mapping[str, Any], rows: Rows) -> str:
+    body = []
+    for part, score, samples in dict.fromkeys((row["part"], row["score"], row["samples"]) for row in rows):
+        cells = []
+        for pattern in about["patterns"]:
+            found = measured(rows, "jaccard", part=part, score=score, samples=samples, pattern=pattern)
+            cells.append("not measured" if found is None else f"{found.value:.3f}")
+        body.append([part, score, str(samples), *cells])
+    return _table(["pruned", "score", "windows", *about["patterns"]], body)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
