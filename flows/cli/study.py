@@ -98,6 +98,52 @@ def outliers(
     _show(done, as_json)
 
 
+@study.command()
+def sensitivity(
+    patterns: _PatternsOption = "2:4",
+    totals: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Shares of all MLP weights, such as 0.4: also allocate the patterns under each, exactly, and judge "
+            "that beside uniform and OWL's.",
+        ),
+    ] = "",
+    windows: Annotated[
+        int, typer.Option(metavar="N", help="Calibration windows to judge by, and held-out ones for allocations.")
+    ] = 4,
+    output: _OutputOption = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """What the whole model loses when one matrix of one layer is pruned, and what a cheap guess says of it.
+
+    The score is prune.method with prune.alpha and prune.layout, the windows are calibration's. Layers in front of the
+    pruned one are walked once for all of its matrices and patterns. Divergences are taken on calibration windows that
+    no statistics are taken on; allocations are judged on the held-out ones.
+
+    Writes sensitivity.md, a heat map, every number as parquet, and with --totals the chosen pattern of each matrix.
+
+        dass study sensitivity
+        dass study sensitivity --patterns 2:4,4:8 --totals 0.3,0.4
+        dass study sensitivity --patterns 30%,40%,50%,60%,70% --totals 0.5
+    """
+    from tasks.workspace.settings import load_settings
+
+    ws = open_workspace(workspace)
+    settings = load_settings(ws.params)
+    from tasks.study.matrices import AskedMatrices
+
+    asked = AskedMatrices(tuple(_listed("patterns", patterns, str)), windows, tuple(_listed("totals", totals, float)))
+    from tasks.study.sensitivity import study_sensitivity
+    from tasks.workspace.lock import workspace_lock
+
+    command = shlex.join(["dass", "study", "sensitivity", *asked.as_options()])
+    with workspace_lock(ws):
+        done = study_sensitivity(ws, settings, asked, output or ws.root / "study" / "sensitivity", command)
+    _show(done, as_json)
+
+
 @study.command("page")
 def page(
     folders: Annotated[

@@ -26,7 +26,6 @@ from dass.files import complete_file, digest_of, read_json, write_json
 from dass.method.plan import DEFAULT_MIN_EXPERT_TOKENS, Plan
 from dass.method.statistics import MlpStatistics, together
 from dass.model.checkpoint import Checkpoint
-from dass.model.glu import find_glus
 from dass.model.streaming import StreamedDecoder
 from tasks.calibration import MAIN_SET, windows_of_set
 from tasks.evaluation.kept import TOKENS, windows_of
@@ -118,9 +117,9 @@ class Bench:
         """Judges variants on the held-out windows; sends the dense model's through them the first time."""
         return Variants(self.decoder, self.held_out_WL, self.buffering)
 
-    def record(self, what: dict[str, Any]) -> Path:
-        """The file of one measurement on the held-out windows, there or not."""
-        judged_on = digest_of_ids(self.held_out_WL)
+    def record(self, what: dict[str, Any], windows_WL: Tensor | None = None) -> Path:
+        """The file of one measurement on some windows, there or not; None: on the held-out ones."""
+        judged_on = digest_of_ids(self.held_out_WL if windows_WL is None else windows_WL)
         return self.folder / "records" / f"{digest_of({**self._made_by, 'judged_on': judged_on, **what})}.json"
 
     def draw(self, name: str, seed: int, samples: int) -> Drawn:
@@ -156,19 +155,19 @@ class Bench:
         so_far: list[Path] = []
         for begin, end in pairwise(cuts):
             windows_WL = drawn.windows_WL[begin:end]
-            so_far = [*so_far, self._statistics_of(windows_WL)]
+            so_far = [*so_far, self.statistics_folder(windows_WL)]
             found[end] = so_far
         return found
 
     def collect(self, windows_WL: Tensor, on_layer: Callable[[int], object]) -> None:
         """Take the dense model's statistics on some windows, unless they are there; `on_layer` hears of each layer."""
-        folder, layers = self._statistics_of(windows_WL), len(self.decoder)
-        if all(_file(folder, index).exists() for index in range(layers)):
+        folder, layers = self.statistics_folder(windows_WL), len(self.decoder)
+        if all(layer_file(folder, index).exists() for index in range(layers)):
             on_layer(layers)
             return
         folder.mkdir(parents=True, exist_ok=True)
         for index, seen in enumerate(dense_statistics(self.decoder, windows_WL, _NORMS, buffering=self.buffering)):
-            save_statistics(seen, _file(folder, index))
+            save_statistics(seen, layer_file(folder, index))
             on_layer(1)
 
     def variant(self, statistics: "Statistics", plans: Callable[[int], Plan | None]) -> Variant:
@@ -188,16 +187,13 @@ class Bench:
 
         @cache
         def of_layer(index: int) -> dict[str, MlpStatistics]:
-            parts = [load_statistics(_file(folder, index), self.decoder.device) for folder in folders]
+            parts = [load_statistics(layer_file(folder, index), self.decoder.device) for folder in folders]
             return {name: together([part[name] for part in parts]) for name in parts[0]}
 
         return of_layer
 
-    def mlps(self, index: int) -> list[str]:
-        """Names of a layer's MLPs inside it: several where they are experts."""
-        return [mlp.name for mlp in find_glus(self.decoder.structure(index))]
-
-    def _statistics_of(self, windows_WL: Tensor) -> Path:
+    def statistics_folder(self, windows_WL: Tensor) -> Path:
+        """Where the dense model's statistics on some windows lie, or will."""
         digest = digest_of({**self._made_by, "windows": digest_of_ids(windows_WL), "wanted": _NORMS.min_expert_tokens})
         return self.folder / "statistics" / digest
 
@@ -208,7 +204,8 @@ Statistics = Callable[[int], dict[str, MlpStatistics]]
 _MAKE = "Run: dass run --until baseline"
 
 
-def _file(folder: Path, index: int) -> Path:
+def layer_file(folder: Path, index: int) -> Path:
+    """Statistics of one layer in a folder of them."""
     return folder / f"statistics_{index:03d}.safetensors"
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dass.errors import InputError
-from dass.method.methods import PROJECTIONS, Projection, Score
-from dass.method.pattern import is_number
+from dass.method.methods import DEFAULT_ALPHA, PROJECTIONS, Projection, Score
+from dass.method.pattern import Pattern, is_number, parse_pattern
 from dass.method.plan import Plan, plan
 from tasks.calibration import MAIN_SET, set_names
 from tasks.workspace.settings import Settings
@@ -162,16 +162,26 @@ def _of_windows(pattern: str, scores: Sequence[Score], source: str, seed: int, s
     return [*inputs, Cell(pattern, "down", WANDA, source, seed, samples)]
 
 
+def pattern_of(pattern: str) -> Pattern:
+    """A pattern as studies name it: "50%", or "2:4".
+
+    Raises:
+        InputError: it is none.
+    """
+    percent = _PERCENT.fullmatch(pattern)
+    if percent:
+        return parse_pattern("unstructured", float(percent[1]) / 100.0)
+    if pattern == "unstructured":
+        raise InputError('--patterns holds "unstructured": expected a share, for example 50%, or N:M such as 2:4.')
+    return parse_pattern(pattern)
+
+
 def plan_of(pattern: str, score: Score, only: Sequence[Projection]) -> Plan:
-    """A plan of one pattern as studies name them: "50%", or "2:4".
+    """A plan of one pattern.
 
     Raises:
         InputError: it is no pattern.
     """
-    percent = _PERCENT.fullmatch(pattern)
-    shape, sparsity = ("unstructured", float(percent[1]) / 100.0) if percent else (pattern, None)
-    if shape == "unstructured" and sparsity is None:
-        raise InputError('--patterns holds "unstructured": expected a share, for example 50%, or N:M such as 2:4.')
-    return plan(
-        score.method, sparsity, shape, 0.5 if score.alpha is None else score.alpha, propagation="dense", only=only
-    )
+    shape = pattern_of(pattern)
+    alpha = DEFAULT_ALPHA if score.alpha is None else score.alpha
+    return plan(score.method, shape.sparsity, str(shape), alpha, propagation="dense", only=only)

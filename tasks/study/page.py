@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.study.cells import MAGNITUDE, PARTS, PUBLISHED, WANDA
+from tasks.study.markdown import table
 from tasks.study.verdict import (
     CONFIDENCE,
     Rows,
@@ -110,7 +111,7 @@ def _outliers_table(about: Mapping[str, Any], rows: Rows) -> str:
                 found = found or mean(row[column] for row in chosen)
                 cells.append(form.format(scale * found.value))
             body.append([source, activation, *cells])
-    return _table(["windows", "activation", *(name for name, _, _ in columns.values())], body)
+    return table(["windows", "activation", *(name for name, _, _ in columns.values())], body)
 
 
 def _ablation_table(about: Mapping[str, Any], rows: Rows) -> str:
@@ -124,7 +125,7 @@ def _ablation_table(about: Mapping[str, Any], rows: Rows) -> str:
                 found = measured(main_rows(about, rows, pattern, part), score=score)
                 cells.append("not measured" if found is None else f"{found:.4f}")
             body.append([part, "wanda, dass" if part == "down" and score == str(WANDA) else score, *cells])
-    return _table(["pruned", "score", *(f"KL, {pattern}" for pattern in patterns)], body)
+    return table(["pruned", "score", *(f"KL, {pattern}" for pattern in patterns)], body)
 
 
 def _against_table(about: Mapping[str, Any], rows: Rows) -> str:
@@ -135,7 +136,7 @@ def _against_table(about: Mapping[str, Any], rows: Rows) -> str:
     for score in scores:
         found = [against_wanda(about, rows, pattern, score) for pattern in about["patterns"]]
         body.append([score, *(f"{each}, {each.word}" for each in found)])
-    return _table(["score", *about["patterns"]], body)
+    return table(["score", *about["patterns"]], body)
 
 
 def _side_tables(about: Mapping[str, Any], rows: Rows) -> list[str]:
@@ -155,7 +156,7 @@ def _side_tables(about: Mapping[str, Any], rows: Rows) -> list[str]:
             of_value = where(chosen, **{column: value}, **held)
             cells = [measured(of_value, part=part, score=str(score)) for part, score in scores]
             body.append([str(value), *("not measured" if each is None else f"{each:.4f}" for each in cells)])
-        found.append(_table([title, *head], body))
+        found.append(table([title, *head], body))
     return [f"KL at {pattern}:", *found] if found else []
 
 
@@ -167,9 +168,4 @@ def _stability_table(about: Mapping[str, Any], rows: Rows) -> str:
             found = measured(rows, "jaccard", part=part, score=score, samples=samples, pattern=pattern)
             cells.append("not measured" if found is None else f"{found.value:.3f}")
         body.append([part, score, str(samples), *cells])
-    return _table(["pruned", "score", "windows", *about["patterns"]], body)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return table(["pruned", "score", "windows", *about["patterns"]], body)

@@ -10,7 +10,7 @@ from tasks.study.cells import Asked
 from tasks.study.figures import draw
 from tasks.study.outliers import OutlierStudy
 from tasks.study.page import Study, page
-from tasks.study.tables import ABOUT, read_study, write_study
+from tasks.study.tables import check_ours, read_study, write_study
 from tasks.study.verdict import across_models, paragraph
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -33,7 +33,7 @@ def study_outliers(ws: Workspace, settings: Settings, asked: Asked, folder: Path
         InputError: as `OutlierStudy`; the folder holds something else.
         NumericalError: the model, or a pruned one, computes NaN or infinity.
     """
-    check_ours(folder)
+    check_ours(folder, OUTLIERS)
     about, tables = OutlierStudy(ws, settings, asked).measure()
     write_study(folder, OUTLIERS, about, tables)
     pictures = draw(folder, about, tables)
@@ -70,9 +70,3 @@ def write_page(folders: Sequence[Path], file: Path, command: str) -> dict[str, A
         "page": str(file),
         "verdict": [*told, *([across_models(studies)] if len(studies) > 1 else [])],
     }
-
-
-def check_ours(folder: Path) -> None:
-    """Raise InputError for a folder that holds something else than a study."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ABOUT).exists())):
-        raise InputError(f"{folder} holds something else than a study: name a new folder by --output.")

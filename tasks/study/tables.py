@@ -37,6 +37,16 @@ def read_study(folder: Path, kind: str, names: Iterable[str]) -> tuple[dict[str,
     return about, {name: _read(folder / f"{name}.parquet", kind) for name in names}
 
 
+def check_ours(folder: Path, kind: str) -> None:
+    """Raise InputError for a folder that holds something else than a study of this kind."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    file = folder / ABOUT
+    about = read_json(file) if file.is_file() else None
+    if not isinstance(about, dict) or (about.get("format"), about.get("kind")) != (_FORMAT, kind):
+        raise InputError(f"{folder} holds something else than a study of {kind}: name a new folder by --output.")
+
+
 def _write(path: Path, rows: Rows) -> None:
     import pyarrow
     import pyarrow.parquet

@@ -95,7 +95,7 @@ def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixtur
     assert f"dass {name}" in told
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS, "keys", "keys list", "study", "study outliers"])
+@pytest.mark.parametrize("name", ["", *COMMANDS, "keys", "keys list", "study", "study outliers", "study sensitivity"])
 def test_help_shows_no_escapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_command([*name.split(), "--help"])
     told = capsys.readouterr().out
@@ -409,3 +409,20 @@ def test_a_users_tasks_py_is_not_taken_for_ours(tmp_path: Path, safe: list[str])
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert "is not a workspace" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("outliers", "--seeds", "0,x"), "--seeds holds 'x': expected whole numbers"),
+        (("outliers", "--patterns", "2:4,"), "expected values with a comma between each two"),
+        (("outliers", "--patterns", ""), "--patterns is empty"),
+        (("outliers", "--sources", "nowhere"), "--sources holds nowhere"),
+        (("sensitivity", "--totals", "0.9"), "up to 0.5 by these patterns"),
+        (("sensitivity",), "Run: dass run --until baseline"),
+    ],
+)
+def test_a_study_refuses_what_it_cannot_do(
+    ws: Workspace, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], told: str
+) -> None:
+    assert told in refused(capsys, "study", *options, "-w", str(ws.root))

@@ -138,7 +138,7 @@ def test_a_finished_study_computes_nothing_and_writes_the_same_bytes(
 def test_a_killed_study_goes_on_behind_its_last_cells(
     finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Asked(**{**SMALL, "sizes": (), "sources": ()})
+    asked = Asked(**{**SMALL, "patterns": ("2:4",), "sizes": (), "sources": (), "windows": 1})
     judged: list[int] = []
     judge = Variants.judge
 
