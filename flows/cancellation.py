@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Crashed
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-_FLOW = "compress"
+_FLOWS = ["compress", "sweep"]
 _MESSAGE = "Interrupted. Finished layers are kept; run again to go on."
 _KILLED = "Its process was killed. Finished layers are kept; the next run went on behind them."
 
@@ -43,7 +43,7 @@ def crash_unfinished(workspace: str) -> None:
 
 
 def _end_unfinished(workspace: str, state: "State", *seen_as: StateType) -> None:
-    ours = FlowFilter(name=FlowFilterName(any_=[_FLOW]))
+    ours = FlowFilter(name=FlowFilterName(any_=_FLOWS))
     working = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(seen_as))))
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=working):

@@ -1,8 +1,13 @@
 """What can be refused is refused before any work, and before `-S` writes params.yaml."""
 
+from collections.abc import Sequence
+
+from dass.errors import InputError
 from tasks.evaluation.task_check import check_tasks
 from tasks.pruning.fits import check_model_fits
 from tasks.registry.readiness import check_ready
+from tasks.sweep.search import Listed, search_of
+from tasks.sweep.space import Space
 from tasks.versioning.experiments import check_experiments
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
@@ -20,3 +25,27 @@ def check_start(ws: Workspace, settings: Settings) -> None:
     check_tasks(ws, settings)
     check_ready(ws, settings)
     check_experiments(ws, settings)
+
+
+def check_sweep(ws: Workspace, changes: Sequence[str]) -> int:
+    """Ask all that a sweep needs later, of every point that is known: how many are worked on at once.
+
+    Args:
+        ws: where.
+        changes: `section.key=values`: what is swept over, and what all points have.
+
+    Raises:
+        InputError: a point cannot be used (it is named), there are too many, or none could start.
+    """
+    space = Space.read(ws, changes)
+    search = search_of(space)
+    points = search.points if isinstance(search, Listed) else [space.point(1, space.first)]
+    for point in points:
+        try:
+            check_device(point.settings.engine.device)
+            check_model_fits(ws, point.settings)
+            check_tasks(ws, point.settings)
+        except InputError as error:
+            raise InputError(f"{point.told}: {error}") from None
+    check_ready(ws, points[0].settings)
+    return space.asked.parallel

@@ -33,6 +33,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"registry"},
         {"promotion"},
         {"report"},
+        {"sweep"},
     ],
 }
 # What `dass` itself offers is looked up when it is asked for; the names are there for type checkers.

@@ -7,6 +7,7 @@ The same pass tells which layers hold outliers, which is what the `owl` allocati
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,6 +69,56 @@ def dense_statistics(
             walk.layer += 1
             named = zip(runner.mlps, collected.statistics, strict=True)
             yield {f"{decoder.layer_name(index)}.{mlp.name}": seen for mlp, seen in named}
+
+
+def statistics_file(folder: Path, index: int) -> Path:
+    """Where a folder of dense statistics has those of one layer."""
+    return folder / f"statistics_{index:03d}.safetensors"
+
+
+def are_collected(folder: Path, layers: int) -> bool:
+    """Whether a folder of dense statistics has every layer's."""
+    return all(statistics_file(folder, index).exists() for index in range(layers))
+
+
+def collect_statistics(
+    decoder: Decoder,
+    input_ids_ST: Tensor,
+    folders: Mapping[Path, Wanted],
+    *,
+    buffering: Buffering | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """One forward through the dense model for several folders of statistics, each with what is wanted there.
+
+    The statistics are those of a pass for one folder alone, bit for bit.
+
+    Args:
+        decoder, input_ids_ST, buffering, ranks: as `dense_statistics`; rank 0 writes.
+        folders: folder -> what it gets; `min_expert_tokens` is the same for all.
+
+    Raises:
+        InputError, NumericalError: as `dense_statistics`.
+    """
+    [least] = {wanted.min_expert_tokens for wanted in folders.values()}
+    union = Wanted(_any(folders, "gram_x"), _any(folders, "gram_z"), least)
+    collected = dense_statistics(decoder, input_ids_ST, union, buffering=buffering, ranks=ranks)
+    for index, statistics in enumerate(collected):
+        for folder, wanted in folders.items() if ranks.is_first else ():
+            part = {name: _without_grams(seen, wanted) for name, seen in statistics.items()}
+            save_statistics(part, statistics_file(folder, index))
+
+
+def _any(folders: Mapping[Path, Wanted], what: str) -> bool:
+    return any(getattr(wanted, what) for wanted in folders.values())
+
+
+def _without_grams(seen: MlpStatistics, wanted: Wanted) -> MlpStatistics:
+    return replace(
+        seen,
+        gram_x_HH=seen.gram_x_HH if wanted.gram_x else None,
+        gram_z_II=seen.gram_z_II if wanted.gram_z else None,
+    )
 
 
 def prune_from_statistics(

@@ -7,7 +7,7 @@ states saved on the way, and ends in the bytes of an undisturbed run.
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,13 @@ from torch import Tensor
 from dass.engine.choice import CHOICE, Choice
 from dass.engine.dense import (
     allocate,
+    are_collected,
+    collect_statistics,
     dense_statistics,
     layer_outliers,
     load_statistics,
     prune_from_statistics,
-    save_statistics,
+    statistics_file,
 )
 from dass.engine.fits import check_fits
 from dass.engine.layerwise import Buffering, Wanted, wanted_by
@@ -239,20 +241,28 @@ class CheckpointRun:
         return allocate(self._decoder, outliers, self._plan)
 
     @cached_property
-    def _dense(self) -> list[Path]:
-        """A file of dense statistics for each layer; collected in one pass when any is missing."""
-        files = [self._statistics / f"statistics_{index:03d}.safetensors" for index in range(self.layer_count)]
-        complete = all(path.exists() for path in files)
+    def _dense(self) -> Path:
+        """The folder of dense statistics; collected in one pass when any is missing."""
+        complete = are_collected(self._statistics, self.layer_count)
         self._ranks.wait()
         if not complete:
-            for path, seen in zip(files, self._pass_dense(wanted_by(self._plan)), strict=True):
-                if self._ranks.is_first:
-                    save_statistics(seen, path)
+            self.collect({self._statistics: wanted_by(self._plan)})
             self._ranks.wait()
-        return files
+        return self._statistics
+
+    def collect(self, folders: Mapping[Path, Wanted]) -> None:
+        """Collect dense statistics for this run and others on the same windows, in one pass.
+
+        Args:
+            folders: as `collect_statistics`.
+
+        Raises:
+            InputError, NumericalError: as `collect_statistics`.
+        """
+        collect_statistics(self._decoder, self._input_ids_ST, folders, buffering=self._buffering, ranks=self._ranks)
 
     def _load_dense(self, index: int) -> dict[str, MlpStatistics]:
-        return load_statistics(self._dense[index], self._decoder.device)
+        return load_statistics(statistics_file(self._dense, index), self._decoder.device)
 
     def _pass_dense(self, wanted: Wanted) -> Iterator[dict[str, MlpStatistics]]:
         return dense_statistics(self._decoder, self._input_ids_ST, wanted, buffering=self._buffering, ranks=self._ranks)

@@ -219,20 +219,30 @@ def apply_to_checkpoint(
     if updates:
         updates.check_fit(masks, base, tuned)
 
-    def pruned(name: str, weight: Tensor) -> Tensor | None:
-        keep = masks.get(name)
-        if updates and name in updates:
-            return updates.weight(name, keep)
-        return None if keep is None else weight.masked_fill_(~keep, 0.0)
-
     found = contents(base.folder)
     beside, dropped = write_beside(base.folder, found, folder)
     for each in dropped:
         logger.warning("Left out of the pruned checkpoint's %s: what they refer to is not in it.", each)
-    base.copy(folder, pruned)
+    base.copy(folder, lambda name, weight: pruned_weight(name, weight, masks, updates))
     digests = {name: sha256_file(folder / name) for name in [*found.weights, *beside]}
     write_record(folder, digests, settings, history)
     return found
+
+
+def pruned_weight(
+    name: str, weight: Tensor, masks: Mapping[str, Tensor], updates: Updates | None = None
+) -> Tensor | None:
+    """What becomes of a stored tensor; None: it stays.
+
+    Args:
+        name: its stored name.
+        weight: its value, which is changed in place where it has a mask and no update.
+        masks, updates: as `apply_to_checkpoint`.
+    """
+    keep = masks.get(name)
+    if updates and name in updates:
+        return updates.weight(name, keep)
+    return None if keep is None else weight.masked_fill_(~keep, 0.0)
 
 
 def check_masks_fit(base: Checkpoint, masks: Mapping[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ dass init my-model --model org/name   make a workspace
 dass run --workspace my-model         do everything in it
 dass run --dry-run                    what a run would do, and why
 dass run -S prune.sparsity=0.6        change a setting, then run
+dass sweep -S prune.alpha=0,0.5,1     many settings, one pass where they allow it
 dass show                             the result again
 dass report                           the same as a page for a browser
 dass history                          every version and decision

@@ -82,6 +82,15 @@ def run(
             + ".",
         ),
     ] = None,
+    from_sweep: Annotated[
+        tuple[str, int],
+        typer.Option(
+            metavar="SWEEP POINT",
+            show_default=False,
+            help="Settings of a sweep's point to begin with, which -S refines: the sweep's name (or last), and the "
+            "point's number.",
+        ),
+    ] = ("", 0),
     until: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +127,7 @@ def run(
         dass run --until prune
         dass run --recipe quick -S prune.pattern=2:4 -S prune.sparsity=null
         dass run --with prune.sparsity=0.6 --with register.model=trials
+        dass run --from-sweep last 3
         dass run --workspace my-model --json > result.json
     """
     ws = open_workspace(workspace)
@@ -138,10 +148,16 @@ def run(
     if then_promote and any(key in ("register", "register.model") for key, _ in asked_once):
         raise InputError("--with register.model leads to another model than --promote decides about. Use -S for it.")
     named = None if recipe is None else recipe_named(recipe)
+    if from_sweep[0]:
+        if named is not None:
+            raise InputError("--recipe and --from-sweep both say what to begin with. Leave one of them out.")
+        from tasks.sweep.records import settings_of
+
+        named = settings_of(ws, *from_sweep)
     with workspace_lock(ws):
         if dry:
             return show_dry_run(ws, [*wanted_changes(changes or [], named), *asked_once], until, as_json)
-        changed = change(ws, changes or [], recipe)
+        changed = change(ws, changes or [], recipe, named)
         if restart:
             from tasks.recovery.run import forget_states
 

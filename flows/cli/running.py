@@ -11,7 +11,7 @@ from flows.cli.output import print_json, show_decision, show_table, shown, tell
 from flows.exit_status import DONE, FAILED
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import working
-from tasks.workspace.recipes import in_words, recipe_named
+from tasks.workspace.recipes import in_words
 
 if TYPE_CHECKING:
     from flows.summary import Stopped, Summary
@@ -47,8 +47,16 @@ def show_dry_run(ws: Workspace, changes: list[tuple[str, Any]], until: str | Non
     return DONE
 
 
-def change(ws: Workspace, changes: list[str], recipe: str | None) -> dict[str, tuple[Any, Any]]:
-    """Write what -S and --recipe say into params.yaml, and tell it.
+def change(
+    ws: Workspace, changes: list[str], recipe: str | None, begin_with: dict[str, Any] | None
+) -> dict[str, tuple[Any, Any]]:
+    """Write settings into params.yaml, and tell it.
+
+    Args:
+        ws: where.
+        changes: of -S.
+        recipe: the name behind --recipe.
+        begin_with: the settings of the recipe, or of a sweep's point, which -S refines.
 
     Returns:
         What changed: key -> (value before, value now).
@@ -61,7 +69,7 @@ def change(ws: Workspace, changes: list[str], recipe: str | None) -> dict[str, t
         ws,
         changes,
         accept=lambda settings: check_start(ws, settings),
-        recipe=None if recipe is None else recipe_named(recipe),
+        recipe=begin_with,
     )
     if recipe is not None:
         tell(f"recipe {recipe}: {in_words(recipe)}")

@@ -29,15 +29,25 @@ class MeasuredModel:
         model: as anyone else would load it; None: it is larger than memory.
     """
 
-    def __init__(self, checkpoint: Path, engine: Engine, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Path, engine: Engine, dtype: torch.dtype, model: PreTrainedModel | None = None
+    ) -> None:
         """Load it, if it fits.
+
+        Args:
+            checkpoint: its folder.
+            engine: where and how it computes.
+            dtype: in which type.
+            model: the checkpoint in memory already, on that device and in that type; None: it is loaded.
 
         Raises:
             InputError: transformers cannot read it, or would make up, drop or resize a weight.
         """
         self._checkpoint, self._engine, self._dtype = checkpoint, engine, dtype
         self._device = choose_device(engine.device)
-        self.model: PreTrainedModel | None = None
+        self.model = model
+        if model is not None:
+            return
         if weights_fit(Checkpoint(checkpoint), dtype, self._device):
             loaded = load_model(checkpoint, dtype)
             self.model = loaded.to(self._device)  # type: ignore[arg-type]

@@ -3,11 +3,13 @@
 Both models are loaded and run by transformers alone, so a mistake of the pruning engine cannot hide itself here.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dass.errors import InputError
 from dass.files import complete_folder, read_json, write_json
@@ -93,13 +95,35 @@ def evaluate_pruned(ws: Workspace, settings: Settings) -> None:
     before = ((ws.calibration, "calibration"), (ws.evaluation, "baseline"))
     for folder, stage in (*before, (ws.masks, "prune"), (ws.pruned, "materialize")):
         _needs(folder, stage)
+    measured_model = MeasuredModel(ws.pruned, settings.engine, dtype_of(ws))
+    measure_pruned(ws, settings, measured_model, Checkpoint(ws.pruned).iterate())
+
+
+def dtype_of(ws: Workspace) -> torch.dtype:
+    """What the dense model was measured in: a ratio is of two figures in one type, wherever the first was measured."""
+    dtype: torch.dtype = getattr(torch, read_json(ws.evaluation / DENSE)["dtype"])
+    return dtype
+
+
+def measure_pruned(
+    ws: Workspace, settings: Settings, measured_model: MeasuredModel, tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    """What stage `evaluate` does, of a pruned model that is at hand.
+
+    Args:
+        ws: with base, calibration, masks and the dense model's evaluation.
+        settings: section `evaluate`.
+        measured_model: the pruned model.
+        tensors: every tensor of its checkpoint in turn.
+
+    Raises:
+        InputError, NumericalError: as `evaluate_pruned`.
+    """
     masks = MaskFile(ws.masks / "masks.safetensors")
     base_checkpoint = Checkpoint(ws.base)
     base = count_zeros(((name, base_checkpoint.load([name])[name]) for name in masks), masks)
-    pruned = count_zeros(Checkpoint(ws.pruned).iterate(), masks)
+    pruned = count_zeros(tensors, masks)
     dense, manifest = read_json(ws.evaluation / DENSE), read_json(ws.masks / "manifest.json")
-    dtype = getattr(torch, dense["dtype"])  # a ratio of two figures in one type, wherever the first was measured
-    measured_model = MeasuredModel(ws.pruned, settings.engine, dtype)
     texts = {MAIN: {key: value for key, value in dense.items() if key != "texts"}, **dense["texts"]}
     dense_losses = load_losses(ws.evaluation)
     losses, found, measured = {}, {}, {}

@@ -6,15 +6,18 @@ and ends in the same bytes.
 
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from dass.engine.choice import Choice
-from dass.engine.layerwise import Buffering
+from dass.engine.dense import are_collected
+from dass.engine.layerwise import Buffering, Wanted, wanted_by
 from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.run import CheckpointRun, LayerRecord, read_report
@@ -52,17 +55,11 @@ class PruningRun:
         self._base_folder = workspace.base
         self._base = read_stage(workspace.base / "source.json", "sources")
         self._calibration = read_stage(workspace.calibration / "calibration.json", "calibration")
+        inputs = inputs_of(workspace, settings)
+        self._engine = inputs["engine"]
         device = choose_device(engine.device)
-        dtype = choose_dtype(engine.dtype, Checkpoint(workspace.base).main_dtype, device)
-        decoder = StreamedDecoder(workspace.base, device, dtype)
-        self._engine = {
-            "version": ENGINE_VERSION,
-            "device": decoder.device.type,
-            "dtype": str(decoder.dtype).removeprefix("torch."),
-            "batch_tokens": engine.batch_tokens,
-        }
-        inputs = {"base": self._base["digest"], "calibration": self._calibration["digest"], "engine": self._engine}
-        self.fingerprint = digest_of({**inputs, "prune": self._plan.named})
+        decoder = StreamedDecoder(workspace.base, device, getattr(torch, self._engine["dtype"]))
+        self.fingerprint = fingerprint_of(inputs, self._plan)
         self._work = workspace.work
         folder = self._work / self.fingerprint
         tokens = load_file(workspace.calibration / "tokens.safetensors")["input_ids"]
@@ -71,7 +68,7 @@ class PruningRun:
             tokens,
             self._plan,
             folder,
-            statistics=workspace.statistics / digest_of({**inputs, "collected": _collected(self._plan)}),
+            statistics=statistics_folder(workspace, inputs, self._plan),
             buffering=Buffering(
                 None if engine.batch_tokens == "auto" else engine.batch_tokens, engine.hidden_states, folder
             ),
@@ -82,6 +79,17 @@ class PruningRun:
         self._processes: JoinedProcesses | None = None
         if engine.processes > 1 and not is_rank():
             self._processes = JoinedProcesses(workspace, settings, folder, "tasks.pruning.rank")
+
+    def collect(self, folders: dict[Path, Wanted]) -> bool:
+        """Collect the dense statistics that are missing of several folders, in one pass; whether any were.
+
+        Raises:
+            InputError, NumericalError: as `dass.engine.dense.collect_statistics`.
+        """
+        missing = {folder: wanted for folder, wanted in folders.items() if not are_collected(folder, self.layer_count)}
+        if missing:
+            self._run.collect(missing)
+        return bool(missing)
 
     def choose(self) -> Choice | None:
         """What `method: auto` chooses for each layer; None: a method is named. Takes long the first time.
@@ -165,8 +173,68 @@ class PruningRun:
         }
 
 
-def _collected(plan: Plan) -> list[Any]:
-    return [plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens, plan.held_back]
+def inputs_of(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+    """What masks depend on besides the plan: digests of base and calibration, and how is computed.
+
+    Raises:
+        InputError: the stages before have not run; there is no such device.
+    """
+    engine = settings.engine
+    device = choose_device(engine.device)
+    dtype = choose_dtype(engine.dtype, Checkpoint(workspace.base).main_dtype, device)
+    return {
+        "base": read_stage(workspace.base / "source.json", "sources")["digest"],
+        "calibration": read_stage(workspace.calibration / "calibration.json", "calibration")["digest"],
+        "engine": {
+            "version": ENGINE_VERSION,
+            "device": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch_tokens": engine.batch_tokens,
+        },
+    }
+
+
+def fingerprint_of(inputs: dict[str, Any], plan: Plan) -> str:
+    """Digest of everything the masks depend on.
+
+    Args:
+        inputs: as `inputs_of`.
+        plan: what is removed.
+    """
+    return digest_of({**inputs, "prune": plan.named})
+
+
+def statistics_folder(workspace: Workspace, inputs: dict[str, Any], plan: Plan) -> Path:
+    """Where the dense statistics lie that a plan's masks are made from. Arguments as `fingerprint_of`."""
+    collected = [plan.needs_gram_x, plan.needs_gram_z, plan.min_expert_tokens, plan.held_back]
+    return workspace.statistics / digest_of({**inputs, "collected": collected})
+
+
+def share_statistics(workspace: Workspace, asked: Sequence[Settings]) -> int:
+    """Collect the dense statistics of several runs with `propagation: dense`, those on the same windows in one pass.
+
+    Args:
+        workspace: its base and calibration are those of all runs.
+        asked: the settings of each run; those with `propagation: pruned` are left out.
+
+    Returns:
+        How many passes were made.
+
+    Raises:
+        InputError, NumericalError: as in PruningRun.
+    """
+    passes: dict[tuple[str, int, int], tuple[Settings, dict[Path, Wanted]]] = {}
+    for settings in asked:
+        plan = settings.prune.plan
+        if plan.propagation == "dense":
+            inputs = inputs_of(workspace, settings)
+            group = digest_of(inputs), plan.min_expert_tokens, plan.held_back
+            folders = passes.setdefault(group, (settings, {}))[1]
+            folders[statistics_folder(workspace, inputs, plan)] = wanted_by(plan)
+    made = 0
+    for settings, folders in passes.values():
+        made += PruningRun(workspace, settings).collect(folders)
+    return made
 
 
 def read_stage(path: Path, stage: str) -> dict[str, Any]:

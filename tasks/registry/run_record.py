@@ -89,7 +89,9 @@ def log_settings(client: "MlflowClient", run_id: str, settings: Settings, result
     values: dict[str, Any] = {name: value for name, value in result.figures.items() if _is_constant(name)}
     values |= flat(settings.model_dump(mode="json", by_alias=True))
     values["recipe"] = recipe_of(settings) or "none"
-    log_in_batches(client, run_id, params=[Param(_metric(name), _text(value)) for name, value in values.items()])
+    log_in_batches(
+        client, run_id, params=[Param(metric_name(name), param_text(value)) for name, value in values.items()]
+    )
 
 
 def log_metrics(
@@ -116,9 +118,9 @@ def log_metrics(
     layer_seconds = seconds_per_layer(workspace)
     now = int(datetime.now(UTC).timestamp() * 1000)
     figures = {name: value for name, value in result.figures.items() if not _is_constant(name)}
-    metrics = [Metric(_metric(name), value, now, 0, model_id=model_id) for name, value in figures.items()]
+    metrics = [Metric(metric_name(name), value, now, 0, model_id=model_id) for name, value in figures.items()]
     for name, series in result.series.items():
-        metrics += [Metric(_metric(name), value, now, step) for step, value in series]
+        metrics += [Metric(metric_name(name), value, now, step) for step, value in series]
     metrics += [Metric(f"seconds.{stage}", value, now, 0) for stage, value in seconds.items()]
     for layer in result.manifest["layers"]:
         step = layer["layer"]
@@ -198,10 +200,11 @@ def _is_constant(name: str) -> bool:
     return name.rpartition(".")[2] in _CONSTANTS
 
 
-def _metric(name: str) -> str:
+def metric_name(name: str) -> str:
     """A figure's name as MLflow takes it: a text or a task may be called anything."""
     return _NOT_IN_METRICS.sub("_", name)[:_LONGEST_METRIC]
 
 
-def _text(value: Any) -> str:
+def param_text(value: Any) -> str:
+    """A setting as a param shows it."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -13,10 +13,13 @@ class Workspace:
     Attributes:
         root: the folder.
         once: for one run, the folder whose params.yaml and dass.lock.json take the place of the workspace's own.
+        point: for one point of a sweep, the folder that takes what is made of the workspace's base, calibration and
+            dense evaluation, in the place of the workspace.
     """
 
     root: Path
     once: Path | None = None
+    point: Path | None = None
 
     @classmethod
     def at(cls, folder: str | Path) -> "Workspace":
@@ -54,17 +57,17 @@ class Workspace:
     @property
     def masks(self) -> Path:
         """Keep masks, statistics and manifest.json."""
-        return self.root / "artifacts" / "masks"
+        return self._made_in / "artifacts" / "masks"
 
     @property
     def recovered(self) -> Path:
         """What training behind pruning changed: recovery.json, and updates/ where it was on."""
-        return self.root / "artifacts" / "recovered"
+        return self._made_in / "artifacts" / "recovered"
 
     @property
     def pruned(self) -> Path:
         """The pruned checkpoint: base × masks."""
-        return self.root / "artifacts" / "pruned"
+        return self._made_in / "artifacts" / "pruned"
 
     @property
     def evaluation(self) -> Path:
@@ -74,22 +77,22 @@ class Workspace:
     @property
     def answers(self) -> Path:
         """What both models answer to each document of each zero-shot task: answers.parquet."""
-        return self.root / "artifacts" / "answers"
+        return self._made_in / "artifacts" / "answers"
 
     @property
     def measures(self) -> Path:
         """What the pruned model scores on them, token by token."""
-        return self.root / "artifacts" / "measures"
+        return self._made_in / "artifacts" / "measures"
 
     @property
     def metrics(self) -> Path:
         """Small JSON results, tracked in git."""
-        return self.root / "metrics"
+        return self._made_in / "metrics"
 
     @property
     def plots(self) -> Path:
         """PNG plots, and the page."""
-        return self.root / "plots"
+        return self._made_in / "plots"
 
     @property
     def report(self) -> Path:
@@ -120,7 +123,16 @@ class Workspace:
     @property
     def work(self) -> Path:
         """One folder per fingerprint, holding the finished layers of that run."""
-        return self.private / "work"
+        return (self.point or self.private) / "work"
+
+    @property
+    def sweeps(self) -> Path:
+        """One folder per sweep, and beside them what points share: masks, figures, records."""
+        return self.private / "sweeps"
+
+    @property
+    def _made_in(self) -> Path:
+        return self.point or self.root
 
     @property
     def statistics(self) -> Path:

@@ -196,6 +196,8 @@ def _kind(node: dict[str, Any]) -> str:
         return " or ".join(_takes(each) for each in node["anyOf"])
     if "enum" in node or "const" in node:
         return " | ".join(str(each) for each in node.get("enum", [node.get("const")]))
+    if "type" not in node:
+        return "values"
     if node["type"] == "array":
         return f"list of {_takes(node['items'])}"
     if node["type"] == "object":

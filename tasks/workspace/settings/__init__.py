@@ -10,6 +10,7 @@ from tasks.workspace.settings.recover import Recover
 from tasks.workspace.settings.register import Register
 from tasks.workspace.settings.sections import Settings
 from tasks.workspace.settings.sources import DType, Source, Sources
+from tasks.workspace.settings.sweep import Sweep
 
 __all__ = [
     "Bos",
@@ -25,6 +26,7 @@ __all__ = [
     "Settings",
     "Source",
     "Sources",
+    "Sweep",
     "TaskDrop",
     "load_settings",
     "read_params",

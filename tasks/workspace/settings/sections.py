@@ -12,6 +12,7 @@ from tasks.workspace.settings.recover import Recover
 from tasks.workspace.settings.register import Register
 from tasks.workspace.settings.section import Section
 from tasks.workspace.settings.sources import Sources
+from tasks.workspace.settings.sweep import Sweep
 
 
 class Settings(Section):
@@ -25,6 +26,7 @@ class Settings(Section):
     evaluate: Evaluate
     register_: Register = Field(alias="register")
     promote: Promote = Promote()
+    sweep: Sweep = Field(default=Sweep(), exclude=True)  # of no result
 
     @field_validator("prune")
     @classmethod

@@ -1,0 +1,80 @@
+"""Many settings at once, in order: what `dass sweep` does."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+from prefect.utilities.annotations import quote
+
+from flows.cancellation import cancel_when_interrupted
+from flows.run import Run, run_of
+from flows.stages import wanted_stages
+from tasks.sweep.space import Point
+from tasks.sweep.whole import Swept, WholeSweep
+from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import workspace_lock
+
+if TYPE_CHECKING:
+    from tasks.sweep.records import Record
+
+# What may be skipped the records of finished points say, never Prefect; and values between tasks are small.
+_PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+_PREPARED = "baseline"
+"""The stage behind which points part."""
+
+
+@flow(name="sweep", persist_result=False, on_crashed=[cancel_when_interrupted])
+def sweep(workspace: str, changes: list[str]) -> Swept:
+    """Prune and measure the workspace's model with many settings. Nothing is registered, params.yaml stays as it is.
+
+    Args:
+        workspace: the folder with params.yaml, dvc.yaml and .dvc.
+        changes: `section.key=values`: what is swept over, and what all points have.
+    """
+    ws = Workspace.at(workspace)
+    with workspace_lock(ws):
+        whole = WholeSweep(ws, changes)
+        for points in whole.batches():
+            for alike in whole.alike(points):
+                with run_of(workspace, alike[0].changes, _PREPARED) as run:
+                    prepare(run)
+                    left = whole.unfinished(run.ws, alike)
+                    share_statistics(whole, run, left)
+                    for point, record in worked_on(run, left):
+                        whole.note(point, record)
+        return end(whole)
+
+
+@task(name="prepare base, calibration and dense evaluation", **_PLAIN)
+def prepare(run: Run) -> None:
+    for name in wanted_stages(_PREPARED):
+        run.stage(name)
+
+
+@task(name="share statistics", **_PLAIN)
+def share_statistics(whole: WholeSweep, run: Run, points: list[Point]) -> None:
+    whole.share_statistics(run.ws, points)
+
+
+def worked_on(run: Run, points: list[Point]) -> "Iterator[tuple[Point, Record]]":
+    """Points and what became of them, as they are finished."""
+    futures = {
+        work_on.with_options(task_run_name=f"point {point.number}").submit(quote(run.ws), quote(point)): point
+        for point in points
+    }
+    for future in as_completed(list(futures)):
+        yield futures[future], future.result()
+
+
+@task(name="point", **_PLAIN)
+def work_on(ws: Any, point: Any) -> "Record":  # Any: they arrive quoted, and are unquoted on the way
+    from tasks.sweep import work
+
+    return work.work_on(ws, point.settings)
+
+
+@task(name="compare", **_PLAIN)
+def end(whole: WholeSweep) -> Swept:
+    return whole.end()

@@ -1,0 +1,139 @@
+"""A sweep in MLflow: one parent run, and below it a run for each finished point with its masks. Each is there once.
+
+Runs are found by their tags: a sweep that was killed between any two calls neither loses one nor makes it twice.
+What it had begun and not ended is deleted and made again.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dass.files import canonical_json
+from tasks.registry.experiment import experiment_of
+from tasks.registry.run_record import log_in_batches, metric_name, param_text, run_name, source_tags
+from tasks.registry.tracking import tracking
+from tasks.sweep.records import Record, Records
+from tasks.sweep.space import Point, Space, shown
+from tasks.workspace.flat import flat
+from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SWEEP, POINT, KEY = "sweep", "sweep.point", "sweep.key"
+_PARENT = "parent"
+
+
+class TrackedSweep:
+    """One sweep's runs.
+
+    Attributes:
+        parent: the id of the run above the points'.
+    """
+
+    def __init__(self, ws: Workspace, settings: Settings, name: str, space: Space) -> None:
+        """Find the parent's run, or make it.
+
+        Raises:
+            InputError, TrackingError: as MLflow refuses, or fails.
+        """
+        self._ws, self._name, self._records = ws, name, Records(ws)
+        self.experiment_name = settings.register_.experiment
+        with tracking(ws) as client:
+            self._experiment = experiment_of(ws, client, self.experiment_name)
+            runs = self._runs(client)
+            self._points = {run.data.tags[POINT]: run for run in runs if run.data.tags[POINT] != _PARENT}
+            found = [run for run in runs if run.data.tags[POINT] == _PARENT]
+            self.parent = str((found[0] if found else self._make_parent(client, space)).info.run_id)
+            if found and found[0].info.status != "FINISHED":
+                client.update_run(self.parent, "RUNNING")
+
+    def note(self, point: Point, record: Record) -> None:
+        """A point's run: settings, figures and masks; of one that failed, why. One that is there already stays."""
+        known = self._points.get(str(point.number))
+        if (
+            known is not None
+            and known.info.status in ("FINISHED", "FAILED")
+            and known.data.tags.get(KEY) == _state(record)
+        ):
+            return
+        with tracking(self._ws) as client:
+            if known is not None:
+                client.delete_run(known.info.run_id)
+            self._points[str(point.number)] = self._log(client, point, record)
+
+    def end(self, figures: dict[str, float], files: Iterable[Path], *, failed: bool) -> None:
+        """Give the parent what the sweep came to, unless it has it."""
+        with tracking(self._ws) as client:
+            if client.get_run(self.parent).info.status == "FINISHED":
+                return
+            from mlflow.entities import Metric
+
+            log_in_batches(client, self.parent, metrics=[Metric(name, value, 0, 0) for name, value in figures.items()])
+            for file in files:
+                client.log_artifact(self.parent, str(file))
+            client.set_terminated(self.parent, "FAILED" if failed else "FINISHED")
+
+    def _runs(self, client: "MlflowClient") -> list["Run"]:
+        found: list[Run] = []
+        token = None
+        while True:
+            page = client.search_runs([self._experiment], f"tags.{SWEEP} = '{self._name}'", page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _make_parent(self, client: "MlflowClient", space: Space) -> "Run":
+        from mlflow.entities import Param
+
+        asked = {**space.fixed, **{key: repr(values) for key, values in space.choices.items()}}
+        tags = {**_source_tags(), SWEEP: self._name, POINT: _PARENT}
+        run = client.create_run(self._experiment, tags=tags, run_name=f"sweep {self._name}")
+        params = [Param(metric_name(f"sweep.{key}"), param_text(value)[:_LONGEST]) for key, value in asked.items()]
+        log_in_batches(client, run.info.run_id, params=params)
+        return run
+
+    def _log(self, client: "MlflowClient", point: Point, record: Record) -> "Run":
+        from mlflow.entities import Metric, Param
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        tags = {
+            **_source_tags(),
+            SWEEP: self._name,
+            POINT: str(point.number),
+            KEY: _state(record),
+            MLFLOW_PARENT_RUN_ID: self.parent,
+            "fingerprint": record.fingerprint,
+            "masks": record.masks,
+            **({"failed": record.failed} if record.failed else {}),
+        }
+        told = ", ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in point.values.items())
+        name = f"{run_name(point.settings)}: point {point.number}, {told}"
+        run = client.create_run(self._experiment, tags=tags, run_name=name[:_LONGEST])
+        run_id = run.info.run_id
+        whole = flat(point.settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}))
+        params = [Param(metric_name(key), param_text(value)[:_LONGEST]) for key, value in whole.items()]
+        seconds = {f"seconds.{what}": value for what, value in (record.seconds or {}).items()}
+        figures = {**(record.figures or {}), **seconds}
+        metrics = [Metric(metric_name(key), float(value), run.info.start_time, 0) for key, value in figures.items()]
+        log_in_batches(client, run_id, params=params, metrics=metrics)
+        if record.failed is None:
+            client.log_artifacts(run_id, str(self._records.masks(record.fingerprint)), "masks")
+        client.set_terminated(run_id, "FAILED" if record.failed else "FINISHED")
+        return client.get_run(run_id)
+
+
+_LONGEST = 500
+
+
+def _source_tags() -> dict[str, Any]:
+    tags = source_tags({})
+    return {name: "dass sweep" if value == "dass run" else value for name, value in tags.items()}
+
+
+def _state(record: Record) -> str:
+    """What a run tells: with another result, or another reason, it is told anew."""
+    return record.key if record.failed is None else f"{record.key} {canonical_json(record.failed)[:200]}"

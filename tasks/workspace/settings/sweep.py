@@ -1,0 +1,33 @@
+"""Section `sweep`: many settings at once."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tasks.workspace.settings.section import Section
+
+SearchKind = Literal["grid", "random", "tpe", "nsga2"]
+
+
+class Sweep(Section):
+    """What `dass sweep` tries. A run does not read it, so it is part of no result and no record of one."""
+
+    over: dict[str, list[Any] | dict[str, float | bool]] = Field(
+        default={},
+        description="Setting -> the values it takes: prune.sparsity: [0.3, 0.5]; with another search than grid also a "
+        "range, {low: 0.3, high: 0.7}, with step or log: true.",
+    )
+    search: SearchKind = Field(
+        default="grid",
+        description="grid: every combination; random: so many trials of them; tpe and nsga2: Optuna's samplers, which "
+        "learn from the points before.",
+    )
+    trials: int = Field(default=20, gt=0, description="Points of a search that is no grid.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of a search that draws: equal seeds, equal points.")
+    objectives: dict[str, Literal["min", "max"]] = Field(
+        default={"sparsity.mlp": "max", "ratio": "min"},
+        description="Figures of metrics/evaluation.json that points are compared by, and which way is better; "
+        "divergence.kl and tasks.NAME.pruned.acc are others.",
+    )
+    max_points: int = Field(default=256, gt=0, description="A sweep of more points is refused before it starts.")
+    parallel: int = Field(default=1, gt=0, description="Points worked on at once; each holds a model in memory.")

@@ -1,0 +1,90 @@
+"""`dass sweep` on a tiny model: equal to runs one by one, shared work, and what a kill or a second sweep does to it."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dass.files import read_json
+from flows.cli.main import run_command
+from tasks.registry.tracking import tracking
+from tasks.workspace.folder import Workspace
+from tests.test_flows.conftest import Commands
+
+GRID = ("-S", "prune.sparsity=0.3,0.5", "-S", "prune.method=dass,wanda,sparsegpt", "-S", "prune.propagation=dense")
+
+
+def swept(commands: Commands, ws: Workspace, *options: str, status: int = 0) -> tuple[dict[str, Any], str]:
+    done = commands(ws, "dass", "sweep", "--json", *options, status=status)
+    return json.loads(done.stdout), done.stderr
+
+
+def runs_of(ws: Workspace, sweep: str) -> list[Any]:
+    with tracking(ws) as client:
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        return list(client.search_runs(experiments, f"tags.sweep = '{sweep}'"))
+
+
+def test_a_grid_gives_what_runs_give_from_one_pass_and_a_second_time_computes_nothing(
+    commands: Commands, finished: Workspace
+) -> None:
+    answer, told = swept(commands, finished, *GRID)
+    assert "6 points share 1 passes through the dense model" in told
+    points = answer["points"]
+    assert [point["failed"] for point in points] == [None] * 6
+    assert len({point["masks"] for point in points}) == 6
+    assert answer["found"] == 0
+    runs = runs_of(finished, answer["sweep"])
+    assert len(runs) == 7
+    with tracking(finished) as client:
+        for run in runs:
+            if run.data.tags["sweep.point"] != "parent":
+                assert run.data.tags["mlflow.parentRunId"] == answer["mlflow_run"]
+                files = {file.path for file in client.list_artifacts(run.info.run_id, "masks")}
+                assert {"masks/masks.safetensors", "masks/manifest.json"} <= files
+
+    again, told = swept(commands, finished, *GRID)
+    assert again["found"] == 6
+    assert again["points"] == points
+    assert again["mlflow_run"] == answer["mlflow_run"]
+    assert "share" not in told
+    assert {run.info.run_id for run in runs_of(finished, answer["sweep"])} == {run.info.run_id for run in runs}
+
+    for point in (points[1], points[5]):  # wanda at 0.3, sparsegpt at 0.5: the latter changes kept weights
+        commands.run(finished, "--from-sweep", answer["sweep"], str(point["number"]), "--until", "plots")
+        manifest = read_json(finished.masks / "manifest.json")
+        assert manifest["fingerprint"] == point["fingerprint"]
+        assert manifest["masks"]["digest"] == point["masks"]
+        evaluation = read_json(finished.metrics / "evaluation.json")
+        for name in ("ratio", "pruned.perplexity", "divergence.kl", "sparsity.mlp", "zeros.pruned_mlp"):
+            value = evaluation
+            for part in name.split("."):
+                value = value[part]
+            assert point["figures"][name] == value, name
+
+
+BAD = [
+    (["prune.sparsites=0.3,0.5"], "prune.sparsites: unknown key"),
+    (["prune.sparsity=[]"], "the list is empty"),
+    (["prune.sparsity=0.3,1.5"], "point 2 (prune.sparsity=1.5)"),
+    (["prune.pattern=2:4,7:9", "prune.sparsity=null"], "point 2 (prune.pattern=7:9)"),
+    (["prune.alpha=0,1", "sweep.max_points=1"], "The sweep has 2 points: sweep.max_points is 1"),
+    (["prune.alpha=1"], "nothing to sweep over"),
+    (["register.model=a,b"], "sweep over register.model"),
+    (["prune.sparsity=0.3,,0.5"], "a value between the commas is empty"),
+    (["prune.sparsity={low: 0.3, high: 0.5}"], "a grid takes a list"),
+    (["sweep.over={prune.alpha: 1}"], "sweep.over.prune.alpha"),
+]
+
+
+def test_bad_input_is_one_line_before_any_work(
+    new_workspace: Callable[[], Workspace], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ws = new_workspace()
+    for options, told in BAD:
+        arguments = [part for option in options for part in ("-S", option)]
+        assert run_command(["sweep", "-w", str(ws.root), *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+    assert not ws.sweeps.exists()
