@@ -1,6 +1,7 @@
 """Many settings at once, in order: what `dass sweep` does."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -38,8 +39,13 @@ def sweep(workspace: str, changes: list[str]) -> Swept:
         whole = WholeSweep(ws, changes)
         for points in whole.batches():
             for alike in whole.alike(points):
-                with run_of(workspace, alike[0].changes, _PREPARED) as run:
-                    prepare(run)
+                with ExitStack() as until_done:
+                    try:
+                        run = until_done.enter_context(run_of(workspace, alike[0].changes, _PREPARED))
+                        prepare(run)
+                    except Exception as error:  # the others go on, whatever it is
+                        whole.give_up(alike, error)
+                        continue
                     left = whole.unfinished(run.ws, alike)
                     share_statistics(whole, run, left)
                     for point, record in worked_on(run, left):

@@ -60,6 +60,7 @@ def sweep(
     else:
         show_table(swept.table())
         tell(f"sweep {swept.name}: {swept.told}. In MLflow: run {swept.mlflow_run} of experiment {swept.experiment}")
+        tell(f"{ws.sweeps / swept.name}: the page sweep.html, and every number in figures.parquet")
         if swept.best:
             tell(f"One of them as a version of its own: dass run --from-sweep {swept.name} {swept.best[0]}")
     return FAILED if swept.all_failed else DONE

@@ -16,6 +16,7 @@ _PROJECTIONS = {"gate_proj": "#0072B2", "up_proj": "#56B4E9", "down_proj": "#E69
 _ERROR = "#D55E00"
 _BANDS = (("0", "100", 0.25), ("5", "95", 0.35), ("25", "75", 0.6))
 _NORMS = "#009E73"
+_POINTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 _HEIGHT = 240
 _NUMBERED = 12
 
@@ -228,6 +229,32 @@ def along(rows: Rows, across: str, axis: str) -> dict[str, Any]:
     named = altair.X("at:O", title=across, sort=None, axis=words)
     bars = base.mark_bar(color=_ERROR)
     return _finished(bars.encode(x=named, y=y, tooltip=[altair.Tooltip("at:N", title=across), told]), 200)
+
+
+def traded(rows: Rows, across: str, axis: str, colour: str | None) -> dict[str, Any]:
+    """Points by two figures, those that none beats joined by a line.
+
+    Args:
+        rows: {"x", "y", "point", "best"}, and a column for `colour`.
+        across, axis: what x and y are.
+        colour: the column that points are coloured by; None: all alike.
+    """
+    import altair
+
+    base = _base(rows).encode(
+        x=altair.X("x:Q", title=across, scale=altair.Scale(zero=False)),
+        y=altair.Y("y:Q", title=axis, scale=altair.Scale(zero=False)),
+    )
+    line = base.transform_filter("datum.best").mark_line(color="currentColor", strokeWidth=1, opacity=0.5)
+    told = [altair.Tooltip("point:N"), altair.Tooltip("x:Q", title=across), altair.Tooltip("y:Q", title=axis)]
+    dots = base.mark_point(size=70, filled=True).encode(
+        color=altair.Color(f"{colour}:N", scale=altair.Scale(range=_POINTS)) if colour else altair.value(_ERROR),
+        shape=altair.Shape(
+            "best:N", scale=altair.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None
+        ),
+        tooltip=told,
+    )
+    return _finished(altair.layer(line.encode(order="x:Q"), dots), 320)
 
 
 def _layers(rows: Rows) -> "altair.X":

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 from tasks.report import anatomy, cost, origin
@@ -31,8 +33,28 @@ def sections_of(facts: Facts) -> list[Section]:
     return [section for section in wanted if section is not None]
 
 
+@dataclass(frozen=True)
+class Head:
+    """What a page is called.
+
+    Attributes:
+        name, which: "smollm2-dass", "version 3".
+        aliases: of a version.
+    """
+
+    name: str
+    which: str
+    aliases: Sequence[str] = ()
+
+
 def render(facts: Facts) -> str:
-    """The page as HTML. Equal facts give equal pages.
+    """A version's page as HTML. Equal facts give equal pages."""
+    head = Head(facts.model, f"version {facts.number}", facts.aliases)
+    return render_sections(head, sections_of(facts), f"{GENERATOR} {facts.origin.get('dass', '')}".strip())
+
+
+def render_sections(head: Head, sections: Sequence[Section], generator: str) -> str:
+    """A page as HTML.
 
     Its policy names its scripts by their digests: a browser runs these and no other, whatever a text holds.
     """
@@ -46,11 +68,10 @@ def render(facts: Facts) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":")}
-    sections = sections_of(facts)
     scripts = [library(), _file("page.js")]
     return environment.get_template("page.html.j2").render(
-        generator=f"{GENERATOR} {facts.origin.get('dass', '')}".strip(),
-        facts=facts,
+        generator=generator,
+        head=head,
         sections=sections,
         charts={chart.name: chart.spec for section in sections for chart in section.charts},
         style=_file("page.css"),

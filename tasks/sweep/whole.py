@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from dass.files import digest_of
+from dass.files import complete_file, digest_of
 from tasks.pruning.run import share_statistics
+from tasks.sweep.figures import write_figures
+from tasks.sweep.page import page
 from tasks.sweep.pareto import front, pareto_table
-from tasks.sweep.records import Record, Records, sweep_id, write_sweep
+from tasks.sweep.records import FIGURES, PAGE, Record, Records, sweep_id, write_sweep
 from tasks.sweep.search import search_of
 from tasks.sweep.space import Point, Space
 from tasks.sweep.tracked import TrackedSweep
-from tasks.sweep.work import key_of
+from tasks.sweep.work import failed, key_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.tables import Fitted
 
@@ -122,6 +124,11 @@ class WholeSweep:
                 self.note(point, record)
         return left
 
+    def give_up(self, points: Sequence[Point], error: Exception) -> None:
+        """Note points whose base, calibration or dense evaluation cannot be made."""
+        for point in points:
+            self.note(point, failed("", error))
+
     def share_statistics(self, prepared: Workspace, points: Sequence[Point]) -> None:
         """Collect what points with `propagation: dense` have in common, in one pass."""
         there = Workspace(prepared.root, prepared.once, self._records.work("statistics"))
@@ -153,6 +160,14 @@ class WholeSweep:
         objectives: dict[str, str] = {**self._space.asked.objectives}
         swept = Swept(self.name, done, self._found, objectives, self._tracked.parent, self._tracked.experiment_name)
         write_sweep(self._ws, self.name, self._space, done, self._tracked.parent)
+        folder = self._ws.sweeps / self.name
+        write_figures(folder / FIGURES, self.name, done, objectives)
+        with complete_file(folder / PAGE) as temporary:
+            temporary.write_text(page(self.name, done, objectives), encoding="utf-8", newline="\n")
         counts = {"points": len(done), "points.failed": len(swept.failed), "points.best": len(swept.best)}
-        self._tracked.end({key: float(value) for key, value in counts.items()}, [], failed=swept.all_failed)
+        self._tracked.end(
+            {key: float(value) for key, value in counts.items()},
+            [folder / PAGE, folder / FIGURES],
+            failed=swept.all_failed,
+        )
         return swept

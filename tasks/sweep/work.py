@@ -67,11 +67,16 @@ def work_on(ws: Workspace, settings: Settings) -> Record:
     try:
         record = _Point(ws, settings, records, key).record()
     except Exception as error:  # the others go on, whatever it is
-        logger.debug("a point failed", exc_info=error)
-        told = " ".join(redacted(str(error) or type(error).__name__).split())
-        record = Record(key, failed=told[:500], for_good=isinstance(error, InputError | NumericalError))
+        record = failed(key, error)
     records.keep(record)
     return record
+
+
+def failed(key: str, error: Exception) -> Record:
+    """The record of a point that came to nothing."""
+    logger.debug("a point failed", exc_info=error)
+    told = " ".join(redacted(str(error) or type(error).__name__).split())
+    return Record(key, failed=told[:500], for_good=isinstance(error, InputError | NumericalError))
 
 
 class _Point:

@@ -1,6 +1,8 @@
 """`dass sweep` on a tiny model: equal to runs one by one, shared work, and what a kill or a second sweep does to it."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from flows.cli.main import run_command
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
+from tests.test_flows.test_compress import wait_for
 
 GRID = ("-S", "prune.sparsity=0.3,0.5", "-S", "prune.method=dass,wanda,sparsegpt", "-S", "prune.propagation=dense")
 
@@ -26,6 +29,34 @@ def runs_of(ws: Workspace, sweep: str) -> list[Any]:
         return list(client.search_runs(experiments, f"tags.sweep = '{sweep}'"))
 
 
+def figure(evaluation: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        evaluation = evaluation[part]
+    return evaluation
+
+
+def check_same(point: dict[str, Any], ws: Workspace) -> None:
+    """A point is what the run is that the workspace holds."""
+    manifest = read_json(ws.masks / "manifest.json")
+    assert (manifest["fingerprint"], manifest["masks"]["digest"]) == (point["fingerprint"], point["masks"])
+    evaluation = read_json(ws.metrics / "evaluation.json")
+    for name in ("ratio", "pruned.perplexity", "divergence.kl", "sparsity.mlp", "zeros.pruned_mlp"):
+        assert point["figures"][name] == figure(evaluation, name), name
+
+
+def test_a_point_is_what_a_run_is_and_one_that_fails_does_not_stop_the_others(
+    commands: Commands, finished: Workspace
+) -> None:
+    answer, told = swept(commands, finished, "-S", "prune.alpha=0,0.5", "-S", "calibration.samples=300,1000000")
+    first, second, third, fourth = answer["points"]
+    assert (first["failed"], third["failed"]) == (None, None)
+    assert second["failed"] == fourth["failed"]
+    check_same(third, finished)
+    assert "point 2" in told
+    assert {run.info.status for run in runs_of(finished, answer["sweep"])} == {"FINISHED", "FAILED"}
+
+
+@pytest.mark.slow
 def test_a_grid_gives_what_runs_give_from_one_pass_and_a_second_time_computes_nothing(
     commands: Commands, finished: Workspace
 ) -> None:
@@ -53,15 +84,25 @@ def test_a_grid_gives_what_runs_give_from_one_pass_and_a_second_time_computes_no
 
     for point in (points[1], points[5]):  # wanda at 0.3, sparsegpt at 0.5: the latter changes kept weights
         commands.run(finished, "--from-sweep", answer["sweep"], str(point["number"]), "--until", "plots")
-        manifest = read_json(finished.masks / "manifest.json")
-        assert manifest["fingerprint"] == point["fingerprint"]
-        assert manifest["masks"]["digest"] == point["masks"]
-        evaluation = read_json(finished.metrics / "evaluation.json")
-        for name in ("ratio", "pruned.perplexity", "divergence.kl", "sparsity.mlp", "zeros.pruned_mlp"):
-            value = evaluation
-            for part in name.split("."):
-                value = value[part]
-            assert point["figures"][name] == value, name
+        check_same(point, finished)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_repeats_no_finished_point(commands: Commands, finished: Workspace) -> None:
+    kept = finished.sweeps / "points"
+    begun = commands.start(finished, "dass", "sweep", *GRID)
+    wait_for(lambda: len(list(kept.glob("*.json"))) >= 2, 240.0)
+    os.killpg(begun.pid, signal.SIGKILL)
+    begun.communicate()
+    before = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
+    assert 2 <= len(before) < 6
+    answer, _ = swept(commands, finished, *GRID)
+    assert answer["found"] == len(before)
+    assert [point["failed"] for point in answer["points"]] == [None] * 6
+    after = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
+    assert {name: after[name] for name in before} == before
+    told = [run.data.tags["sweep.point"] for run in runs_of(finished, answer["sweep"])]
+    assert sorted(told) == ["1", "2", "3", "4", "5", "6", "parent"]
 
 
 BAD = [
