@@ -18,6 +18,7 @@ from tasks.versioning.planned import Planned, plan_stages
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
+from tasks.workspace.tables import Fitted, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,21 +87,20 @@ class DryRun:
         """Bytes that come to the disk, downloads aside."""
         return None if self.forecast.unknown else sum(each.disk for each in self.forecast.stages.values())
 
-    def table(self) -> "Table":
+    def table(self) -> Fitted:
         """A row a stage, for the terminal."""
-        from rich.markup import escape
-        from rich.table import Table
+        return Fitted(self._table)
 
-        table = Table(title="What a run would do", title_justify="left")
-        for name in ("stage", "what", "why"):
-            table.add_column(name)
-        table.add_column("estimate", justify="right", no_wrap=True)
+    def _table(self, width: int) -> "Table":
+        from rich.markup import escape
+
+        made = table(width, "stage", "what", "why", "estimate", title="What a run would do", right=("estimate",))
         for each in self.stages:
-            table.add_row(each.stage, _DOES[each.outcome], escape("\n".join(each.why)), self._told(each.stage))
+            made.add_row(each.stage, _DOES[each.outcome], escape("\n".join(each.why)), self._told(each.stage))
         if self.register:
             what = f"is version {self.version}" if self.version else "would register the result, unless it is known"
-            table.add_row("register", what, "", self._told("register"))
-        return table
+            made.add_row("register", what, "", self._told("register"))
+        return made
 
     def _told(self, stage: str) -> str:
         cost = self.forecast.stages.get(stage)

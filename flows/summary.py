@@ -12,6 +12,7 @@ from tasks.registry.result import scores_told, tasks_told
 from tasks.registry.tracking import tracking_uri as full_tracking_uri
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
+from tasks.workspace.tables import Fitted, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,17 +37,18 @@ class Stopped:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def table(self, took: float) -> "Table":
+    def table(self, took: float) -> Fitted:
         """A row a stage, for the terminal; `took`: seconds of the whole command."""
-        from rich.table import Table
 
-        table = Table(title=f"Stopped behind {self.until}: nothing was registered", title_justify="left")
-        for name in ("stage", "what", "seconds"):
-            table.add_column(name, justify="right" if name == "seconds" else "left")
-        for stage, outcome in self.stages.items():
-            table.add_row(stage, outcome, f"{self.seconds[stage]:.1f}")
-        table.add_row("in all", "", f"{took:.1f}")
-        return table
+        def build(width: int) -> "Table":
+            title = f"Stopped behind {self.until}: nothing was registered"
+            made = table(width, "stage", "what", "seconds", title=title, right=("seconds",))
+            for stage, outcome in self.stages.items():
+                made.add_row(stage, outcome, f"{self.seconds[stage]:.1f}")
+            made.add_row("in all", "", f"{took:.1f}")
+            return made
+
+        return Fitted(build)
 
 
 @dataclass(frozen=True)
@@ -153,45 +155,46 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def table(self, took: float) -> "Table":
+    def table(self, took: float) -> Fitted:
         """One table for the terminal.
 
         Args:
             took: seconds of the whole command.
         """
-        from rich.table import Table
+        return Fitted(lambda width: self._table(width, took))
 
+    def _table(self, width: int, took: float) -> "Table":
+        made = table(width, "", "", title="Result")
         ran = [f"{stage} {self.seconds[stage]:.1f}" for stage, outcome in self.stages.items() if outcome == "ran"]
-        table = Table(show_header=False, title="Result", title_justify="left")
-        table.add_row("pruned by", f"{self.method}, pattern {self.pattern}, update {self.update}")
-        table.add_row("dense perplexity", f"{self.dense:.3f}")
-        table.add_row("pruned perplexity", f"{self.pruned:.3f}")
+        made.add_row("pruned by", f"{self.method}, pattern {self.pattern}, update {self.update}")
+        made.add_row("dense perplexity", f"{self.dense:.3f}")
+        made.add_row("pruned perplexity", f"{self.pruned:.3f}")
         between = ""
         if self.interval is not None:
             low, high, level = self.interval
             between = f" ({level:.0%} interval {low:.3f} to {high:.3f})"
-        table.add_row("ratio", f"{self.ratio:.3f}{between}")
+        made.add_row("ratio", f"{self.ratio:.3f}{between}")
         for name, ratio in self.texts.items():
-            table.add_row(f"ratio on {name}", f"{ratio:.3f}")
+            made.add_row(f"ratio on {name}", f"{ratio:.3f}")
         if self.divergence is not None:
             kl, top1, top5 = (self.divergence[key] for key in ("kl", "top1_agreement", "top5_overlap"))
-            table.add_row("moved from dense", f"KL {kl:.3f} nats, same top token {top1:.1%}, of top five {top5:.1%}")
-        table.add_row("test text in calibration", ", ".join(map(_overlap, self.overlap.items())))
-        table.add_row("measured on", f"{self.tokens:,} tokens, context length {self.context_length}")
+            made.add_row("moved from dense", f"KL {kl:.3f} nats, same top token {top1:.1%}, of top five {top5:.1%}")
+        made.add_row("test text in calibration", ", ".join(map(_overlap, self.overlap.items())))
+        made.add_row("measured on", f"{self.tokens:,} tokens, context length {self.context_length}")
         for name, told in tasks_told(self.tasks).items():
-            table.add_row(name, told)
+            made.add_row(name, told)
         if self.auto is not None:
-            table.add_row("auto chose", self.auto)
-        table.add_row("MLP sparsity", f"{self.sparsity['mlp']:.2%}")
-        table.add_row("model sparsity", f"{self.sparsity['model']:.2%}")
-        table.add_row("seconds", f"{took:.1f}" + (f" (stages: {', '.join(ran)})" if ran else " (stages: unchanged)"))
+            made.add_row("auto chose", self.auto)
+        made.add_row("MLP sparsity", f"{self.sparsity['mlp']:.2%}")
+        made.add_row("model sparsity", f"{self.sparsity['model']:.2%}")
+        made.add_row("seconds", f"{took:.1f}" + (f" (stages: {', '.join(ran)})" if ran else " (stages: unchanged)"))
         known = "" if self.created else " (was registered before)"
         called = f", {' and '.join(self.aliases)}" if self.aliases else ", no alias"
-        table.add_row("registered", f"{self.model} version {self.version}{called}{known}")
-        table.add_row("signed by", self.signed_by)
+        made.add_row("registered", f"{self.model} version {self.version}{called}{known}")
+        made.add_row("signed by", self.signed_by)
         for each in self.verdicts:
-            table.add_row(each["verdict"], each["told"])
-        return table
+            made.add_row(each["verdict"], each["told"])
+        return made
 
 
 def _overlap(measured: tuple[str, float | None]) -> str:

@@ -90,7 +90,7 @@ def described(prune: dict[str, Any]) -> str:
 def trained(recovery: dict[str, Any]) -> str:
     """How the pruned model was trained, in words."""
     if not recovery["trained"]:
-        return "no"
+        return "none"
     asked, held_back = recovery["settings"], recovery["held_back"]
     told = f"{asked['train']}, {recovery['steps']} steps on {recovery['tokens']:,} tokens against its base"
     if held_back is not None:

@@ -1,5 +1,7 @@
 """`dass show`: what a workspace's result is, or a registered version, as a record and as tables."""
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
@@ -21,11 +23,15 @@ from tasks.workspace.settings import load_settings
 from tasks.workspace.tables import NARROW, Fitted, table
 
 _PROJECTIONS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
-_LEGEND = (
-    "gate, up, down: share of zeros; error: ‖pruned − dense‖ / ‖dense‖ of the MLP's output; fitted, held: the re-fit's "
-    "on the windows it was fitted to, and on those held back; "
-    "norm: median ‖z‖ of its neurons; 2:4: the matrices that a 2:4 kernel can run"
-)
+_LEGEND = {
+    "gate": "gate, up, down: share of zeros",
+    "error": "error: ‖pruned − dense‖ / ‖dense‖ of the MLP's output",
+    "fitted": "fitted: the same of the windows that the re-fit saw",
+    "held": "held: of those held back from it",
+    "norm": "norm: median ‖z‖ of its neurons",
+    "2:4": "2:4: the matrices that a 2:4 kernel can run",
+}
+"""Column -> what it shows."""
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -134,7 +140,7 @@ def _result_table(record: dict[str, Any], width: int) -> "Table":
     made.add_row("pruned by", described(prune))
     if chosen := scores_told(record):
         made.add_row("auto chose", chosen)
-    made.add_row("trained behind it", trained(record["recovery"]))
+    made.add_row("recovery", trained(record["recovery"]))
     made.add_row("dense perplexity", f"{evaluation['dense']['perplexity']:.3f}")
     made.add_row("pruned perplexity", f"{evaluation['pruned']['perplexity']:.3f}")
     made.add_row("ratio", f"{evaluation['ratio']:.3f}")
@@ -171,7 +177,8 @@ def _layer_parts(record: dict[str, Any], width: int) -> list[Any]:
     for heading, key in {"error": "relative_error", "fitted": "fitted_error", "held": "held_back_error"}.items():
         if any(layer.get(key) is not None for layer in layers):
             columns[heading] = ["" if layer.get(key) is None else f"{layer[key]:.4f}" for layer in layers]
-    columns["norm"] = [f"{layer['norm']['median']:.3g}" for layer in layers]
+    norms = [layer["norm"]["median"] for layer in layers]
+    columns["norm"] = [f"{norm:.{_places(max(norms))}f}" for norm in norms]
     columns["2:4"] = [_runs(layer["runs_2_4"]) for layer in layers]
     same = {heading: cells[0] for heading, cells in columns.items() if len(layers) > 1 and len(set(cells)) == 1}
     varied = {heading: cells for heading, cells in columns.items() if heading not in same}
@@ -185,7 +192,16 @@ def _layer_parts(record: dict[str, Any], width: int) -> list[Any]:
     for layer, *cells in zip(layers, *varied.values(), strict=True):
         made.add_row(str(layer["layer"]), *cells)
     told = [f"{heading} {cell}" for heading, cell in same.items()]
-    return [made, *([f"In every layer: {', '.join(told)}"] if told else []), _LEGEND]
+    return [made, *([f"In every layer: {', '.join(told)}"] if told else []), _legend(columns)]
+
+
+def _legend(columns: Iterable[str]) -> str:
+    return "; ".join(_LEGEND[heading] for heading in columns if heading in _LEGEND)
+
+
+def _places(largest: float) -> int:
+    """Decimal places that show three digits of a column's largest number."""
+    return max(0, 2 - math.floor(math.log10(largest))) if largest > 0 else 0
 
 
 def _runs(able: dict[str, bool]) -> str:

@@ -94,7 +94,7 @@ def provenance(facts: Facts) -> Section:
         ("licence of the base", text(base.get("license"))),
         ("pruned by", text(described(manifest["settings"]["prune"]))),
         *([("auto chose", text(chosen))] if (chosen := scores_told(manifest)) else []),
-        ("trained behind it", text(trained(facts.recovery))),
+        ("recovery", text(trained(facts.recovery))),
         ("masks digest", digest(manifest["masks"]["digest"])),
         ("computed", text(f"{engine['device']}, {engine['dtype']}, engine {engine['version']}")),
         ("versions", text(", ".join(f"{name} {version}" for name, version in manifest["versions"].items()))),

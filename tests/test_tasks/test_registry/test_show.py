@@ -73,8 +73,13 @@ def test_a_result_is_readable_on_a_narrow_terminal(finished: Workspace, width: i
     assert told in " ".join(" ".join(lines).split())
     layers = [line.split() for line in lines]
     assert ["layer", "error", "norm"] in layers
-    first = record["layers"][0]
-    assert ["0", f"{first['relative_error']:.4f}", f"{first['norm']['median']:.3g}"] in layers
+    rows = {line[0]: line[1:] for line in layers if line[:1] in (["0"], ["1"])}
+    for layer in record["layers"]:
+        error, norm = rows[str(layer["layer"])]
+        assert error == f"{layer['relative_error']:.4f}"
+        assert float(norm) == pytest.approx(layer["norm"]["median"], rel=0.01)
+    assert len({len(norm.partition(".")[2]) for _error, norm in rows.values()}) == 1  # as many places in each row
+    assert "fitted" not in " ".join(lines)  # what is not shown is not explained
     for layer in record["layers"]:  # with all there may be: a score a layer, a re-fit's errors, other shares
         layer |= {"fitted_error": 0.1 * layer["layer"], "held_back_error": 0.2 * layer["layer"]}
         layer["sparsity"] = dict.fromkeys(layer["sparsity"], 0.4 + layer["layer"] / 10)
