@@ -19,7 +19,7 @@ from tasks.forecast.shape import shape_of
 from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
 from tasks.registry.live import LiveRun
-from tasks.registry.tracking import tracking
+from tasks.registry.tracking import reading
 from tasks.report.file import is_drawn
 from tasks.versioning.experiments import save_experiment
 from tasks.versioning.provenance import provenance
@@ -141,13 +141,21 @@ class Run:
 
 def aliases_of(ws: Workspace, model: str, version: str) -> list[str]:
     """What a registered version is called."""
-    with tracking(ws) as client:
+    with reading(ws) as client:
         return sorted(client.get_model_version(model, version).aliases)
 
 
 @contextmanager
 def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Iterator[Run]:
     """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
+    with _held(workspace, changes, until) as run:
+        check_start(run.ws, run.settings)
+        yield run
+
+
+@contextmanager
+def _held(workspace: str, changes: Sequence[str], until: str | None) -> Iterator[Run]:
+    """The same, when nobody knows yet whether there is work that could be refused."""
     obey_schedule(workspace, changes)
     wanted_stages(until)
     held = Workspace.at(workspace)
@@ -155,7 +163,6 @@ def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None
         clear_workspace(held)
         with settings_once(held, parse_changes(changes, "--with")) as ws:
             started = start_run(ws)
-            check_start(ws, started.settings)
             tell_same_text(ws, started.settings)
             run = Run(ws, started, until)
             with run.live:
@@ -169,21 +176,29 @@ def finished(workspace: str, changes: Sequence[str] = (), until: str | None = No
         workspace, changes, until: as `flows.compress.compress`.
 
     Returns:
-        The summary; None: there is work. Only then Prefect is needed, which takes seconds to start.
+        The summary; None: there is work, and what it needs is there. Only then Prefect is needed, which takes seconds
+        to start.
 
     Raises:
         InputError: as the run itself.
     """
-    with run_of(workspace, changes, until) as run:
-        if not run.is_unchanged():
-            return None
-        if until is not None:
-            run.tell()
-            return run.stopped()
-        check_base_fits(run.ws, run.settings)
-        registered = registration.registered(run.ws, run.settings)
-        if registered is None or not is_drawn(run.ws, registered):
-            return None
+    with _held(workspace, changes, until) as run:
+        found = _finished(run)
+        if found is None:
+            check_start(run.ws, run.settings)
+        return found
+
+
+def _finished(run: Run) -> Summary | Stopped | None:
+    if not run.is_unchanged():
+        return None
+    if run.until is not None:
         run.tell()
-        run.save_experiment()
-        return run.summary(registered)
+        return run.stopped()
+    check_base_fits(run.ws, run.settings)
+    registered = registration.registered(run.ws, run.settings)
+    if registered is None or not is_drawn(run.ws, registered):
+        return None
+    run.tell()
+    run.save_experiment()
+    return run.summary(registered)

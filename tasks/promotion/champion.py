@@ -16,6 +16,7 @@ from tasks.registry.chain import Chain
 from tasks.registry.checked import CHAMPION, ForeignChampion
 from tasks.registry.ledger import CROWNINGS, HEAD, Entry, Ledger, Overtaken, champion_of, patiently
 from tasks.registry.ledger_run import write_twice
+from tasks.registry.tracking import code_of
 from tasks.registry.versions import all_versions
 from tasks.workspace.folder import Workspace
 
@@ -262,12 +263,10 @@ def _target(entries: list[Entry], model: str, to: str | None, foreign: str | Non
 
 def _tags(client: "MlflowClient", model: str, version: str) -> dict[str, str] | None:
     """A version's tags; None when it was deleted."""
-    from mlflow.exceptions import MlflowException
-
     try:
         return dict(client.get_model_version(model, version).tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+    except Exception as error:
+        if code_of(error) != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
 

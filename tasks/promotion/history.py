@@ -7,7 +7,7 @@ from dass.errors import InputError
 from tasks.promotion.champion import settled
 from tasks.registry.ledger import HEAD, PENDING, Entry, champion_of
 from tasks.registry.timeline import plain
-from tasks.registry.tracking import tracking
+from tasks.registry.tracking import reading
 from tasks.registry.versions import all_versions
 from tasks.workspace.folder import Workspace
 from tasks.workspace.tables import NARROW, Fitted, day, shown, table
@@ -42,7 +42,7 @@ def history(ws: Workspace, model: str, limit: int | None = None, since: datetime
         BrokenLedger: the ledger is not whole.
         TrackingError: MLflow failed.
     """
-    with tracking(ws) as client:
+    with reading(ws) as client:
         repaired, entries = settled(client, model, ws)
         aliases: dict[str, list[str]] = {}
         for alias, version in client.get_registered_model(model).aliases.items():

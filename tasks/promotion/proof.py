@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dass.errors import UnavailableError
-from dass.masks.proof import ProofError
 from tasks.registry.timeline import plain
 from tasks.registry.tracking import is_outage
 from tasks.workspace.tables import Fitted, table
@@ -76,6 +73,8 @@ def take_step(name: str, check: Callable[[], str], folder: Path) -> Step:
     try:
         return Step(name, True, check())
     except Exception as error:  # whatever a damaged file makes a reader raise: what cannot be read is not proved
+        from dass.masks.proof import ProofError  # here and below: torch takes seconds, and steps have loaded it
+
         told = " ".join(_told(error).split())
         if name == "replay" and not isinstance(error, ProofError):  # all that it reads, an earlier step has checked
             return Step(name, None, told, error)
@@ -89,6 +88,8 @@ def _told(error: Exception) -> str:
 
 def _is_fault(error: Exception, folder: Path) -> bool:
     """Whether it lies with this machine, the network or a server: then nothing was learned of the version."""
+    import torch
+
     if is_outage(error) or isinstance(error, (UnavailableError, MemoryError, ImportError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, FileNotFoundError) and error.filename:  # of the version's own files: it is damaged

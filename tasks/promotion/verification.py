@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING
 from dass.errors import InputError, UnavailableError
 from dass.files import sha256_file
 from dass.masks.pruned_record import RECORD
-from tasks.promotion.configuration import check_configuration
-from tasks.promotion.materialised import verify_materialised
 from tasks.promotion.proof import Proof, take_step
-from tasks.promotion.proof_steps import base_once, check_files, check_ledger, check_pattern, check_weights
 from tasks.registry.ledger import BrokenLedger, Ledger, NotAllowed
-from tasks.registry.tracking import tracking
+from tasks.registry.tracking import reading, tracking
 from tasks.registry.version_folder import MANIFEST, SIGNATURE
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
@@ -67,7 +64,7 @@ def verify_named(ws: Workspace, model: str, what: str, *, replay: bool = False) 
         if not folder.is_dir():
             raise InputError(f"There is no folder {what}: expected a version's folder, or a version's number or alias.")
         return verify_folder(ws, model, folder, replay=replay)
-    with tracking(ws) as client:
+    with reading(ws) as client:
         try:
             number = find_version(client, model, what).version
         except UnknownVersionError as error:
@@ -97,7 +94,7 @@ def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[P
         UnavailableError, OSError: as in `verify_version`, about the first of those that could not be verified; all the
             others were.
     """
-    with tracking(ws) as client:
+    with reading(ws) as client:
         numbers = [str(made.version) for made in all_versions(client, model)]
     if not numbers:
         raise InputError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
@@ -128,6 +125,8 @@ def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = Fal
             )
         if replay:
             raise InputError(f"--replay proves a version, and {folder} is a checkpoint. Name the version.")
+        from tasks.promotion.materialised import verify_materialised  # here and below: torch takes seconds
+
         return verify_materialised(ws, model, folder)
     signature = sha256_file(folder / SIGNATURE) if (folder / SIGNATURE).is_file() else None
     with tracking(ws) as client:
@@ -171,6 +170,9 @@ def _proof(
     replay: bool,
 ) -> Proof:
     """Take every step. When one could not be taken and no other failed, what kept it from being taken is raised."""
+    from tasks.promotion.configuration import check_configuration
+    from tasks.promotion.proof_steps import base_once, check_files, check_ledger, check_pattern, check_weights
+
     with base_once(ws, folder) as base:
         checks: dict[str, Callable[[], str]] = {
             "files": lambda: check_files(ws, client, model, folder, number),

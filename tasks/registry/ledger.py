@@ -30,7 +30,7 @@ from tasks.registry.entry import CROWNINGS, EVENTS, NOTHING, Entry, sealed
 from tasks.registry.key_file import dsse_signer, fingerprint, key_name, public_key
 from tasks.registry.keyring import MANAGE, ROLES, Key
 from tasks.registry.ledger_run import TAG, adopt, find_model, make_run, write_twice
-from tasks.registry.tracking import TrackingError, store_of
+from tasks.registry.tracking import TrackingError, code_of, store_of
 from tasks.registry.trust import KEYS, Trust
 from tasks.registry.versions import all_versions
 from tasks.workspace.folder import Workspace
@@ -167,12 +167,10 @@ class Ledger:
         Raises:
             BrokenLedger: one is missing, or the run that holds them.
         """
-        from mlflow.exceptions import MlflowException
-
         try:
             run = self._client.get_run(self.run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        except Exception as error:
+            if code_of(error) != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise self._broken(f"MLflow run {self.run_id}, which held it, is gone") from None
         if run.info.lifecycle_stage != "active":
@@ -325,14 +323,12 @@ class Ledger:
 
         Two processes may do so at once, the older entry last: therefore each looks again after it has written.
         """
-        from mlflow.exceptions import MlflowException
-
         for _ in patiently(f"{self} is written by others all the time"):
             about = [entry for entry in self.entries() if entry.version == version]
             try:
                 tags = self._client.get_model_version(self.model, version).tags
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            except Exception as error:
+                if code_of(error) == "RESOURCE_DOES_NOT_EXIST":
                     return
                 raise
             if not about or tags.get(HEAD) == about[-1].head:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from dass.errors import InputError
 from tasks.registry.chain import BrokenLedger
 from tasks.registry.experiment import KIND
-from tasks.registry.tracking import store_of
+from tasks.registry.tracking import code_of, store_of
 from tasks.registry.trust import Trust
 from tasks.registry.versions import all_versions
 
@@ -21,12 +21,10 @@ TAG = "ledger"
 
 def find_model(client: "MlflowClient", model: str) -> "RegisteredModel | None":
     """The registered model of a name, if there is one."""
-    from mlflow.exceptions import MlflowException
-
     try:
         return client.get_registered_model(model)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    except Exception as error:
+        if code_of(error) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
 

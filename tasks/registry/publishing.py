@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ALIAS = "challenger"
 """The newest result; what was promoted has other aliases."""
 
+_NOTE, _VERSIONS = "mlflow.note.content", "mlflow.modelVersions"
+"""Tags, as mlflow.utils.mlflow_tags has them: a run with nothing to do would load MLflow for these two words."""
+
 _FIGURES = ("dense.perplexity", "pruned.perplexity", "ratio", "sparsity.mlp", "sparsity.model", "context_length")
 
 
@@ -154,19 +157,17 @@ def _point_alias(client: "MlflowClient", made: "ModelVersion") -> None:
 def _name_everywhere(client: "MlflowClient", made: "ModelVersion") -> None:
     """Put the version's number, which nobody knew before, into its description and its run's, and into the run's name;
     and let the logged model point at the version. Nothing reads any of it but people."""
-    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_RUN_NOTE
-
     number, run = str(made.version), client.get_run(made.run_id)
     if run.info.lifecycle_stage == "active":  # somebody may have deleted it
-        name, note = str(run.info.run_name), run.data.tags.get(MLFLOW_RUN_NOTE, "")
+        name, note = str(run.info.run_name), run.data.tags.get(_NOTE, "")
         if not name.endswith(f"#{number}"):
             client.update_run(made.run_id, name=f"{name} #{number}")
         if (told := numbered(note, made.name, number)) != note:
-            client.set_tag(made.run_id, MLFLOW_RUN_NOTE, told)
+            client.set_tag(made.run_id, _NOTE, told)
     description = made.description or ""
     if (told := numbered(description, made.name, number)) != description:
         client.update_model_version(made.name, number, told)
     logged = str(made.source).removeprefix("models:/")
     points = json.dumps([{"name": made.name, "version": number}])
-    if client.get_logged_model(logged).tags.get(MLFLOW_MODEL_VERSIONS) != points:
-        client.set_logged_model_tags(logged, {MLFLOW_MODEL_VERSIONS: points})
+    if client.get_logged_model(logged).tags.get(_VERSIONS) != points:
+        client.set_logged_model_tags(logged, {_VERSIONS: points})

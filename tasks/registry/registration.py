@@ -40,7 +40,7 @@ from tasks.registry.run_record import (
     tags_of,
 )
 from tasks.registry.signing import SIGNATURE
-from tasks.registry.tracking import check_reachable, tracking, tracking_uri
+from tasks.registry.tracking import check_reachable, reading, tracking, tracking_uri
 from tasks.registry.version_folder import CARD, version_folder
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import shown_address
@@ -144,7 +144,7 @@ def registered(workspace: Workspace, settings: Settings) -> Registration | None:
         InputError, UnavailableError, SignatureError, TrackingError: as `register`.
     """
     result = Result.read(workspace, settings)
-    with tracking(workspace) as client:
+    with reading(workspace) as client:
         if unfinished(workspace, store_named(workspace)):
             return None
         existing = registered_before(workspace, client, settings.register_.model, result.digest)

@@ -13,7 +13,7 @@ from tasks.registry.ledger import Ledger
 from tasks.registry.ledger_run import find_model
 from tasks.registry.place import database
 from tasks.registry.result import layer_scores, scores_told, tasks_told
-from tasks.registry.tracking import is_embedded, tracking, tracking_uri
+from tasks.registry.tracking import is_embedded, reading, tracking_uri
 from tasks.registry.version_folder import EVALUATION, MANIFEST
 from tasks.registry.versions import version_numbered
 from tasks.sources.calibrated_on import told as calibrated_on
@@ -73,7 +73,7 @@ def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) 
     if is_embedded(workspace) and not database(workspace).exists():
         return None  # and asking would make one
     wanted = (manifest["masks"]["digest"], manifest["base"]["digest"])
-    with tracking(workspace) as client:
+    with reading(workspace) as client:
         if find_model(client, model) is None:
             return None
         chain = Ledger.open(client, model, workspace).chain()
@@ -86,7 +86,7 @@ def _newest_version(workspace: Workspace, model: str, manifest: dict[str, Any]) 
 
 
 def _registered_version(workspace: Workspace, model: str, version: str) -> dict[str, Any]:
-    with tracking(workspace) as client:
+    with reading(workspace) as client:
         checked = checked_version(client, model, version, workspace)
         manifest, evaluation = (checked.record(name) for name in (MANIFEST, EVALUATION))
         registered = _registered(workspace, checked.made, checked.entry, checked.chain.champion)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from dass.errors import InfrastructureError, InputError
+from tasks.registry import embedded
 from tasks.registry.place import artifacts, database, embedded_uri, follow_workspace, make_database
 from tasks.workspace.folder import Workspace
 from tasks.workspace.patience import VARIABLE, answer_seconds, patience
@@ -119,6 +120,34 @@ def tracking(workspace: Workspace) -> Generator["MlflowClient"]:
         yield MlflowClient(uri, registry)
 
 
+@contextmanager
+def reading(workspace: Workspace) -> Generator["MlflowClient"]:
+    """As `tracking`, for whoever mostly reads: an embedded store's database is asked itself, and MLflow is loaded when
+    that does not answer, or when something is written."""
+    if not _is_plain(workspace):
+        with tracking(workspace) as client:
+            yield client
+        return
+    follow_workspace(workspace)
+    with ExitStack() as opened:
+        yield embedded.EmbeddedClient(
+            database(workspace), tracking_uri(workspace), lambda: opened.enter_context(tracking(workspace))
+        )
+
+
+def _is_plain(workspace: Workspace) -> bool:
+    """Whether runs and versions are both in the workspace's own mlflow.db, and that can be asked without MLflow."""
+    uri = tracking_uri(workspace)
+    is_ours = is_embedded(workspace) and (os.environ.get(_REGISTRY) or uri) == uri
+    return is_ours and embedded.is_plain(database(workspace))
+
+
+def code_of(error: Exception) -> str | None:
+    """MLflow's word for what is wrong, such as RESOURCE_DOES_NOT_EXIST; None: the error is not MLflow's."""
+    code: str | None = getattr(error, "error_code", None)
+    return code
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an error says only that something did not answer, and nothing about what was asked."""
     from mlflow.exceptions import MlflowException
@@ -142,7 +171,7 @@ def check_reachable(workspace: Workspace) -> None:
         InfrastructureError: it cannot be reached.
     """
     named = {name: os.environ[name] for name in (_URI, _REGISTRY) if os.environ.get(name)}
-    if not named and not (workspace.root / "mlflow.db").exists():
+    if _is_plain(workspace) or (not named and not database(workspace).exists()):
         return
     try:
         for uri in named.values():

@@ -19,6 +19,7 @@ from dass.errors import InputError, UnavailableError
 from dass.files import read_json, scratch_folder
 from tasks.registry.place import local_path
 from tasks.registry.signing import missing_files
+from tasks.registry.tracking import code_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dass")
 
+_DIGITS = 18  # that a database's number has, at most
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -39,7 +41,7 @@ def find_version(client: "MlflowClient", model: str, wanted: str) -> "ModelVersi
     Raises:
         UnknownVersionError: there is no such version. The message names those there are.
     """
-    is_number = wanted.isascii() and wanted.isdecimal()
+    is_number = wanted.isascii() and wanted.isdecimal() and len(wanted) <= _DIGITS
     numbered = _asked(lambda: client.get_model_version(model, wanted)) if is_number else None
     aliased = _asked(lambda: client.get_model_version_by_alias(model, wanted))
     if numbered is not None:
@@ -69,12 +71,10 @@ def is_a_path(what: str) -> bool:
 
 
 def _asked(ask: Callable[[], "ModelVersion"]) -> "ModelVersion | None":
-    from mlflow.exceptions import MlflowException
-
     try:
         return ask()
-    except MlflowException as error:
-        if error.error_code not in _UNKNOWN:
+    except Exception as error:
+        if code_of(error) not in _UNKNOWN:
             raise
     return None
 
