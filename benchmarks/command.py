@@ -19,9 +19,12 @@ def parser(description: str | None, results: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; what it refuses is one line and status 2."""
+    """Call `main`; what it refuses and Ctrl-C are one line each, with status 2 and 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("Interrupted. The same command, without --fresh, goes on behind what was measured.", file=sys.stderr)
+        sys.exit(130)
     except (InputError, JobFailed) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -44,9 +44,14 @@ def run(ws: Path, row: str, tasks: dict[str, Path], limit: int | None) -> Record
     asked = [
         f"-S{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in changes.items()
     ]
-    done = subprocess.run([sys.executable, "-P", "-m", "flows", "run", "--workspace", str(ws), *asked], check=False)
-    if done.returncode:
-        raise JobFailed(f"dass run failed with status {done.returncode} for {row} in {ws}.")
+    process = subprocess.Popen([sys.executable, "-P", "-m", "flows", "run", "--workspace", str(ws), *asked])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it has heard it, too; subprocess.run would kill it while it ends what it has started
+        raise
+    if status:
+        raise JobFailed(f"dass run failed with status {status} for {row} in {ws}.")
     metrics = read_json(ws / "metrics" / "evaluation.json")
     answered = read_json(ws / "metrics" / "tasks.json")["tasks"] if tasks else {}
     divergence = {key: metrics["divergence"][key] for key in ("tokens", "kl", "top1_agreement", "top5_overlap")}

@@ -17,6 +17,7 @@ from tasks.versioning.experiments import check_experiments
 from tasks.versioning.planned import Planned, plan_stages
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
+from tasks.workspace.progress import duration
 from tasks.workspace.settings import Settings, load_settings
 from tasks.workspace.tables import Fitted, table
 
@@ -106,7 +107,7 @@ class DryRun:
         cost = self.forecast.stages.get(stage)
         if cost is None:
             return ""
-        return "not known" if cost.seconds is None else _duration(cost.seconds)
+        return "not known" if cost.seconds is None else duration(cost.seconds)
 
     def lines(self) -> list[str]:
         """What it takes as a whole, a line each."""
@@ -119,7 +120,7 @@ class DryRun:
             seen = [each.seen for each in self.forecast.stages.values() if each.seconds is not None]
             of = "runs here before" if all(seen) else "what this machine computes in a second"
             told.append(
-                f"In all about {_duration(seconds)}{more}, {_size(memory)} of memory and {_size(disk)} of disk "
+                f"In all about {duration(seconds)}{more}, {_size(memory)} of memory and {_size(disk)} of disk "
                 f"({_size(self.free_disk)} are free). Reckoned from the model's shape and {of}."
             )
         told += [f"Fetched first, its time and size not counted: {each}" for each in self.forecast.downloads]
@@ -171,12 +172,6 @@ def _registered(ws: Workspace, settings: Settings) -> str | None:
         return None
     found = registration.registered(ws, settings)
     return None if found is None else found.version
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 0.1):.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(count: int) -> str:

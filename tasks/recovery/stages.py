@@ -1,14 +1,13 @@
 """Stage `recover`, from start to end."""
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dass.files import complete_folder, write_json
 from tasks.pruning.recovered import NOT_TRAINED, RECOVERY
 from tasks.workspace.folder import Workspace
-from tasks.workspace.progress import progress_bar
+from tasks.workspace.progress import TimeLeft, progress_bar
 from tasks.workspace.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,23 +58,18 @@ def _teller(
     steps: int, advance: Callable[[int], None], on_step: Callable[[dict[str, Any]], object] | None
 ) -> Callable[[dict[str, Any]], None]:
     """Moves the bar, and says at each look how far and how good it is, and how long it will take."""
-    shown, first, began = 0, 0, time.monotonic()
+    shown, time_left = 0, TimeLeft(steps)
 
     def tell(entry: dict[str, Any]) -> None:
-        nonlocal shown, first, began
+        nonlocal shown
         step = entry["step"]
-        if shown == 0 and step != 1:  # of a run that goes on, the steps before are done
-            first, began = step, time.monotonic()
         advance(step - shown)
         shown = step
+        left = time_left.told(step)
         if "held_back" in entry:
-            told = f"held back {entry['held_back']:.4f}"
-            if "loss" in entry:
-                told = f"loss {entry['loss']:.4f}, {told}"
-            if step > first:
-                left = (time.monotonic() - began) / (step - first) * (steps - step)
-                told += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
-            logger.info("recover: step %d of %d, %s", step, steps, told)
+            told = [f"loss {entry['loss']:.4f}"] if "loss" in entry else []
+            told += [f"held back {entry['held_back']:.4f}", *([left] if left else [])]
+            logger.info("recover: step %d of %d, %s", step, steps, ", ".join(told))
         if on_step is not None:
             on_step(entry)
 

@@ -1,4 +1,5 @@
-"""How far long work is: a bar on a terminal, otherwise a line in the log about every tenth of the way."""
+"""How far long work is, and how long the rest takes: a bar on a terminal, otherwise a line in the log about every tenth
+of the way."""
 
 import logging
 import os
@@ -58,6 +59,35 @@ def working(description: str, amount: Callable[[], str] = str) -> Generator[None
     """
     with _spinner(description, amount) if _moves() else _now_and_then(description, amount):
         yield
+
+
+class TimeLeft:
+    """How long the rest of some work takes, going by what was done since it was first asked: what was done before that
+    may be an earlier run's.
+
+    Args:
+        total: what there is to do.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._began: tuple[int, float] | None = None
+
+    def told(self, done: int) -> str | None:
+        """Words such as "about 3 min left"; None: there is nothing to go by yet, or nothing left."""
+        if self._began is None:
+            self._began = done, time.monotonic()
+        first, began = self._began
+        if not first < done < self._total:
+            return None
+        return f"about {duration((time.monotonic() - began) / (done - first) * (self._total - done))} left"
+
+
+def duration(seconds: float) -> str:
+    """A length of time that is known about: 0.4 s, 12 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{max(seconds, 0.1):.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _moves() -> bool:

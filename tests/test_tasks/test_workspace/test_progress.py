@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tasks.workspace import progress as module
-from tasks.workspace.progress import TERMINAL, progress, progress_bar, working
+from tasks.workspace.progress import TERMINAL, TimeLeft, duration, progress, progress_bar, working
 
 
 class Terminal(io.StringIO):
@@ -108,3 +108,19 @@ def test_work_that_fails_passes_its_own_error_on(monkeypatch: pytest.MonkeyPatch
 def test_items_without_a_length_need_a_total() -> None:
     with pytest.raises(TypeError, match="pass total"):
         next(progress(iter("abc"), "reading"))
+
+
+def test_a_length_of_time_is_told_as_well_as_it_is_known() -> None:
+    told = {0.0: "0.1 s", 0.44: "0.4 s", 9.94: "9.9 s", 12.3: "12 s", 89: "89 s", 200: "3 min", 5399: "90 min"}
+    assert {seconds: duration(seconds) for seconds in told} == told
+    assert duration(9000) == "2.5 h"
+
+
+def test_what_is_left_goes_by_what_was_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    left = TimeLeft(50)
+    assert left.told(40) is None, "an earlier run did that"
+    now[0] += 20
+    assert left.told(42) == "about 80 s left"
+    assert left.told(50) is None
