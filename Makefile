@@ -25,8 +25,9 @@ unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 PACKAGES := .venv/.packages
 READY := .venv/.ready
+DOCS := .venv-docs/.packages
 
-.PHONY: help run test test-slow check format bench bench-gpu clean
+.PHONY: help run test test-slow check format docs bench bench-gpu clean
 
 help:
 	@sed -n -e 's/^# make/make/p' -e 's/^#             /            /p' Makefile
@@ -52,6 +53,11 @@ format: $(READY)
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
 
+# make docs   the pages of docs/ as a site, in site/; a link that leads nowhere fails. In an environment of its own
+docs: $(DOCS)
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet --site-dir site
+	@echo 'Built site/index.html. To read while writing: .venv-docs/bin/mkdocs serve'
+
 # make bench  measure the engine against the published procedure and write docs/benchmarks.md
 #             (hours; goes on if stopped; make bench FRESH=--fresh forgets what benchmarks/results holds)
 bench: $(READY)
@@ -67,9 +73,9 @@ bench-gpu: $(READY)
 	@.venv/bin/python -m benchmarks.gpu $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 
-# make clean  remove the environment
+# make clean  remove the environments
 clean:
-	@rm -rf .venv
+	@rm -rf .venv .venv-docs
 
 # Built anew rather than updated, so that .venv never holds a package that the lock does not.
 $(PACKAGES): requirements.lock
@@ -78,6 +84,14 @@ $(PACKAGES): requirements.lock
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --requirement requirements.lock
+	@touch $@
+
+$(DOCS): requirements-docs.lock
+	@test -n "$(PYTHON)" || { echo 'No Python >= 3.11 with venv and pip found. Install one, or run: make PYTHON=/path/to/python3' >&2; exit 2; }
+	@echo 'Building .venv-docs from requirements-docs.lock'
+	@rm -rf .venv-docs
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --requirement requirements-docs.lock
 	@touch $@
 
 $(READY): $(PACKAGES) pyproject.toml

@@ -2,10 +2,15 @@
 
 import ast
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
+import dass
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -55,6 +60,30 @@ def test_every_page_is_in_the_navigation_once() -> None:
         return [page for part in parts for page in pages(part)]  # type: ignore[attr-defined]
 
     assert sorted(pages(navigation)) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+def test_the_api_page_has_every_public_name_once() -> None:
+    shown = re.findall(r"^::: dass\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(shown) == sorted(set(dass.__all__) - {"__version__"})
+
+
+def test_the_lock_of_the_docs_has_what_the_extra_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {re.split(r"[\[<>=]", each)[0] for each in project["optional-dependencies"]["docs"]}
+    lock = (ROOT / "requirements-docs.lock").read_text(encoding="utf-8")
+    assert wanted <= set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_the_pages_build_as_a_site_without_a_warning(tmp_path: Path) -> None:
+    python, lock, site = tmp_path / "venv" / "bin" / "python", ROOT / "requirements-docs.lock", tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(lock)], check=True)
+    build = [str(python), "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reference = (site / "api" / "index.html").read_text(encoding="utf-8")
+    assert all(f'id="dass.{name}"' in reference for name in set(dass.__all__) - {"__version__"})
 
 
 def test_environment_md_names_the_variables_that_the_code_reads_and_no_others() -> None:
