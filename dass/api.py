@@ -25,6 +25,7 @@ from dass.engine.layerwise import Buffering, wanted_by
 from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, write_parameters
 from dass.engine.run import CheckpointRun
 from dass.engine.search import Search
+from dass.engine.sensitive import sensitive_patterns, sensitivities
 from dass.engine.windows import Tokens, check_windows, hold_back, windows_of
 from dass.errors import InputError
 from dass.files import canonical_json, clear_leftovers, complete_folder, digest_of, sha256_file
@@ -47,10 +48,10 @@ class PlanOptions(TypedDict, total=False):
 
     layout: "paper", "contraction" or "transposable". update: "none", "reconstruct", "reconstruct-mlp" or
     "reconstruct-block" (`epochs` times over the windows, `tune_norms`: the norms around the MLP too). allocation:
-    "uniform" or "owl" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT and the re-fit.
-    min_expert_tokens: experts routed fewer tokens are judged on all of their layer's. refine: "none" or "swaps", at
-    most `max_swaps` a row. auto_windows, auto_budget: the calibration windows that method "auto" judges by, and
-    how many changes of a layer it tries.
+    "uniform", "owl" or "sensitivity" (within `owl_bound`). propagation: "pruned" or "dense". damping: λ of SparseGPT
+    and the re-fit. min_expert_tokens: experts routed fewer tokens are judged on all of their layer's. refine: "none" or
+    "swaps", at most `max_swaps` a row. auto_windows: the calibration windows that method "auto" and allocation
+    "sensitivity" judge by. auto_budget: how many changes of a layer "auto" tries.
     validation_share: share of the windows, the last ones, that no re-fit is fitted to. only: the projections that are
     pruned, ["gate_proj", "up_proj", "down_proj"] or some of them; skip_layers: numbers of layers that are not. What is
     left alone keeps its values, and the rest is not pruned further in its place.
@@ -183,7 +184,10 @@ def _prepare(decoder: Decoder, input_ids_ST: Tensor, what: Plan, buffering: Buff
             wanted_by(what) if what.propagation == "dense" else replace(wanted_by(what), gram_x=False, gram_z=False)
         )
         statistics = list(dense_statistics(decoder, fitted_ST, wanted, buffering=buffering))
-    if what.allocation != "uniform":
+    if what.allocation == "sensitivity":
+        costs = sensitivities(decoder, statistics.__getitem__, held_back_WT, what, buffering)
+        patterns = sensitive_patterns(decoder, costs, what)
+    elif what.allocation == "owl":
         outliers = [layer_outliers(decoder, index, seen) for index, seen in enumerate(statistics)]
         patterns = allocate(decoder, outliers, what)
     if what.method != "auto":

@@ -23,10 +23,11 @@ def check_fits(decoder: Decoder, what: Plan) -> None:
         raise InputError(f"skip_layers names {what.skip_layers[-1]}: expected layers of the model, 0 to {layers - 1}.")
     if len(what.skip_layers) == layers:
         raise InputError(f"skip_layers names all {layers} layers: nothing is left to prune. Leave one out.")
-    if what.method == "auto" and decoder.model.base_model is decoder.model:
+    if what.judges_by is not None and decoder.model.base_model is decoder.model:
+        instead = "Name a method." if what.method == "auto" else "Use allocation: owl."
         raise InputError(
-            f'method is "auto", and {type(decoder.model).__name__} is not made of a body and a head: what it predicts '
-            "cannot be judged layer by layer. Name a method."
+            f"{what.judges_by}, and {type(decoder.model).__name__} is not made of a body and a head: what it predicts "
+            f"cannot be judged layer by layer. {instead}"
         )
     owners: dict[int, str] = {}
     tied: dict[str, str] = getattr(decoder.model, "all_tied_weights_keys", None) or {}

@@ -31,6 +31,7 @@ from dass.engine.layerwise import Buffering, Wanted, wanted_by
 from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner, dense_beside
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.search import Search
+from dass.engine.sensitive import sensitive_patterns, sensitivities
 from dass.engine.windows import check_windows, hold_back
 from dass.errors import InputError, briefly
 from dass.files import canonical_json, complete_file, read_json, write_json
@@ -223,6 +224,8 @@ class CheckpointRun:
     def _patterns(self) -> list[Pattern]:
         if self._plan.allocation == "uniform":
             return [self._plan.pattern] * self.layer_count
+        if self._plan.allocation == "sensitivity":
+            return self._sensitive_patterns()
         path = self.folder / "outliers.json"
         if path.exists():
             outliers: list[float] = read_json(path)
@@ -239,6 +242,26 @@ class CheckpointRun:
         if self._ranks.is_first and not path.exists():
             write_json(path, outliers)
         return allocate(self._decoder, outliers, self._plan)
+
+    def _sensitive_patterns(self) -> list[Pattern]:
+        path = self.folder / "sensitivity.json"
+        if path.exists():
+            costs: list[list[float]] = read_json(path)
+        else:
+            costs = sensitivities(
+                self._decoder, self._dense_norms(), self._held_back_WT, self._plan, self._buffering, self._ranks
+            )
+        self._ranks.wait()
+        if self._ranks.is_first and not path.exists():
+            write_json(path, costs)
+        return sensitive_patterns(self._decoder, costs, self._plan)
+
+    def _dense_norms(self) -> Callable[[int], dict[str, MlpStatistics]]:
+        if self._plan.propagation == "dense":
+            return self._load_dense
+        norms_only = Wanted(gram_x=False, gram_z=False, min_expert_tokens=self._plan.min_expert_tokens)
+        collected = list(self._pass_dense(norms_only))
+        return lambda index: collected[index]
 
     @cached_property
     def _dense(self) -> Path:

@@ -121,6 +121,23 @@ def owl_patterns(
     return [Pattern(steps - count, steps, count / steps) for count in removed]
 
 
+def shares_within(pattern: Pattern, bound: float, steps: int) -> list[Pattern]:
+    """Patterns that remove up to `bound` more or less than this one, those that remove least first.
+
+    N:M stays at the same M with another N. Unstructured shares are five: at the edges of the band, half way, and in its
+    middle, each a multiple of 1 / `steps` where there are so many.
+    """
+    if pattern.group is not None:
+        group = pattern.group
+        counts = [count for count in range(1, group) if abs(count / group - pattern.sparsity) <= bound + 1e-9]
+        return [Pattern(group - count, group, count / group) for count in counts]
+    shares = [pattern.sparsity + bound * part for part in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    if steps < 2:
+        return [Pattern(None, None, share) for share in shares]
+    rounded = sorted({min(max(round(share * steps), 1), steps - 1) for share in shares})
+    return [_unstructured(count, steps) for count in rounded]
+
+
 def _unstructured(removed: int, steps: int) -> Pattern:
     """The pattern that removes exactly `removed` of `steps`, also where removed / steps has no exact decimal form."""
     pattern = Pattern(None, None, removed / steps)

@@ -33,7 +33,6 @@ def cheapest(costs: Sequence[Sequence[float]], removed: Sequence[Sequence[float]
     most = math.fsum(max(each) for each in removed)
     if total > most * (1 + 1e-12):
         raise InputError(f"{total:g} weights are to go, and the options remove {most:g} at most. Ask for less.")
-    import numpy as np
     from scipy.optimize import LinearConstraint, milp
     from scipy.sparse import lil_array
 
@@ -45,13 +44,13 @@ def cheapest(costs: Sequence[Sequence[float]], removed: Sequence[Sequence[float]
     largest = max(max(map(abs, each)) for each in costs) or 1.0
     scale = total or 1.0
     found = milp(
-        np.array([costs[matrix][option] / largest for matrix, option in flat]),
-        integrality=np.ones(len(flat)),
+        [costs[matrix][option] / largest for matrix, option in flat],
+        integrality=[1] * len(flat),
         bounds=(0, 1),
         constraints=[
             LinearConstraint(one_each.tocsr(), 1.0, 1.0),
             LinearConstraint(
-                np.array([[removed[matrix][option] / scale for matrix, option in flat]]), total / scale - 1e-9, np.inf
+                [[removed[matrix][option] / scale for matrix, option in flat]], total / scale - 1e-9, math.inf
             ),
         ],
         options={"mip_rel_gap": 0.0},

@@ -19,7 +19,7 @@ from dass.method.methods import (
 from dass.method.pattern import Pattern, is_number, parse_pattern
 
 Update = Literal["none", "reconstruct", "reconstruct-mlp", "reconstruct-block"]
-Allocation = Literal["uniform", "owl"]
+Allocation = Literal["uniform", "owl", "sensitivity"]
 Propagation = Literal["pruned", "dense"]
 Refine = Literal["none", "swaps"]
 
@@ -47,14 +47,16 @@ class Plan:
         alpha: exponent of the neuron norm in DaSS's gate and up scores; under "auto" one more that is tried.
         layout: along which axis the N:M groups of gate and up lie.
         update: whether kept weights are re-fitted after the mask is fixed.
-        allocation: the same share from every layer, or less from layers with outliers.
-        owl_bound: largest distance of a layer's sparsity from the target under `owl`.
+        allocation: the same share from every layer, less from layers with outliers (owl), or less from those that the
+            whole model can spare least (sensitivity).
+        owl_bound: largest distance of a layer's sparsity from the target under `owl` and `sensitivity`.
         propagation: whether a layer's statistics come from pruned or from dense predecessors.
         damping: λ of SparseGPT and of the re-fit; None takes each one's default.
         min_expert_tokens: an expert routed fewer tokens than this is judged on all tokens of its layer.
         refine: whether weights are swapped inside their groups once the score has chosen, to lower the output error.
         max_swaps: a row of a matrix takes part in no more swaps than this.
-        auto_windows: calibration windows that "auto" judges by; nothing is fitted to them.
+        auto_windows: calibration windows that method "auto" and allocation "sensitivity" judge by; nothing is fitted to
+            them.
         auto_budget: changes of single layers that "auto" tries after its first proposals; 0 tries none.
         validation_share: share of the calibration windows, the last ones, that no re-fit is fitted to: they choose its
             damping and when it stops. Masks are made from all windows.
@@ -157,13 +159,25 @@ class Plan:
     @property
     def held_back(self) -> int:
         """Calibration windows that statistics and re-fits do not see."""
-        return self.auto_windows if self.method == "auto" else 0
+        return self.auto_windows if self.judges_by else 0
+
+    @property
+    def judges_by(self) -> str | None:
+        """What in the plan judges the whole model on windows held back, as "setting is value"; None: nothing."""
+        if self.method == "auto":
+            return 'method is "auto"'
+        return 'allocation is "sensitivity"' if self.allocation == "sensitivity" else None
+
+    @property
+    def masks_only(self) -> "Plan":
+        """The same choice of weights, and nothing done to those that stay."""
+        return replace(self, update="none", refine="none", propagation="dense", validation_share=0.0, tune_norms=False)
 
     def check_samples(self, windows: int) -> None:
         """Raise InputError when so many calibration windows leave none to prune with, or none to fit to."""
-        if self.method == "auto" and self.auto_windows >= windows:
+        if self.judges_by is not None and self.auto_windows >= windows:
             raise InputError(
-                f'method is "auto" and auto_windows {self.auto_windows}: it judges by so many calibration windows and '
+                f"{self.judges_by} and auto_windows {self.auto_windows}: it judges by so many calibration windows and "
                 f"prunes with the others, but there are {windows}. Take more windows, or fewer to judge by."
             )
         self.validation_windows(windows - self.held_back)
@@ -299,19 +313,28 @@ def _check_together(made: Plan) -> None:
             f'tune_norms is true and update "{made.update}": only update: reconstruct-block trains norms. '
             "Use tune_norms: false, or that update."
         )
-    if made.allocation == "owl":
+    if made.allocation != "uniform":
         if made.layout == "transposable":
-            raise InputError('allocation is "owl" and layout "transposable": every layer is 2:4 there. Use uniform.')
+            raise InputError(
+                f'allocation is "{made.allocation}" and layout "transposable": every layer is 2:4 there. Use uniform.'
+            )
         if not 0.0 < made.owl_bound < min(made.pattern.sparsity, 1.0 - made.pattern.sparsity):
             raise InputError(
                 f"owl_bound is {made.owl_bound:g}: expected above 0 and less than "
                 f"{min(made.pattern.sparsity, 1.0 - made.pattern.sparsity):g}, so that no layer loses all or nothing."
             )
-        if group is not None and made.owl_bound <= 0.5 / group:
-            raise InputError(
-                f"owl_bound is {made.owl_bound:g}: a group of {group} gives up whole weights, so less than "
-                f"{0.5 / group:g} moves no layer. Use more, or pattern: unstructured."
-            )
+        # OWL's shares are rounded to whole weights; sensitivity chooses among those inside the band.
+        if group is not None and made.allocation == "owl" and made.owl_bound <= 0.5 / group:
+            raise _moves_no_layer(made.owl_bound, group, 0.5 / group)
+        if group is not None and made.allocation == "sensitivity" and made.owl_bound < 1.0 / group - 1e-9:
+            raise _moves_no_layer(made.owl_bound, group, 1.0 / group)
+
+
+def _moves_no_layer(bound: float, group: int, least: float) -> InputError:
+    return InputError(
+        f"owl_bound is {bound:g}: a group of {group} gives up whole weights, so less than {least:g} moves no layer. "
+        "Use more, or pattern: unstructured."
+    )
 
 
 def _projections(only: Any) -> tuple[Projection, ...]:

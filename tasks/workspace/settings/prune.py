@@ -63,11 +63,13 @@ class Prune(Section):
     )
     tune_norms: bool = Field(default=False, description="reconstruct-block also trains the norms around the MLP.")
     allocation: Allocation = Field(
-        default="uniform", description="The same share from every layer, or (owl) less from layers with outliers."
+        default="uniform",
+        description="The same share from every layer, less from layers with outliers (owl), or less from "
+        "those that the whole model can spare least (sensitivity), at the same total.",
     )
     owl_bound: float = Field(
         default=DEFAULT_BOUND,
-        description="Largest distance of a layer's sparsity from the target under owl.",
+        description="Largest distance of a layer's sparsity from the target under owl and sensitivity.",
         json_schema_extra=limits(exclusiveMinimum=0, exclusiveMaximum=0.5),
     )
     propagation: Propagation = Field(
@@ -97,7 +99,7 @@ class Prune(Section):
     )
     auto_windows: int = Field(
         default=DEFAULT_AUTO_WINDOWS,
-        description="Calibration windows that auto judges by; nothing is fitted to them.",
+        description="Calibration windows that auto and sensitivity judge by; nothing is fitted to them.",
         json_schema_extra=limits(minimum=1),
     )
     auto_budget: int = Field(

@@ -293,6 +293,35 @@ def test_owl_keeps_the_total_and_spares_the_layer_with_outliers(options: dict[st
             assert report.sparsity == 0.5
 
 
+@pytest.mark.parametrize("propagation", ["pruned", "dense"])
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [({}, 0.42), ({"pattern": "4:8", "owl_bound": 0.125}, 0.375), ({"method": "sparsegpt", "owl_bound": 0.2}, 0.3)],
+)
+def test_sensitivity_keeps_the_total_and_spares_the_layer_that_the_model_cannot(
+    options: dict[str, Any], least: float, propagation: str
+) -> None:
+    spared = 1
+    model: Any = tiny_model()
+    for index, layer in enumerate(model.model.layers):
+        if index != spared:
+            layer.mlp.down_proj.weight.mul_(1e-3)  # nearly nothing that could be lost
+    asked = {"allocation": "sensitivity", "propagation": propagation, "auto_windows": 1, **options}
+    report = dass.prune(model, tiny_tokens(), **asked)
+    shares = [layer.sparsity["gate_proj"] for layer in report.layers]
+    assert report.sparsity == pytest.approx(0.5, abs=1 / 32)
+    assert shares[spared] == min(shares) == pytest.approx(least, abs=1 / 32)
+    assert sum(shares) >= LAYERS * (0.5 - 1 / 64)
+
+
+def test_windows_that_sensitivity_judges_by_are_held_back() -> None:
+    tokens = tiny_tokens()
+    report = dass.prune(tiny_model(), tokens, allocation="sensitivity", auto_windows=1)
+    assert report.sparsity >= 0.49
+    with pytest.raises(InputError, match='allocation is "sensitivity" and auto_windows'):
+        dass.prune(tiny_model(), tokens, allocation="sensitivity", auto_windows=len(tokens))
+
+
 def test_a_uniform_allocation_takes_the_same_from_every_layer() -> None:
     report = dass.prune(with_outliers(1), tiny_tokens())
     assert [layer.sparsity["down_proj"] for layer in report.layers] == [0.5] * LAYERS

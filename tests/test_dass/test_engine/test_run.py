@@ -16,11 +16,12 @@ import torch
 import dass
 from dass.engine.layerwise import Buffering
 from dass.engine.pruner import LayerReport, LayerwisePruner
-from dass.engine.run import CheckpointRun
+from dass.engine.run import CheckpointRun, read_report
 from dass.errors import InputError
 from dass.files import sha256_file
 from dass.masks.mask_file import MaskFile
 from dass.method.plan import plan
+from dass.model.pretrained import load_model
 from dass.model.streaming import StreamedDecoder
 from tests.models import save_tiny_checkpoint, tiny_tokens
 
@@ -291,3 +292,29 @@ def test_one_folder_of_statistics_makes_masks_of_every_kind_without_a_token(
         assert all_masks(base, tmp_path / f"shared{number}", statistics, **options) == expected[number]
     assert len({str(found) for found in expected}) == len(PLANS)
     assert times == {path: path.stat().st_mtime_ns for path in statistics.iterdir()}
+
+
+@pytest.mark.parametrize("propagation", ["pruned", "dense"])
+def test_what_sensitivity_measured_is_kept_for_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagation: str
+) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    what = plan(allocation="sensitivity", propagation=propagation, auto_windows=1)
+
+    def run(folder: str, layers: int) -> list[str]:
+        opened = CheckpointRun(StreamedDecoder(base, torch.device("cpu")), tiny_tokens(4, 16), what, tmp_path / folder)
+        for index in range(layers):
+            opened.layer(index)
+        opened.close()
+        return [MaskFile(path).digest for path in sorted((tmp_path / folder).glob("layer_*"))]
+
+    whole = run("whole", 3)
+    assert len(run("killed", 1)) == 1
+    monkeypatch.setattr("dass.engine.run.sensitivities", never)
+    assert run("killed", 3) == whole
+
+    model = load_model(base)
+    report = dass.prune(model, tiny_tokens(4, 16), allocation="sensitivity", propagation=propagation, auto_windows=1)
+    shares = [[layer.sparsity for layer in report.layers]]
+    kept = [read_report(tmp_path / "whole" / f"layer_{index:03d}.safetensors").sparsity for index in range(3)]
+    assert shares == [kept]

@@ -73,6 +73,7 @@ PLANS: list[dict[str, Any]] = [
     {"method": "sparsegpt", "pattern": "2:4", "layout": "transposable"},
     {"allocation": "owl"},
     {"allocation": "owl", "pattern": "4:8", "owl_bound": 0.2},
+    {"allocation": "sensitivity", "auto_windows": 1},
 ]
 
 

@@ -78,6 +78,11 @@ def test_the_defaults_are_the_papers() -> None:
             {"allocation": "owl", "layout": "transposable", "pattern": "2:4"},
             'allocation is "owl" and layout "transposable": every layer is 2:4 there. Use uniform',
         ),
+        (
+            {"allocation": "sensitivity", "layout": "transposable", "pattern": "2:4"},
+            'allocation is "sensitivity" and layout "transposable"',
+        ),
+        ({"allocation": "sensitivity", "pattern": "4:8"}, "less than 0.125 moves no layer"),
         ({"allocation": "owl", "sparsity": 0.05}, "owl_bound is 0.08: expected above 0 and less than 0.05"),
         ({"allocation": "owl", "sparsity": 0.95}, "owl_bound is 0.08: expected above 0 and less than 0.05"),
         ({"allocation": "owl", "owl_bound": 0.0}, "owl_bound is 0: expected above 0 and less than 0.5"),
