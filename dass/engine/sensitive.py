@@ -6,6 +6,7 @@ to. The shares with the least sum of divergences then make up the total, solved 
 W windows, T tokens.
 """
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from dass.method.pattern import Pattern
 from dass.method.plan import Plan
 from dass.model.decoder import Decoder
 from dass.model.glu import find_glus
+
+_LOG = logging.getLogger(__name__)
 
 
 def sensitivities(
@@ -59,6 +62,12 @@ def sensitivities(
         options = patterns_of(decoder, plan)
         moved = judge.judge([_alone(decoder, statistics, layer, plan, each, score) for each in options], first=layer)
         found.append([ranks.of_first(each.kl, decoder.device) for each in moved])
+        _LOG.info(
+            "sensitivity: layer %d of %d pruned alone: KL %.4g to %.4g",
+            layer,
+            len(decoder),
+            *(found[-1][0], found[-1][-1]),
+        )
     return found
 
 

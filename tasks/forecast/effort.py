@@ -14,6 +14,7 @@ _WHOLE_TEXT = 300_000
 _OF_A_LOGIT = 150
 """Operations that one logit is worth: its exponential, and moving it, cost more than its products."""
 _FIT_STEPS = 40  # of conjugate gradients, or passes of Adam over an MLP
+_SHARES = 5  # that `allocation: sensitivity` tries of each layer
 _CANDIDATES = 6  # scores that `auto` proposes for all layers at first
 _DEQUANTISED = 30  # a GGUF file takes the time of so many times moving what comes out of it
 _WRITING = 10  # a token that is written costs so many that are read
@@ -116,6 +117,11 @@ def _pruning(shape: Shape, settings: Settings) -> float:
     if prune.method == "auto":
         judged = prune.auto_windows * length * (_pass(shape, length, 1.0) + 2 * shape.head)
         more += _CANDIDATES * passes + (_CANDIDATES + prune.auto_budget) * judged
+    if prune.allocation == "sensitivity":  # on average half of the layers lie behind the one that is pruned
+        judged = prune.auto_windows * length * (_pass(shape, length, 1.0) / 2 + shape.head)
+        more += shape.layers * _SHARES * judged
+    if prune.allocation != "uniform" and prune.propagation == "pruned":
+        more += tokens * _pass(shape, length, 1.0)
     return passes + more
 
 
