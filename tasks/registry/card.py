@@ -145,7 +145,7 @@ def more_figures(evaluation: dict[str, Any]) -> dict[str, str]:
     for unit in ("word", "byte"):
         values = [evaluation[which].get(f"{unit}_perplexity") for which in ("dense", "pruned")]
         if None not in values:
-            told[f"{unit} perplexity, dense and pruned"] = f"{values[0]:.3f} and {values[1]:.3f}"
+            told[f"{unit} perplexity, dense and pruned"] = f"{values[0]:,.3f} and {values[1]:,.3f}"
     for name, text in evaluation.get("texts", {}).items():
         told[f"ratio on {name}"] = f"{text['ratio']:.3f}"
     if (divergence := evaluation.get("divergence")) is not None:
@@ -154,7 +154,7 @@ def more_figures(evaluation: dict[str, Any]) -> dict[str, str]:
         told["shared of the five most likely"] = f"{divergence['top5_overlap']:.2%}"
     for name, each in evaluation.get("overlap", {}).items():
         share = "not measured" if each["share"] is None else f"{each['share']:.2%} of its 13-grams"
-        told[f"text {name} in the calibration"] = share
+        told[f"{name} text met in calibration"] = share
     for number, each in enumerate(evaluation.get("verdicts", []), start=1):
         told[f"verdict {number}"] = f"{each['verdict']}: {each['told']}"
     return told
