@@ -20,14 +20,14 @@ _KL = "KL(dense ‖ pruned), nats a token"
 
 def draw(folder: Path, about: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[str]:
     """Draw what the tables hold; returns the files' names."""
-    figures = {
-        OUTLIERS: outliers_figure(about, tables["outliers"]),
-        ABLATION: ablation_figure(about, tables["ablation"]),
-        ALPHA: alpha_figure(about, tables["ablation"]),
-    }
-    if any(size != about["samples"] for size in about["sizes"]):
-        figures[WINDOWS] = windows_figure(about, tables["ablation"])
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):  # the style is read when axes are made
+        figures = {
+            OUTLIERS: outliers_figure(about, tables["outliers"]),
+            ABLATION: ablation_figure(about, tables["ablation"]),
+            ALPHA: alpha_figure(about, tables["ablation"]),
+        }
+        if any(size != about["samples"] for size in about["sizes"]):
+            figures[WINDOWS] = windows_figure(about, tables["ablation"])
         for name, figure in figures.items():
             save_figure(figure, folder / name)
     return list(figures)
@@ -35,31 +35,30 @@ def draw(folder: Path, about: Mapping[str, Any], tables: Mapping[str, Rows]) -> 
 
 def outliers_figure(about: Mapping[str, Any], rows: Rows) -> Figure:
     """Of each layer's input and intermediate activation: what the largest channels hold, the mean over seeds."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        figure = Figure(figsize=(9, 8), layout="constrained")
-        figure.suptitle(f"{about['model']}: outlier channels of the MLP's input and of its intermediate activation")
-        panels = figure.subplots(3, 1, sharex=True)
-        chosen = where(rows, source="calibration")
-        for axes, (column, label, scale) in zip(
-            panels,
-            (
-                ("top_share", "energy in the largest 1 %", "linear"),
-                ("beyond_5", "channels beyond 5 × mean norm", "linear"),
-                ("kurtosis", "kurtosis of the norms", "log"),
-            ),
-            strict=True,
-        ):
-            for activation, colour in _ACTIVATIONS.items():
-                by_layer = [
-                    mean(row[column] for row in where(chosen, activation=activation, layer=layer))
-                    for layer in range(about["layers"])
-                ]
-                _line(axes, range(about["layers"]), by_layer, colour, activation)
-            axes.set(ylabel=label, yscale=scale)
-            if scale == "linear":
-                axes.set_ylim(0, None)
-        number_layers(panels[-1], about["layers"])
-        panels[0].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure.suptitle(f"{about['model']}: outlier channels of the MLP's input and of its intermediate activation")
+    panels = figure.subplots(3, 1, sharex=True)
+    chosen = where(rows, source="calibration")
+    for axes, (column, label, scale) in zip(
+        panels,
+        (
+            ("top_share", "energy in the largest 1 %", "linear"),
+            ("beyond_5", "channels beyond 5 × mean norm", "linear"),
+            ("kurtosis", "kurtosis of the norms", "log"),
+        ),
+        strict=True,
+    ):
+        for activation, colour in _ACTIVATIONS.items():
+            by_layer = [
+                mean(row[column] for row in where(chosen, activation=activation, layer=layer))
+                for layer in range(about["layers"])
+            ]
+            _line(axes, range(about["layers"]), by_layer, colour, activation)
+        axes.set(ylabel=label, yscale=scale)
+        if scale == "linear":
+            axes.set_ylim(0, None)
+    number_layers(panels[-1], about["layers"])
+    panels[0].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -171,13 +171,16 @@ def _bar(total: int, description: str, unit: str) -> Generator[Callable[[int], N
 def _lines(total: int, description: str, unit: str) -> Generator[Callable[[int], None]]:
     began, done, tenth = time.monotonic(), 0, 0
     counted = f" {unit}" if unit else ""
+    time_left = TimeLeft(total)
 
     def advance(more: int) -> None:
         nonlocal done, tenth
         done += more
+        left = time_left.told(done)
         reached = done * _LINES // max(total, 1)
         if reached > tenth:
             tenth = reached
-            _LOG.info("%s: %d of %d%s, %.0f s", description, done, total, counted, time.monotonic() - began)
+            took = f"{time.monotonic() - began:.0f} s"
+            _LOG.info("%s: %d of %d%s, %s", description, done, total, counted, ", ".join(filter(None, (took, left))))
 
     yield advance

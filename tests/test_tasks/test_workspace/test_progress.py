@@ -23,6 +23,8 @@ def test_a_log_gets_about_ten_lines_however_many_items(caplog: pytest.LogCapture
         list(progress(range(1000), "reading", unit="windows"))
     assert len(caplog.messages) == 10
     assert caplog.messages[4].startswith("reading: 500 of 1000 windows, ")
+    assert caplog.messages[4].endswith(" left")
+    assert not caplog.messages[-1].endswith(" left")
 
 
 def test_a_log_gets_one_line_an_item_when_they_are_few(caplog: pytest.LogCaptureFixture) -> None:
