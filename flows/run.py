@@ -21,7 +21,7 @@ from tasks.registry import registration
 from tasks.registry.live import LiveRun
 from tasks.registry.tracking import reading
 from tasks.report.file import is_drawn
-from tasks.versioning.experiments import save_experiment
+from tasks.versioning.experiments import check_experiments, save_experiment
 from tasks.versioning.provenance import provenance
 from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
@@ -150,6 +150,7 @@ def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None
     """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
     with _held(workspace, changes, until) as run:
         check_start(run.ws, run.settings)
+        tell_same_text(run.ws, run.settings)
         yield run
 
 
@@ -163,7 +164,6 @@ def _held(workspace: str, changes: Sequence[str], until: str | None) -> Iterator
         clear_workspace(held)
         with settings_once(held, parse_changes(changes, "--with")) as ws:
             started = start_run(ws)
-            tell_same_text(ws, started.settings)
             run = Run(ws, started, until)
             with run.live:
                 yield run
@@ -186,6 +186,8 @@ def finished(workspace: str, changes: Sequence[str] = (), until: str | None = No
         found = _finished(run)
         if found is None:
             check_start(run.ws, run.settings)
+        else:
+            tell_same_text(run.ws, run.settings)
         return found
 
 
@@ -199,6 +201,7 @@ def _finished(run: Run) -> Summary | Stopped | None:
     registered = registration.registered(run.ws, run.settings)
     if registered is None or not is_drawn(run.ws, registered):
         return None
+    check_experiments(run.ws, run.settings)
     run.tell()
     run.save_experiment()
     return run.summary(registered)
