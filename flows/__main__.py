@@ -12,4 +12,5 @@ if not sys.flags.safe_path and os.path.realpath(sys.path[0]) == os.getcwd():
 
 from flows.cli.main import main
 
-main()
+if __name__ == "__main__":  # a process that Dask starts looks into this module, too
+    main()

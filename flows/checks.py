@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dass.errors import InputError
+from flows.runners import check_runner
 from tasks.evaluation.task_check import check_tasks
 from tasks.pruning.fits import check_model_fits
 from tasks.registry.readiness import check_ready
@@ -11,7 +12,7 @@ from tasks.sweep.space import Space
 from tasks.versioning.experiments import check_experiments
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import Settings
+from tasks.workspace.settings import Settings, Sweep
 
 
 def check_start(ws: Workspace, settings: Settings) -> None:
@@ -27,8 +28,8 @@ def check_start(ws: Workspace, settings: Settings) -> None:
     check_experiments(ws, settings)
 
 
-def check_sweep(ws: Workspace, changes: Sequence[str]) -> int:
-    """Ask all that a sweep needs later, of every point that is known: how many are worked on at once.
+def check_sweep(ws: Workspace, changes: Sequence[str]) -> Sweep:
+    """Ask all that a sweep needs later, of every point that is known: section `sweep` with what was changed.
 
     Args:
         ws: where.
@@ -48,4 +49,5 @@ def check_sweep(ws: Workspace, changes: Sequence[str]) -> int:
         except InputError as error:
             raise InputError(f"{point.told}: {error}") from None
     check_ready(ws, points[0].settings)
-    return space.asked.parallel
+    check_runner(space.asked)
+    return space.asked

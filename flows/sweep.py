@@ -11,11 +11,13 @@ from prefect.utilities.annotations import quote
 
 from flows.cancellation import cancel_when_interrupted
 from flows.run import Run, run_of
+from flows.runners import set_aside
 from flows.stages import wanted_stages
 from tasks.sweep.space import Point
 from tasks.sweep.whole import Swept, WholeSweep
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import workspace_lock
+from tasks.workspace.settings import Sweep
 
 if TYPE_CHECKING:
     from tasks.sweep.records import Record
@@ -48,7 +50,7 @@ def sweep(workspace: str, changes: list[str]) -> Swept:
                         continue
                     left = whole.unfinished(run.ws, alike)
                     share_statistics(whole, run, left)
-                    for point, record in worked_on(run, left):
+                    for point, record in worked_on(run, left, whole.asked):
                         whole.note(point, record)
         return end(whole)
 
@@ -64,20 +66,31 @@ def share_statistics(whole: WholeSweep, run: Run, points: list[Point]) -> None:
     whole.share_statistics(run.ws, points)
 
 
-def worked_on(run: Run, points: list[Point]) -> "Iterator[tuple[Point, Record]]":
+def worked_on(run: Run, points: list[Point], asked: Sweep) -> "Iterator[tuple[Point, Record]]":
     """Points and what became of them, as they are finished."""
-    futures = {
-        work_on.with_options(task_run_name=f"point {point.number}").submit(quote(run.ws), quote(point)): point
-        for point in points
-    }
+    from tasks.sweep.work import code_here, failed
+
+    code = code_here()
+    with set_aside(asked):
+        futures: dict[Any, Point] = {
+            work_on.with_options(task_run_name=f"point {point.number}").submit(
+                quote(run.ws), quote(point), quote(code)
+            ): point
+            for point in points
+        }
     for future in as_completed(list(futures)):
-        yield futures[future], future.result()
+        try:
+            record = future.result()
+        except Exception as error:  # no worker could finish it
+            record = failed("", error)
+        yield futures[future], record
 
 
 @task(name="point", **_PLAIN)
-def work_on(ws: Any, point: Any) -> "Record":  # Any: they arrive quoted, and are unquoted on the way
+def work_on(ws: Any, point: Any, code: Any) -> "Record":  # Any: they arrive quoted, and are unquoted on the way
     from tasks.sweep import work
 
+    work.check_code(code)
     return work.work_on(ws, point.settings)
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,16 +45,14 @@ def sweep(
 
     asked = changes or []
     with workspace_lock(ws):
-        parallel = check_sweep(ws, asked)
+        checked = check_sweep(ws, asked)
         with log_of_run(ws), ExitStack() as until_done:
             with working("Starting Prefect"):
                 until_done.enter_context(prefect_server(ws, meanwhile=_import_flows))
-            from prefect.task_runners import ThreadPoolTaskRunner
-
+            from flows.runners import runner_of
             from flows.sweep import sweep as sweep_flow
 
-            runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
-            swept = sweep_flow.with_options(task_runner=runner)(str(ws.root), asked)
+            swept = sweep_flow.with_options(task_runner=runner_of(checked))(str(ws.root), asked)
     if as_json:
         print_json(swept.as_json())
     else:

@@ -17,6 +17,7 @@ from tasks.sweep.space import Point, Space
 from tasks.sweep.tracked import TrackedSweep
 from tasks.sweep.work import failed, key_of
 from tasks.workspace.folder import Workspace
+from tasks.workspace.settings import Sweep
 from tasks.workspace.tables import Fitted
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ class WholeSweep:
         self._done: dict[int, tuple[Point, Record]] = {}
         self._found = 0
         self._tracked: TrackedSweep | None = None
+
+    @property
+    def asked(self) -> Sweep:
+        """Section `sweep`, with what was changed."""
+        return self._space.asked
 
     def batches(self) -> Iterator[list[Point]]:
         """Points that may be worked on at the same time; the search hears of one batch before it gives the next."""

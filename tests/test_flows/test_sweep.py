@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dass.files import read_json
 from flows.cli.main import run_command
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
-from tests.test_flows.conftest import Commands
+from tests.test_flows.conftest import ROOT, Commands
 from tests.test_flows.test_compress import wait_for
 
 GRID = ("-S", "prune.sparsity=0.3,0.5", "-S", "prune.method=dass,wanda,sparsegpt", "-S", "prune.propagation=dense")
@@ -105,6 +108,32 @@ def test_a_sweep_that_was_killed_repeats_no_finished_point(commands: Commands, f
     assert sorted(told) == ["1", "2", "3", "4", "5", "6", "parent"]
 
 
+@pytest.mark.slow
+def test_dask_gives_what_threads_give_when_a_worker_is_killed(commands: Commands, finished: Workspace) -> None:
+    dask_is_in = Path(pytest.importorskip("prefect_dask").__file__).parents[1]
+    kept = finished.sweeps / "points"
+    asked = (*GRID, "-S", "sweep.runner=dask", "-S", "sweep.parallel=2")
+    path = f"{ROOT}{os.pathsep}{dask_is_in}"
+    begun = commands.start(finished, "dass", "sweep", "--json", *asked, PYTHONPATH=path)
+    wait_for(lambda: len(list(kept.glob("*.json"))) >= 1, 240.0)
+    workers = [
+        child
+        for child in psutil.Process(begun.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline()) and not child.children()
+    ]
+    workers[0].send_signal(signal.SIGKILL)
+    out, err = begun.communicate(timeout=240)
+    assert begun.returncode == 0, err
+    answer = json.loads(out)
+    assert [point["failed"] for point in answer["points"]] == [None] * 6
+    told = [run.data.tags["sweep.point"] for run in runs_of(finished, answer["sweep"])]
+    assert sorted(told) == ["1", "2", "3", "4", "5", "6", "parent"]
+    shutil.rmtree(finished.sweeps)
+    alone, _ = swept(commands, finished, *GRID)
+    for one, other in zip(answer["points"], alone["points"], strict=True):
+        assert (one["masks"], one["figures"]) == (other["masks"], other["figures"])
+
+
 BAD = [
     (["prune.sparsites=0.3,0.5"], "prune.sparsites: unknown key"),
     (["prune.sparsity=[]"], "the list is empty"),
@@ -116,6 +145,7 @@ BAD = [
     (["prune.sparsity=0.3,,0.5"], "a value between the commas is empty"),
     (["prune.sparsity={low: 0.3, high: 0.5}"], "a grid takes a list"),
     (["sweep.over={prune.alpha: 1}"], "sweep.over.prune.alpha"),
+    (["prune.alpha=0,1", "sweep.address=tcp://127.0.0.1:1"], "sweep.address is set and sweep.runner is threads"),
 ]
 
 
