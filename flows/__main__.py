@@ -12,5 +12,4 @@ if not sys.flags.safe_path and os.path.realpath(sys.path[0]) == os.getcwd():
 
 from flows.cli.main import main
 
-if __name__ == "__main__":  # a process that Dask starts looks into this module, too
-    main()
+main()

@@ -16,7 +16,7 @@ from dass.files import digest_of, read_json, sha256_file, write_json
 from dass.masks.mask_file import MaskFile
 from dass.masks.proof import prove_patterns
 from tasks.pruning.processes import ProcessesError
-from tasks.pruning.run import PruningRun
+from tasks.pruning.run import PruningRun, share_statistics
 from tasks.pruning.stages import materialize, prune, seconds_per_layer
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Engine, Settings, validate_settings
@@ -278,3 +278,15 @@ def test_a_process_that_dies_is_told_and_finished_layers_stay(tmp_path: Path) ->
     with pytest.raises(ProcessesError, match=r"stopped in layer 0 .*2 processes share 1 batches"):
         prune(workspace, asked)
     assert not workspace.masks.exists()
+
+
+def test_runs_share_one_dense_pass_and_get_the_statistics_of_a_pass_of_their_own(tmp_path: Path) -> None:
+    asked = [settings(method=method, propagation="dense") for method in ("dass", "wanda", "sparsegpt")]
+    together, alone = make_workspace(tmp_path / "together"), make_workspace(tmp_path / "alone")
+    assert share_statistics(together, [*asked, settings()]) == 1
+    assert share_statistics(together, asked) == 0
+    for each in asked:
+        prune(alone, each)
+    folders = {folder.name: bytes_of(folder) for folder in alone.statistics.iterdir()}
+    assert len(folders) == 2  # with Gram matrices and without
+    assert folders == {folder.name: bytes_of(folder) for folder in together.statistics.iterdir()}
