@@ -1,13 +1,14 @@
 """Many settings at once, in order: what `dass sweep` does."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
-from prefect.utilities.annotations import quote
 
 from flows.cancellation import cancel_when_interrupted
 from flows.run import Run, run_of
@@ -17,7 +18,7 @@ from tasks.sweep.space import Point
 from tasks.sweep.whole import Swept, WholeSweep
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import workspace_lock
-from tasks.workspace.settings import Sweep
+from tasks.workspace.settings import Sweep, validate_settings
 
 if TYPE_CHECKING:
     from tasks.sweep.records import Record
@@ -73,9 +74,7 @@ def worked_on(run: Run, points: list[Point], asked: Sweep) -> "Iterator[tuple[Po
     code = code_here()
     with set_aside(asked):
         futures: dict[Any, Point] = {
-            work_on.with_options(task_run_name=f"point {point.number}").submit(
-                quote(run.ws), quote(point), quote(code)
-            ): point
+            work_on.with_options(task_run_name=f"point {point.number}").submit(asked_of(run.ws, point), code): point
             for point in points
         }
     for future in as_completed(list(futures)):
@@ -86,12 +85,19 @@ def worked_on(run: Run, points: list[Point], asked: Sweep) -> "Iterator[tuple[Po
         yield futures[future], record
 
 
+def asked_of(ws: Workspace, point: Point) -> dict[str, str]:
+    """A point for whoever works on it: text, which every scheduler carries as it is."""
+    settings = point.settings.model_dump_json(by_alias=True)
+    return {"root": str(ws.root), "once": str(ws.once or ""), "settings": settings}
+
+
 @task(name="point", **_PLAIN)
-def work_on(ws: Any, point: Any, code: Any) -> "Record":  # Any: they arrive quoted, and are unquoted on the way
+def work_on(asked: dict[str, str], code: dict[str, str]) -> "Record":
     from tasks.sweep import work
 
     work.check_code(code)
-    return work.work_on(ws, point.settings)
+    ws = Workspace(Path(asked["root"]), Path(asked["once"]) if asked["once"] else None)
+    return work.work_on(ws, validate_settings(json.loads(asked["settings"]), "the point's settings"))
 
 
 @task(name="compare", **_PLAIN)
