@@ -10,7 +10,7 @@ import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class _Version:
     source: str
     description: str | None
     tags: dict[str, str]
-    aliases: list[str] = field(default_factory=list)
+    aliases: list[str]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,12 @@ class _LoggedModel:
     model_id: str
     artifact_location: str
     tags: dict[str, str]
+
+
+def _version(row: tuple[Any, ...], tags: dict[str, str], aliases: list[str]) -> _Version:
+    """Of a row of _VERSIONS."""
+    name, number, run, source, description = row
+    return _Version(name, number, run, source, description, tags, aliases)
 
 
 class _Page(list[_Version]):
@@ -177,7 +183,7 @@ class EmbeddedClient:
         )
         if not found:
             raise NotThere(f"MLflow has no version {version} of {name!r}.")
-        return _Version(*found[0], tags=dict(tags), aliases=[alias for (alias,) in aliases])
+        return _version(found[0], dict(tags), [alias for (alias,) in aliases])
 
     @_or_mlflow
     def get_model_version_by_alias(self, name: str, alias: str) -> _Version:
@@ -206,7 +212,7 @@ class EmbeddedClient:
         tags_of: dict[tuple[str, int], dict[str, str]] = {}
         for model, version, key, value in tags:
             tags_of.setdefault((model, version), {})[key] = value
-        return _Page(_Version(*row, tags=tags_of.get((row[0], row[1]), {})) for row in found)
+        return _Page(_version(row, tags_of.get((row[0], row[1]), {}), []) for row in found)
 
     @_or_mlflow
     def get_run(self, run_id: str) -> _Run:
@@ -231,4 +237,5 @@ class EmbeddedClient:
         )
         if not found:
             raise _NotPlain
-        return _LoggedModel(*found[0], tags=dict(tags))
+        model, location = found[0]
+        return _LoggedModel(model, location, dict(tags))

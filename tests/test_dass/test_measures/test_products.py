@@ -29,7 +29,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Shapes of the inputs that the faster library was given."""
     given: list[torch.Size] = []
     real = products._linear
-    monkeypatch.setattr(products, "_linear", lambda x, *rest: (given.append(x.shape), real(x, *rest))[1])
+
+    def noted(input_NK: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        given.append(input_NK.shape)
+        return real(input_NK, *rest)
+
+    monkeypatch.setattr(products, "_linear", noted)
     return given
 
 
