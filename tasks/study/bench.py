@@ -122,6 +122,19 @@ class Bench:
         judged_on = digest_of_ids(self.held_out_WL if windows_WL is None else windows_WL)
         return self.folder / "records" / f"{digest_of({**self._made_by, 'judged_on': judged_on, **what})}.json"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a study's record says of the model and of the windows that it is judged on."""
+        return {
+            "model": self.model,
+            "parameters": self.parameters,
+            "layers": len(self.decoder),
+            "dtype": str(self.decoder.dtype).removeprefix("torch."),
+            "device": self.decoder.device.type,
+            "held_out_windows": len(self.held_out_WL),
+            "held_out_length": self.held_out_WL.shape[1],
+        }
+
     def draw(self, name: str, seed: int, samples: int) -> Drawn:
         """Calibration windows out of one source, kept for the next time.
 

@@ -133,18 +133,12 @@ class MatrixStudy:
         statistics = bench.statistics([bench.statistics_folder(fitted_WL)])
         rows = self._judge(statistics, guesses, judged_WL)
         about = {
-            "model": bench.model,
-            "parameters": bench.parameters,
-            "layers": len(bench.decoder),
-            "dtype": str(bench.decoder.dtype).removeprefix("torch."),
-            "device": bench.decoder.device.type,
+            **bench.about,
             "score": str(self._plan.score),
             "layout": self._plan.layout,
             "calibration_windows": len(fitted_WL),
             "calibration_length": fitted_WL.shape[1],
             "judged_windows": len(judged_WL),
-            "held_out_windows": len(bench.held_out_WL),
-            "held_out_length": bench.held_out_WL.shape[1],
             **asdict(asked),
         }
         whose = {"model": bench.model, "parameters": bench.parameters}

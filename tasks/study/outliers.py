@@ -62,14 +62,8 @@ class OutlierStudy:
         ablation = self._judge(statistics)
         stability = self._compare_seeds(statistics)
         about = {
-            "model": bench.model,
-            "parameters": bench.parameters,
-            "layers": len(bench.decoder),
-            "dtype": str(bench.decoder.dtype).removeprefix("torch."),
-            "device": bench.decoder.device.type,
+            **bench.about,
             "calibration_length": drawn[0].windows_WL.shape[1],
-            "held_out_windows": len(bench.held_out_WL),
-            "held_out_length": bench.held_out_WL.shape[1],
             "dense_loss": self._dense_loss(),
             **asdict(asked),
         }
