@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation [--params params.yaml ...] [--turns 3]
 
 The plain loop asks the model for all logits of a batch and torch for their cross entropy; every batch size and thread
-count is tried, and the fastest counts. Both run in turn in one process, on the same model in memory. The windows are
-those of the calibration set.
+count is tried, and the fastest counts. All run in turn in one process, on the same model in memory, and are compared
+within each turn: a machine drifts more between turns. The windows are those of the calibration set.
 """
 
 import time
@@ -32,17 +32,17 @@ THREADS = tuple(sorted({1, torch.get_num_threads()}))
 
 def table(records: list[Record]) -> str:
     """One row a model: the fastest plain loop, and what `dass` runs at."""
-    header = ["model", "ids", "windows", "plain loop", "tokens/s", "dass, tokens/s", "ratio", "largest difference"]
+    header = ["model", "ids", "windows", "plain loop", "tokens/s", "dass, tokens/s", "by turn", "largest difference"]
     rows = []
     for model in dict.fromkeys(each["model"] for each in records):
         own = [each for each in records if each["model"] == model]
         tokens = own[0]["windows"] * (own[0]["length"] - 1)
-        taken = {
-            how: median(each["seconds"] for each in own if each["how"] == how)
-            for how in dict.fromkeys(each["how"] for each in own)
-        }
+        taken: dict[str, dict[int, float]] = {}
+        for each in own:
+            taken.setdefault(each["how"], {})[each["turn"]] = each["seconds"]
         ours = taken.pop("dass")
-        best = min(taken, key=lambda how: taken[how])
+        ratios = {how: [theirs[turn] / ours[turn] for turn in theirs if turn in ours] for how, theirs in taken.items()}
+        best = min(ratios, key=lambda how: median(ratios[how]))
         losses = [each["loss"] for each in own]
         rows.append(
             [
@@ -50,9 +50,9 @@ def table(records: list[Record]) -> str:
                 f"{own[0]['vocabulary']:,}",
                 f"{own[0]['windows']} × {own[0]['length']}",
                 best,
-                f"{tokens / taken[best]:.0f}",
-                f"{tokens / ours:.0f}",
-                f"{taken[best] / ours:.2f}",
+                f"{tokens / median(taken[best].values()):.0f}",
+                f"{tokens / median(ours.values()):.0f}",
+                f"{median(ratios[best]):.2f} ({min(ratios[best]):.2f} to {max(ratios[best]):.2f})",
                 f"{max(losses) - min(losses):.1e} nats",
             ]
         )

@@ -79,7 +79,8 @@ SECTIONS = (
         "python -m benchmarks.evaluation",
         evaluation.table,
         "Perplexity of the dense model over the same windows, float32. The plain loop asks for all logits of a batch "
-        "and for their cross entropy; the fastest of all batch sizes and thread counts is shown. Medians over turns.",
+        "and for their cross entropy; the fastest of all batch sizes and thread counts is shown. Medians over turns; "
+        "a ratio is of two that ran in the same turn.",
     ),
     Section(
         "LLaMA-2-7B's shape on the CPU",
