@@ -6,15 +6,13 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import app
-from flows.cli.options import REGISTRY_PANEL, JsonOption, WorkspaceOption, model_of, open_workspace
+from flows.cli.options import REGISTRY_PANEL, JsonOption, ResultArgument, WorkspaceOption, model_of, open_workspace
 from flows.cli.output import print_json, show_table
 
 
 @app.command(rich_help_panel=REGISTRY_PANEL)
 def answers(
-    version: Annotated[
-        str | None, typer.Argument(help="A version's number or alias. Without it: the workspace's result.")
-    ] = None,
+    version: ResultArgument = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="Only this task's.")] = None,
     flipped: Annotated[
         bool, typer.Option("--flipped", help="Only where one model is right and the other is not.")

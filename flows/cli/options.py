@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.completion import settings_keys, versions
 from flows.cli.log import log_to_terminal
 from flows.environment import configure
 from tasks.workspace.folder import Workspace
@@ -35,10 +36,21 @@ SetOption = Annotated[
         "--set",
         "-S",
         metavar="SECTION.KEY=VALUE",
+        autocompletion=settings_keys,
         help="Change a setting in params.yaml first; repeatable. The value is YAML: 0.6, null, 2:4.",
     ),
 ]
-VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number or alias.")]
+VersionArgument = Annotated[
+    str, typer.Argument(metavar="VERSION", autocompletion=versions, help="A version's number or alias.")
+]
+ResultArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[VERSION]",
+        autocompletion=versions,
+        help="A registered version's number or alias. Without it: the workspace's result.",
+    ),
+]
 
 
 def open_workspace(folder: Path) -> Workspace:

@@ -41,7 +41,7 @@ def tell(line: str) -> None:
 
 
 def reveal(line: str) -> None:
-    """Say a line that holds a secret on purpose."""
+    """Say a line as it stands: it holds a secret on purpose, or the address of a page, cleaned before."""
     print(printable(line), file=sys.stderr)
 
 

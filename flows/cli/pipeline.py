@@ -11,8 +11,9 @@ import typer
 
 from dass.errors import InputError
 from flows.cli.app import app
+from flows.cli.completion import settings_keys
 from flows.cli.log import log_of_run, log_to_terminal
-from flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
+from flows.cli.options import JsonOption, ResultArgument, SetOption, WorkspaceOption, open_workspace
 from flows.cli.output import print_json, reveal, show_table, tell
 from tasks.versioning.code import STAGE_MODULES
 from tasks.workspace.recipes import RECIPES, in_words, recipe_named
@@ -68,6 +69,7 @@ def run(
         typer.Option(
             "--with",
             metavar="SECTION.KEY=VALUE",
+            autocompletion=settings_keys,
             help="A setting for this run only: params.yaml stays as it is; repeatable. The version and dvc.lock record "
             "it, and the next run without it brings back what params.yaml asks for.",
         ),
@@ -169,9 +171,7 @@ def run(
 
 @app.command()
 def show(
-    version: Annotated[
-        str | None, typer.Argument(help="A registered version's number or alias. Without it: the workspace's result.")
-    ] = None,
+    version: ResultArgument = None,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -194,9 +194,7 @@ def show(
 
 @app.command()
 def report(
-    version: Annotated[
-        str | None, typer.Argument(help="A registered version's number or alias. Without it: the workspace's result.")
-    ] = None,
+    version: ResultArgument = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Default: plots/report.html, of a VERSION report_vN.html."),
@@ -251,7 +249,8 @@ def ui(
 ) -> None:
     """Show a workspace's versions and runs in MLflow's UI and its flow runs in Prefect's, until stopped.
 
-    It tells where, and Prefect's password. Both listen on this machine's loopback only; MLflow's asks for no password.
+    It tells where, and the password for Prefect's (user:password). Both listen on this machine's loopback only;
+    MLflow's asks for no password.
 
     dass ui
     dass ui --workspace my-model
@@ -278,7 +277,7 @@ def _tell_of_pages(told: dict[str, Any]) -> None:
         tell("MLflow has recorded nothing yet: dass run")
     for what, page in (told["mlflow"] or {}).items():
         if page:
-            tell(f"MLflow {'UI' if what == 'ui' else what}: {page}")
+            reveal(f"MLflow {'UI' if what == 'ui' else what}: {page}")
     _tell_of_ui({**told, "ui": told["runs"]})
 
 
@@ -293,4 +292,4 @@ def _tell_of_ui(told: dict[str, Any]) -> None:
     if login and login["chosen"]:
         tell(f"Its password is the one of {login['chosen']}.")
     elif login:
-        reveal(f"Its password, until this command ends: {login['password']}")
+        reveal(f"Password for now: {login['password']}")

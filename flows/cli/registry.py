@@ -8,6 +8,7 @@ import typer
 
 from dass.errors import InputError
 from flows.cli.app import app
+from flows.cli.completion import versions
 from flows.cli.options import (
     REGISTRY_PANEL,
     JsonOption,
@@ -61,8 +62,8 @@ def history(
 
 @app.command(rich_help_panel=REGISTRY_PANEL)
 def diff(
-    before: Annotated[str, typer.Argument(metavar="V1", help="A version's number or alias.")],
-    after: Annotated[str, typer.Argument(metavar="V2", help="Another one.")],
+    before: Annotated[str, typer.Argument(metavar="V1", autocompletion=versions, help="A version's number or alias.")],
+    after: Annotated[str, typer.Argument(metavar="V2", autocompletion=versions, help="Another one.")],
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +86,12 @@ def diff(
 @app.command(rich_help_panel=REGISTRY_PANEL)
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Versions by number or alias, or ids of their MLflow runs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            autocompletion=versions,
+            help="Versions by number or alias, or ids of their MLflow runs.",
+        ),
     ],
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
@@ -109,7 +115,12 @@ def compare(
 @app.command(rich_help_panel=REGISTRY_PANEL)
 def verify(
     version: Annotated[
-        str | None, typer.Argument(metavar="VERSION|FOLDER", help="A version's number, alias or downloaded folder.")
+        str | None,
+        typer.Argument(
+            metavar="VERSION|FOLDER",
+            autocompletion=versions,
+            help="A version's number, alias or downloaded folder.",
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every version of the model.")] = False,
     replay: Annotated[
@@ -189,7 +200,8 @@ def promote(
 def rollback(
     reason: Annotated[str, typer.Option("--reason", help="Why; goes to the ledger.")],
     to: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="An earlier champion; default: the one before.")
+        str | None,
+        typer.Option(metavar="VERSION", autocompletion=versions, help="An earlier champion; default: the one before."),
     ] = None,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,

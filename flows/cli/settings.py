@@ -7,6 +7,7 @@ import typer
 
 from dass.errors import InputError
 from flows.cli.app import app
+from flows.cli.completion import settings_sections
 from flows.cli.options import JsonOption
 from flows.cli.output import print_json
 
@@ -14,7 +15,12 @@ from flows.cli.output import print_json
 @app.command()
 def settings(
     section: Annotated[
-        str | None, typer.Argument(metavar="SECTION", help="A section, a key such as prune.sparsity, or recipes.")
+        str | None,
+        typer.Argument(
+            metavar="SECTION",
+            autocompletion=settings_sections,
+            help="A section, a key such as prune.sparsity, or recipes.",
+        ),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of params.yaml, by which editors complete it.")

@@ -19,7 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dass.errors import InputError
-from flows.cli.pipeline import _tell_of_schedule
+from flows.cli.pipeline import _tell_of_pages, _tell_of_schedule
 from flows.environment import NOTHING_LEAVES
 from flows.serve import check_cron
 from tasks.workspace.folder import Workspace
@@ -127,18 +127,18 @@ def test_the_ui_is_shown_to_who_knows_the_password(commands: Commands, finished:
         for line in process.stderr:
             what, _, how = line.partition(": ")
             said[what] = how.strip()
-            if line.startswith("Its"):
+            if line.startswith(("Its", "Password")):
                 break
         ui = said["Prefect UI"].removesuffix("/runs")
         with urllib.request.urlopen(said["MLflow UI"], timeout=30) as page:
             assert b"<title>MLflow</title>" in page.read()
-        mlflow, number = said["MLflow UI"], said["MLflow experiment"].rpartition("/")[2]
+        mlflow, number = said["MLflow UI"], said["MLflow experiment"].split("/")[-2]
         asked = f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id={number}"
         with urllib.request.urlopen(asked, timeout=30) as answer:
             assert json.load(answer)["experiment"]["name"] == "dass"
         assert said["MLflow model"] == f"{mlflow}/#/models/tiny-dass"
         if chosen is None:
-            login = said["Its password, until this command ends"]
+            login = said["Password for now"]
         else:
             login = chosen
             assert line == "Its password is the one of environment variable PREFECT_SERVER_API_AUTH_STRING.\n"
@@ -169,7 +169,7 @@ def test_a_password_of_the_users_own_is_not_shown(capsys: pytest.CaptureFixture[
         said.append(capsys.readouterr().err.splitlines()[1:])
     assert said == [
         ["Prefect UI: http://127.0.0.1:1"],
-        ["Prefect UI: http://127.0.0.1:1", "Its password, until this command ends: dass:s3cr3t"],
+        ["Prefect UI: http://127.0.0.1:1", "Password for now: dass:s3cr3t"],
         ["Prefect UI: http://127.0.0.1:1", "Its password is the one of profile x."],
     ]
 
@@ -246,3 +246,16 @@ def test_the_server_ends_when_its_starter_is_killed(commands: Commands, tmp_path
     while answers(api):
         assert time.monotonic() < deadline, "the server lives on"
         time.sleep(0.1)
+
+
+def test_pages_are_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """An address's fragment and query are no secret where MLflow's pages are named by them."""
+    runs = "http://127.0.0.1:2/#/experiments/1/runs?viewStateShareKey=x"
+    pages = {"ui": "http://127.0.0.1:2", "experiment": runs, "model": "http://127.0.0.1:2/#/models/m"}
+    _tell_of_pages({"mlflow": pages, "runs": "http://127.0.0.1:1/runs", "login": None})
+    assert capsys.readouterr().err.splitlines() == [
+        "MLflow UI: http://127.0.0.1:2",
+        f"MLflow experiment: {runs}",
+        "MLflow model: http://127.0.0.1:2/#/models/m",
+        "Prefect UI: http://127.0.0.1:1/runs",
+    ]
