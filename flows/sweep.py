@@ -1,21 +1,25 @@
 """Many settings at once, in order: what `dass sweep` does."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed
 
 from flows.cancellation import cancel_when_interrupted
 from flows.run import Run, run_of
-from flows.runners import set_aside
+from flows.runners import elsewhere, worker_here
 from flows.stages import wanted_stages
+from flows.swept_before import PREPARED, made_from
 from tasks.sweep.space import Point
-from tasks.sweep.whole import Swept, WholeSweep
+from tasks.sweep.swept import Swept
+from tasks.sweep.whole import WholeSweep
+from tasks.sweep.workers import RefusedWorker, check_worker, threads_here, use_threads, wanted_of_worker
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import workspace_lock
 from tasks.workspace.settings import Sweep, validate_settings
@@ -25,8 +29,8 @@ if TYPE_CHECKING:
 
 # What may be skipped the records of finished points say, never Prefect; and values between tasks are small.
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
-_PREPARED = "baseline"
-"""The stage behind which points part."""
+
+logger = logging.getLogger("dass")
 
 
 @flow(name="sweep", persist_result=False, on_crashed=[cancel_when_interrupted])
@@ -38,27 +42,35 @@ def sweep(workspace: str, changes: list[str]) -> Swept:
         changes: `section.key=values`: what is swept over, and what all points have.
     """
     ws = Workspace.at(workspace)
-    with workspace_lock(ws):
-        whole = WholeSweep(ws, changes)
+    with workspace_lock(ws), WholeSweep(ws, changes) as whole:
         for points in whole.batches():
             for alike in whole.alike(points):
-                with ExitStack() as until_done:
-                    try:
-                        run = until_done.enter_context(run_of(workspace, alike[0].changes, _PREPARED))
-                        prepare(run)
-                    except Exception as error:  # the others go on, whatever it is
-                        whole.give_up(alike, error)
-                        continue
-                    left = whole.unfinished(run.ws, alike)
-                    share_statistics(whole, run, left)
-                    for point, record in worked_on(run, left, whole.asked):
-                        whole.note(point, record)
+                work_on_alike(whole, workspace, alike)
         return end(whole)
+
+
+def work_on_alike(whole: WholeSweep, workspace: str, points: list[Point]) -> None:
+    """Work on points that share base, calibration and dense evaluation."""
+    with ExitStack() as until_done:
+        try:
+            run = until_done.enter_context(run_of(workspace, points[0].changes, PREPARED))
+            whole.prepared(points, made_from(run.started))
+            prepare(run)
+            for name, outcome in run.outcomes.items():
+                if outcome == "ran":
+                    whole.took(name, run.seconds[name])
+        except Exception as error:  # the others go on, whatever it is
+            whole.give_up(points, error)
+            return
+        left = whole.unfinished(run.ws, points)
+        share_statistics(whole, run, left)
+        for point, record in worked_on(run, left, whole.asked):
+            whole.note(point, record)
 
 
 @task(name="prepare base, calibration and dense evaluation", **_PLAIN)
 def prepare(run: Run) -> None:
-    for name in wanted_stages(_PREPARED):
+    for name in wanted_stages(PREPARED):
         run.stage(name)
 
 
@@ -68,36 +80,66 @@ def share_statistics(whole: WholeSweep, run: Run, points: list[Point]) -> None:
 
 
 def worked_on(run: Run, points: list[Point], asked: Sweep) -> "Iterator[tuple[Point, Record]]":
-    """Points and what became of them, as they are finished."""
-    from tasks.sweep.work import code_here, failed
+    """Points and what became of them, as they are finished. One that a worker refuses goes to the others."""
+    from tasks.sweep.work import failed
 
-    code = code_here()
-    with set_aside(asked):
-        futures: dict[Any, Point] = {
-            work_on.with_options(task_run_name=f"point {point.number}").submit(asked_of(run.ws, point), code): point
-            for point in points
-        }
-    for future in as_completed(list(futures)):
+    done: Queue[tuple[Point, Any]] = Queue()
+    refused: set[str] = set()
+    for point in points:
+        submit(run, point, asked, refused, done)
+    left = len(points)
+    while left:
+        point, future = done.get()
         try:
             record = future.result()
+        except RefusedWorker as error:
+            if error.worker not in refused:
+                logger.warning(f"{error} Its points go to other workers.")
+                refused.add(error.worker)
+            if submit(run, point, asked, refused, done):
+                continue
+            record = failed("", error)
         except Exception as error:  # no worker could finish it
             record = failed("", error)
-        yield futures[future], record
+        left -= 1
+        yield point, record
 
 
-def asked_of(ws: Workspace, point: Point) -> dict[str, str]:
+def submit(run: Run, point: Point, asked: Sweep, refused: set[str], done: "Queue[tuple[Point, Any]]") -> bool:
+    """Hand a point to whoever works on it, and put it into `done` then; False: everybody is refused."""
+    with elsewhere(asked, refused) as is_anybody_left:
+        if is_anybody_left:
+            task = work_on.with_options(task_run_name=f"point {point.number}")
+            future = task.submit(asked_of(run.ws, point, asked))
+            future.add_done_callback(lambda ended: done.put((point, ended)))
+        return is_anybody_left
+
+
+def asked_of(ws: Workspace, point: Point, asked: Sweep) -> dict[str, str]:
     """A point for whoever works on it: text, which every scheduler carries as it is."""
     settings = point.settings.model_dump_json(by_alias=True)
-    return {"root": str(ws.root), "once": str(ws.once or ""), "settings": settings}
+    told = {"root": str(ws.root), "once": str(ws.once or ""), "settings": settings, "runner": asked.runner}
+    if asked.runner == "threads":
+        return told
+    threads = {} if asked.address else {"threads": str(threads_here())}
+    return {**told, **threads, "wanted": wanted_of_worker(ws, point.settings)}
 
 
 @task(name="point", **_PLAIN)
-def work_on(asked: dict[str, str], code: dict[str, str]) -> "Record":
+def work_on(asked: dict[str, str]) -> "Record":
     from tasks.sweep import work
 
-    work.check_code(code)
     ws = Workspace(Path(asked["root"]), Path(asked["once"]) if asked["once"] else None)
-    return work.work_on(ws, validate_settings(json.loads(asked["settings"]), "the point's settings"))
+    settings = validate_settings(json.loads(asked["settings"]), "the point's settings")
+    if "wanted" in asked:
+        try:
+            check_worker(ws, settings, asked["wanted"])
+        except RefusedWorker as error:
+            error.worker = worker_here(asked["runner"])
+            raise
+    if "threads" in asked:
+        use_threads(int(asked["threads"]))
+    return work.work_on(ws, settings)
 
 
 @task(name="compare", **_PLAIN)

@@ -40,19 +40,22 @@ def sweep(
     ws = open_workspace(workspace)
     from flows.checks import check_sweep
     from flows.prefect_api import prefect_server
+    from flows.swept_before import swept_before
     from tasks.workspace.lock import workspace_lock
     from tasks.workspace.progress import working
 
     asked = changes or []
     with workspace_lock(ws):
-        checked = check_sweep(ws, asked)
-        with log_of_run(ws), ExitStack() as until_done:
-            with working("Starting Prefect"):
-                until_done.enter_context(prefect_server(ws, meanwhile=_import_flows))
-            from flows.runners import runner_of
-            from flows.sweep import sweep as sweep_flow
+        swept = swept_before(ws, asked)
+        if swept is None:
+            checked = check_sweep(ws, asked)
+            with log_of_run(ws), ExitStack() as until_done:
+                with working("Starting Prefect"):
+                    until_done.enter_context(prefect_server(ws, meanwhile=_import_flows))
+                from flows.runners import runner_of
+                from flows.sweep import sweep as sweep_flow
 
-            swept = sweep_flow.with_options(task_runner=runner_of(checked))(str(ws.root), asked)
+                swept = sweep_flow.with_options(task_runner=runner_of(checked))(str(ws.root), asked)
     if as_json:
         print_json(swept.as_json())
     else:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TAG = "attempt"
 """On an MLflow run, a ledger's too: the attempt that made it."""
+ENDED = "ended"
+"""On the run of an attempt that ended badly: why."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def clear(client: "MlflowClient", attempt: Attempt, complete: Callable[["ModelVe
             client.delete_model_version(made.name, made.version)
         if not any(is_known for _, is_known in known):
             remove_models(client, attempt.experiment, run.info.run_id)
+            if status == "KILLED" and ENDED not in run.data.tags:
+                client.set_tag(run.info.run_id, ENDED, "its process was killed or interrupted")
             client.set_terminated(run.info.run_id, status)
     forget_unused(client, attempt.model, TAG, attempt.id)
 

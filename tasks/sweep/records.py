@@ -9,7 +9,7 @@
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any
 
 from dass.errors import InputError
 from dass.files import digest_of, read_json, write_json
-from tasks.sweep.space import Point, Space
+from tasks.sweep.space import Space
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
-from tasks.workspace.settings import load_settings
+from tasks.workspace.settings import Settings, load_settings
 
 SWEEP, PAGE, FIGURES = "sweep.json", "sweep.html", "figures.parquet"
 _ID = 12  # hex digits
@@ -89,6 +89,11 @@ class Records:
             yield
 
 
+def group_of(settings: Settings) -> str:
+    """Digest of what points share whose base, calibration and dense evaluation are the same."""
+    return digest_of(settings.model_dump(mode="json", include={"sources", "calibration", "engine", "evaluate"}))
+
+
 def sweep_id(space: Space) -> str:
     """Equal questions, equal names: the same command goes on with the same sweep."""
     first = space.asked.model_dump(mode="json", include={"search", "trials", "seed"})
@@ -98,27 +103,6 @@ def sweep_id(space: Space) -> str:
     elif space.asked.search == "grid":
         first = {"search": "grid"}
     return digest_of([first, asked, space.base])[:_ID]
-
-
-def write_sweep(ws: Workspace, name: str, space: Space, done: Sequence[tuple[Point, Record]], parent: str) -> None:
-    """Note a sweep's points and what became of them, for `dass run --from-sweep`."""
-    write_json(
-        ws.sweeps / name / SWEEP,
-        {
-            "sweep": name,
-            "mlflow_run": parent,
-            "asked": space.asked.model_dump(mode="json"),
-            "points": [
-                {
-                    "number": point.number,
-                    "values": point.values,
-                    "settings": point.settings.model_dump(mode="json", by_alias=True, exclude={"register_", "promote"}),
-                    **record.as_json(),
-                }
-                for point, record in done
-            ],
-        },
-    )
 
 
 def settings_of(ws: Workspace, name: str, number: int) -> dict[str, Any]:

@@ -1,86 +1,30 @@
 """A whole sweep: its points, what became of each, and what all of them come to."""
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 from dass.errors import InputError
-from dass.files import complete_file, digest_of
+from dass.files import complete_file
 from tasks.pruning.run import share_statistics
 from tasks.sweep.figures import write_figures
 from tasks.sweep.page import page
-from tasks.sweep.pareto import front, pareto_table
-from tasks.sweep.records import FIGURES, PAGE, Record, Records, sweep_id, write_sweep
+from tasks.sweep.records import FIGURES, PAGE, Record, Records, group_of, sweep_id
 from tasks.sweep.search import search_of
 from tasks.sweep.space import Point, Space
+from tasks.sweep.swept import Swept, write_sweep
 from tasks.sweep.tracked import TrackedSweep
 from tasks.sweep.work import failed, key_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Sweep
-from tasks.workspace.tables import Fitted
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 logger = logging.getLogger("dass")
 
 
-@dataclass(frozen=True)
-class Swept:
-    """How a sweep ended.
-
-    Attributes:
-        name: the sweep's.
-        done: every point and what became of it, by number.
-        found: how many of them were finished before.
-        objectives: figure -> "min" or "max".
-        mlflow_run: the run above the points'.
-        experiment: its experiment's name.
-    """
-
-    name: str
-    done: Sequence[tuple[Point, Record]]
-    found: int
-    objectives: dict[str, str]
-    mlflow_run: str
-    experiment: str
-
-    @property
-    def failed(self) -> list[tuple[Point, Record]]:
-        return [(point, record) for point, record in self.done if record.failed is not None]
-
-    @property
-    def all_failed(self) -> bool:
-        return len(self.failed) == len(self.done)
-
-    @property
-    def told(self) -> str:
-        """How many points there are, and what became of them."""
-        told = [f"{len(self.done)} points", f"{self.found} of them finished before"]
-        return ", ".join([*told, *([f"{len(self.failed)} failed"] if self.failed else [])])
-
-    @property
-    def best(self) -> list[int]:
-        """Numbers of the points that are beaten by none."""
-        return front(self.done, self.objectives)
-
-    def as_json(self) -> dict[str, Any]:
-        points = [{"number": point.number, "values": point.values, **record.as_json()} for point, record in self.done]
-        told = {"sweep": self.name, "mlflow_run": self.mlflow_run, "experiment": self.experiment}
-        return {**told, "found": self.found, "objectives": self.objectives, "best": self.best, "points": points}
-
-    def table(self) -> Fitted:
-        """The points for a terminal."""
-
-        def build(width: int) -> "Table":
-            return pareto_table(self.done, self.objectives, width)
-
-        return Fitted(build)
-
-
 class WholeSweep:
-    """One sweep while it runs."""
+    """One sweep while it runs. As a context it tells MLflow when the sweep was stopped."""
 
     def __init__(self, ws: Workspace, changes: Sequence[str]) -> None:
         """Read and check what is asked for.
@@ -95,7 +39,16 @@ class WholeSweep:
         self._records = Records(ws)
         self._done: dict[int, tuple[Point, Record]] = {}
         self._found = 0
+        self._made_from: dict[str, str] = {}
+        self._shared: dict[str, float] = {}
         self._tracked: TrackedSweep | None = None
+
+    def __enter__(self) -> "WholeSweep":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._tracked is not None:
+            self._tracked.stop(error, len(self._done))
 
     @property
     def asked(self) -> Sweep:
@@ -114,9 +67,16 @@ class WholeSweep:
         """Points together that have the same base, calibration and dense evaluation."""
         groups: dict[str, list[Point]] = {}
         for point in points:
-            asked = point.settings.model_dump(mode="json", include={"sources", "calibration", "engine", "evaluate"})
-            groups.setdefault(digest_of(asked), []).append(point)
+            groups.setdefault(group_of(point.settings), []).append(point)
         return list(groups.values())
+
+    def prepared(self, points: Sequence[Point], made_from: str) -> None:
+        """Note what the base, calibration and dense evaluation of points that are alike were made from."""
+        self._made_from[group_of(points[0].settings)] = made_from
+
+    def took(self, what: str, seconds: float) -> None:
+        """Note the seconds of something that was done for many points."""
+        self._shared[what] = round(self._shared.get(what, 0.0) + seconds, 3)
 
     def unfinished(self, prepared: Workspace, points: Sequence[Point]) -> list[Point]:
         """Those that have no record yet; the others are noted."""
@@ -139,7 +99,10 @@ class WholeSweep:
         """Collect what points with `propagation: dense` have in common, in one pass."""
         there = Workspace(prepared.root, prepared.once, self._records.work("statistics"))
         asked = [point.settings for point in points]
+        began = time.perf_counter()
         passes = share_statistics(there, asked)
+        if passes:
+            self.took("statistics", time.perf_counter() - began)
         dense = sum(each.prune.propagation == "dense" for each in asked)
         if dense:
             logger.info("statistics: %d points share %d passes through the dense model", dense, passes)
@@ -164,16 +127,17 @@ class WholeSweep:
         if self._tracked is None:
             raise InputError(f"No point of the {self._space.asked.search} search can be used: name other values.")
         objectives: dict[str, str] = {**self._space.asked.objectives}
-        swept = Swept(self.name, done, self._found, objectives, self._tracked.parent, self._tracked.experiment_name)
-        write_sweep(self._ws, self.name, self._space, done, self._tracked.parent)
+        tracked = self._tracked
+        swept = Swept(self.name, done, self._found, objectives, tracked.parent, tracked.experiment_name, self._shared)
         folder = self._ws.sweeps / self.name
         write_figures(folder / FIGURES, self.name, done, objectives)
         with complete_file(folder / PAGE) as temporary:
             temporary.write_text(page(self.name, done, objectives), encoding="utf-8", newline="\n")
         counts = {"points": len(done), "points.failed": len(swept.failed), "points.best": len(swept.best)}
-        self._tracked.end(
+        tracked.end(
             {key: float(value) for key, value in counts.items()},
             [folder / PAGE, folder / FIGURES],
             failed=swept.all_failed,
         )
+        write_sweep(self._ws, self._space, swept, tracked.store, self._made_from)
         return swept

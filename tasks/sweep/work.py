@@ -5,19 +5,17 @@ of the masks. The dense model is loaded once for all points that a thread works 
 """
 
 import logging
-import platform
 import shutil
 import threading
 import time
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from dass.errors import InfrastructureError, InputError, NumericalError
+from dass.errors import InputError, NumericalError
 from dass.files import digest_of, read_json, sha256_file, write_json
 from dass.masks.in_place import holds_as_stored, pruned_in_place
 from dass.masks.mask_file import MaskFile
@@ -41,7 +39,6 @@ from tasks.workspace.settings import Settings
 logger = logging.getLogger("dass")
 
 _code = cache(code_digest)  # what runs here stays what was imported
-_LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 _STAGES = ("prune", "recover", "materialize", "evaluate", "tasks")
 
 
@@ -55,22 +52,6 @@ def key_of(ws: Workspace, settings: Settings) -> str:
             "code": {stage: _code(stage) for stage in _STAGES},
         }
     )
-
-
-def code_here() -> dict[str, str]:
-    """What a worker must have, too: the code, and the libraries that figures come from."""
-    return {"code": digest_of([_code(stage) for stage in _STAGES])[:12], **{name: version(name) for name in _LIBRARIES}}
-
-
-def check_code(wanted: dict[str, str]) -> None:
-    """Raise InfrastructureError where this worker is another than the sweep's command; both are named."""
-    here = code_here()
-    if different := [
-        f"{name} {here[name]} (the sweep has {wanted[name]})" for name in here if here[name] != wanted[name]
-    ]:
-        raise InfrastructureError(
-            f"The worker on {platform.node()} has {', '.join(different)}: install what the sweep's machine has there."
-        )
 
 
 def work_on(ws: Workspace, settings: Settings) -> Record:

@@ -210,6 +210,7 @@ HEAVY = {"torch", "prefect", "mlflow", "dvc", "transformers"}
         "tasks.registry.show",
         "tasks.promotion.verification",
         "flows.dry_run",
+        "flows.swept_before",
     ],
 )
 def test_a_command_starts_without_heavy_libraries_that_it_may_not_need(module: str) -> None:

@@ -1,10 +1,14 @@
 """`dass sweep` on a tiny model: equal to runs one by one, shared work, and what a kill or a second sweep does to it."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ from dass.files import read_json
 from flows.cli.main import run_command
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
+from tests.servers import free_port
 from tests.test_flows.conftest import ROOT, Commands
 from tests.test_flows.test_compress import wait_for
 
 GRID = ("-S", "prune.sparsity=0.3,0.5", "-S", "prune.method=dass,wanda,sparsegpt", "-S", "prune.propagation=dense")
+EACH_ONCE = ["1", "2", "3", "4", "5", "6", "parent"]
 
 
 def swept(commands: Commands, ws: Workspace, *options: str, status: int = 0) -> tuple[dict[str, Any], str]:
@@ -26,10 +32,46 @@ def swept(commands: Commands, ws: Workspace, *options: str, status: int = 0) -> 
     return json.loads(done.stdout), done.stderr
 
 
-def runs_of(ws: Workspace, sweep: str) -> list[Any]:
+def all_runs(ws: Workspace) -> list[Any]:
     with tracking(ws) as client:
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        return list(client.search_runs(experiments, f"tags.sweep = '{sweep}'"))
+        return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+def runs_of(ws: Workspace, sweep: str) -> list[Any]:
+    return [run for run in all_runs(ws) if run.data.tags.get("sweep") == sweep]
+
+
+def parent_of(ws: Workspace, sweep: str) -> tuple[str, str | None]:
+    """Status of the run above the points', and why it ended badly."""
+    (run,) = [run for run in runs_of(ws, sweep) if run.data.tags["sweep.point"] == "parent"]
+    return run.info.status, run.data.tags.get("ended")
+
+
+def again_without_heavy_libraries(commands: Commands, ws: Workspace, *options: str) -> dict[str, Any]:
+    """What a finished sweep answers, where Prefect, torch and MLflow cannot be imported."""
+    code = (
+        "import json, sys; sys.modules |= dict.fromkeys(('torch', 'prefect', 'mlflow', 'transformers', 'dask'))\n"
+        "from flows.cli.main import run_command; sys.exit(run_command(json.loads(sys.argv[1])))"
+    )
+    arguments = ["sweep", "--json", *(part for option in options for part in ("-S", option))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        cwd=ws.root,
+        env={**commands.environment, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def points_of(ws: Workspace, sweep: str) -> list[str]:
+    return sorted(run.data.tags["sweep.point"] for run in runs_of(ws, sweep))
+
+
+def results(answer: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    return [(point["masks"], point["figures"]) for point in answer["points"]]
 
 
 def figure(evaluation: dict[str, Any], name: str) -> Any:
@@ -57,6 +99,14 @@ def test_a_point_is_what_a_run_is_and_one_that_fails_does_not_stop_the_others(
     check_same(third, finished)
     assert "point 2" in told
     assert {run.info.status for run in runs_of(finished, answer["sweep"])} == {"FINISHED", "FAILED"}
+    assert parent_of(finished, answer["sweep"]) == ("FINISHED", None)
+
+    assert again_without_heavy_libraries(
+        commands, finished, "prune.alpha=0,0.5", "calibration.samples=300,1000000"
+    ) == {
+        **answer,
+        "found": 4,
+    }
 
 
 @pytest.mark.slow
@@ -69,6 +119,7 @@ def test_a_grid_gives_what_runs_give_from_one_pass_and_a_second_time_computes_no
     assert [point["failed"] for point in points] == [None] * 6
     assert len({point["masks"] for point in points}) == 6
     assert answer["found"] == 0
+    assert answer["shared_seconds"].keys() == {"statistics"}
     runs = runs_of(finished, answer["sweep"])
     assert len(runs) == 7
     with tracking(finished) as client:
@@ -82,6 +133,10 @@ def test_a_grid_gives_what_runs_give_from_one_pass_and_a_second_time_computes_no
     assert again["found"] == 6
     assert again["points"] == points
     assert again["mlflow_run"] == answer["mlflow_run"]
+    assert told == ""
+    (finished.sweeps / answer["sweep"] / "sweep.json").unlink()  # as if it had been killed just before the end
+    once_more, told = swept(commands, finished, *GRID)
+    assert once_more == {**again, "shared_seconds": {}}
     assert "share" not in told
     assert {run.info.run_id for run in runs_of(finished, answer["sweep"])} == {run.info.run_id for run in runs}
 
@@ -99,13 +154,34 @@ def test_a_sweep_that_was_killed_repeats_no_finished_point(commands: Commands, f
     begun.communicate()
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
     assert 2 <= len(before) < 6
+    (name,) = {run.data.tags["sweep"] for run in all_runs(finished) if "sweep" in run.data.tags}
+    assert parent_of(finished, name) == ("RUNNING", None)
     answer, _ = swept(commands, finished, *GRID)
     assert answer["found"] == len(before)
     assert [point["failed"] for point in answer["points"]] == [None] * 6
     after = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
     assert {name: after[name] for name in before} == before
-    told = [run.data.tags["sweep.point"] for run in runs_of(finished, answer["sweep"])]
-    assert sorted(told) == ["1", "2", "3", "4", "5", "6", "parent"]
+    assert points_of(finished, answer["sweep"]) == EACH_ONCE
+    assert (answer["sweep"], parent_of(finished, name)) == (name, ("FINISHED", None))
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_says_so_in_mlflow_and_goes_on_in_the_same_run(
+    commands: Commands, finished: Workspace
+) -> None:
+    begun = commands.start(finished, "dass", "sweep", *GRID)
+    wait_for(lambda: len(list((finished.sweeps / "points").glob("*.json"))) >= 2, 240.0)
+    begun.send_signal(signal.SIGINT)
+    begun.communicate(timeout=60)
+    assert begun.returncode == 130
+    (parent,) = [run for run in all_runs(finished) if run.data.tags.get("sweep.point") == "parent"]
+    assert parent.info.status == "KILLED"
+    assert parent.data.tags["ended"].startswith("interrupted; ")
+    answer, _ = swept(commands, finished, *GRID)
+    assert answer["mlflow_run"] == parent.info.run_id
+    assert answer["found"] >= 2
+    assert parent_of(finished, answer["sweep"]) == ("FINISHED", None)
+    assert points_of(finished, answer["sweep"]) == EACH_ONCE
 
 
 @pytest.mark.slow
@@ -126,12 +202,72 @@ def test_dask_gives_what_threads_give_when_a_worker_is_killed(commands: Commands
     assert begun.returncode == 0, err
     answer = json.loads(out)
     assert [point["failed"] for point in answer["points"]] == [None] * 6
-    told = [run.data.tags["sweep.point"] for run in runs_of(finished, answer["sweep"])]
-    assert sorted(told) == ["1", "2", "3", "4", "5", "6", "parent"]
+    assert points_of(finished, answer["sweep"]) == EACH_ONCE
     shutil.rmtree(finished.sweeps)
     alone, _ = swept(commands, finished, *GRID)
-    for one, other in zip(answer["points"], alone["points"], strict=True):
-        assert (one["masks"], one["figures"]) == (other["masks"], other["figures"])
+    assert results(answer) == results(alone)
+
+
+@pytest.mark.slow
+def test_ray_gives_what_threads_give(commands: Commands, finished: Workspace) -> None:
+    ray_is_in = Path(pytest.importorskip("prefect_ray", reason="pip install 'dass[ray]'").__file__).parents[1]
+    asked = (*GRID, "-S", "sweep.runner=ray", "-S", "sweep.parallel=2", "-S", "sweep.resources={slot: 1}")
+    path = f"{ROOT}{os.pathsep}{ray_is_in}"
+    done = commands(finished, "dass", "sweep", "--json", *asked, PYTHONPATH=path)
+    answer = json.loads(done.stdout)
+    assert [point["failed"] for point in answer["points"]] == [None] * 6
+    assert points_of(finished, answer["sweep"]) == EACH_ONCE
+    shutil.rmtree(finished.sweeps)
+    alone, _ = swept(commands, finished, *GRID)
+    assert results(answer) == results(alone)
+
+
+@pytest.mark.slow
+def test_points_of_a_refused_worker_go_elsewhere_and_fail_where_nobody_else_is(
+    commands: Commands, finished: Workspace, tmp_path: Path
+) -> None:
+    pytest.importorskip("prefect_dask", reason="pip install 'dass[dask]'")
+    other = tmp_path / "other"
+    for floor in ("dass", "tasks", "flows"):
+        shutil.copytree(ROOT / floor, other / floor, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "tasks" / "plots.py").open("a", encoding="utf-8") as file:
+        file.write("# not as it is here\n")
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    here = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    started = [commands.start(finished, "dask", "scheduler", *here)]
+    asked = ("-S", f"sweep.address={address}", "-S", "sweep.runner=dask")
+    try:
+        started.append(worker(commands, finished, address, PYTHONPATH=str(other)))
+        wait_for(lambda: workers_at(address) == 1, 60.0)
+        answer, told = swept(commands, finished, *GRID, *asked, status=1)
+        assert len(answer["points"]) == 6
+        assert all(" has code " in point["failed"] for point in answer["points"])
+        assert parent_of(finished, answer["sweep"])[0] == "FAILED"
+
+        started.append(worker(commands, finished, address, PYTHONPATH=str(ROOT)))
+        wait_for(lambda: workers_at(address) == 2, 60.0)
+        answer, told = swept(commands, finished, *GRID, *asked)
+        assert told.count("Its points go to other workers.") == 1
+        assert [point["failed"] for point in answer["points"]] == [None] * 6
+        assert parent_of(finished, answer["sweep"]) == ("FINISHED", None)
+        assert points_of(finished, answer["sweep"]) == EACH_ONCE
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def worker(commands: Commands, ws: Workspace, address: str, **env: str) -> "subprocess.Popen[str]":
+    return commands.start(ws, "dask", "worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny", **env)
+
+
+def workers_at(address: str) -> int:
+    from flows.dask_cluster import _workers_at
+
+    with suppress(OSError):
+        return asyncio.run(_workers_at(address))
+    return 0
 
 
 BAD = [

@@ -31,13 +31,15 @@ class Sweep(Section):
     )
     max_points: int = Field(default=256, gt=0, description="A sweep of more points is refused before it starts.")
     parallel: int = Field(default=1, gt=0, description="Points worked on at once; each holds a model in memory.")
-    runner: Literal["threads", "dask"] = Field(
-        default="threads", description="Who works on points: threads of this process, or a Dask cluster."
+    runner: Literal["threads", "dask", "ray"] = Field(
+        default="threads", description="Who works on points: threads of this process, or a cluster of Dask or Ray."
     )
     address: str | None = Field(
         default=None,
-        description="Of a Dask scheduler whose workers see the workspace's folder; null starts a cluster here.",
+        description="Of a cluster whose workers see the workspace's folder; null starts one here.",
     )
     resources: dict[str, float] = Field(
-        default={}, description="What Dask sets aside for each point, by the names that its workers were given."
+        default={},
+        description="What the cluster sets aside for each point, by the names that its workers were given; of Ray also "
+        "CPU, GPU and memory in bytes.",
     )
