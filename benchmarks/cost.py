@@ -7,7 +7,6 @@ Each row is a `dass run` in a workspace under .dass/benchmarks/cost, registered 
 holds is not run again.
 """
 
-import shutil
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -20,6 +19,7 @@ import yaml
 from benchmarks import command, markdown
 from benchmarks.job import JobFailed
 from benchmarks.paths import FOLDER, ROOT
+from benchmarks.prepare import workspace_with
 from benchmarks.results import Record, Results
 from dass.files import read_json
 from tasks.workspace.settings import load_settings
@@ -129,13 +129,6 @@ def _task(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
-def _workspace(params: Path, folder: Path) -> Path:
-    if not (folder / "dvc.yaml").exists():
-        subprocess.run([sys.executable, "-P", "-m", "flows", "init", str(folder)], check=True)
-        shutil.copyfile(params, folder / "params.yaml")
-    return folder
-
-
 def main() -> None:
     parser = command.parser(__doc__, "cost.json")
     default = [ROOT / "params.yaml", ROOT / "examples/gemma-3-270m/params.yaml"]
@@ -152,7 +145,7 @@ def main() -> None:
         for row in arguments.rows:
             key: Record = {"model": name, "row": row}
             if results.find(key) is None:
-                ws = _workspace(params, FOLDER / "cost" / name)
+                ws = workspace_with(params, FOLDER / "cost" / name)
                 print(results.add(key, run(ws, row, dict(arguments.tasks), arguments.limit)), flush=True)
 
 

@@ -1,5 +1,8 @@
 """The real models of the benchmarks: fetched and calibrated as `dass run` does it, once."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from tasks.calibration import cache_windows
@@ -18,3 +21,11 @@ def prepare_base(params: Path, folder: Path) -> Workspace:
         fetch_base(workspace, settings)
     cache_windows(workspace, settings)
     return workspace
+
+
+def workspace_with(params: Path, folder: Path) -> Path:
+    """A workspace with these settings; one that is there keeps its own."""
+    if not (folder / "dvc.yaml").exists():
+        subprocess.run([sys.executable, "-P", "-m", "flows", "init", str(folder)], check=True)
+        shutil.copyfile(params, folder / "params.yaml")
+    return folder
