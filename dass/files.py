@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,20 @@ from dass.errors import InputError
 _TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\w{8})?\.(?P<process>\d+)\.(?P<kind>partial|retired)(-journal|-wal|-shm)?")
 
 _LARGEST_JSON = 1 << 28  # the index of a checkpoint with a million tensors has less
+
+
+_asked: list[Callable[[Path], object]] = []
+
+
+@contextmanager
+def asking_before_writes(may: Callable[[Path], object]) -> Iterator[None]:
+    """While entered, each path that `complete_file` and `complete_folder` are about to replace is shown to `may`; what
+    that raises leaves it as it was."""
+    _asked.append(may)
+    try:
+        yield
+    finally:
+        _asked.remove(may)
 
 
 def fsync_path(path: Path) -> None:
@@ -45,6 +59,7 @@ def complete_file(path: Path) -> Iterator[Path]:
         with naming(path):
             yield temporary
             fsync_path(temporary)
+        _ask(path)
         os.replace(temporary, path)
         fsync_path(path.parent)
     finally:
@@ -72,6 +87,7 @@ def complete_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for item in [*temporary.rglob("*"), temporary]:
                 fsync_path(item)
+        _ask(path)
         if path.exists():
             retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
             os.replace(path, retired)
@@ -82,6 +98,11 @@ def complete_folder(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _ask(path: Path) -> None:
+    for may in _asked:
+        may(path)
 
 
 def clear_leftovers(folder: Path, name: str = "") -> None:

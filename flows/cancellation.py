@@ -1,9 +1,13 @@
 """What Prefect hears of a run that was interrupted: Cancelled, not crashed, and never running for ever."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
@@ -11,14 +15,19 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
+
+from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import lease_of
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
 _FLOWS = ["compress", "sweep"]
 _MESSAGE = "Interrupted. Finished layers are kept; run again to go on."
-_KILLED = "Its process was killed. Finished layers are kept; the next run went on behind them."
+_KEPT = "Finished layers are kept; the next run goes on behind them."
 
 
 def cancel_when_interrupted(flow: Any, flow_run: "FlowRun", state: "State") -> None:
@@ -28,24 +37,57 @@ def cancel_when_interrupted(flow: Any, flow_run: "FlowRun", state: "State") -> N
             client.set_flow_run_state(flow_run.id, Cancelled(message=_MESSAGE), force=True)
 
 
-def cancel_unfinished(workspace: str) -> None:
-    """Cancel the workspace's runs that Prefect thinks are at work. Call when none is."""
-    _end_unfinished(workspace, Cancelled(message=_MESSAGE), StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+def cancel_unfinished(deployment: str) -> None:
+    """Cancel a deployment's runs that Prefect thinks are at work. Call when none is."""
+    _end(_runs(deployment, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING), Cancelled(message=_MESSAGE))
+
+
+def crash_left(deployment: str) -> None:
+    """Call a deployment's runs crashed that its former scheduler left: they ended with it."""
+    left = _runs(deployment, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+    _end(left, Crashed(message=f"Its schedule was killed. {_KEPT}"))
 
 
 def crash_unfinished(workspace: str) -> None:
     """Call the workspace's runs crashed whose process was killed: Prefect would show them at work for ever.
 
-    Call while the workspace is locked, and its database is nobody else's: then none of them lives. One that a schedule
-    is about to start (pending) is left alone.
+    Call while the workspace is locked, and its database is nobody else's: then none of them lives. Those of a schedule
+    are left alone: they work elsewhere, and their schedule knows of them.
     """
-    _end_unfinished(workspace, Crashed(message=_KILLED), StateType.RUNNING)
+    runs = [run for run in _runs(None, StateType.RUNNING) if run.parameters.get("workspace") == workspace]
+    _end([run for run in runs if run.deployment_id is None], Crashed(message=f"Its process was killed. {_KEPT}"))
 
 
-def _end_unfinished(workspace: str, state: "State", *seen_as: StateType) -> None:
-    ours = FlowFilter(name=FlowFilterName(any_=_FLOWS))
-    working = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(seen_as))))
+def crash_lost(ws: Workspace) -> None:
+    """In a flow that has taken a workspace over from a run that was lost: say so of that one's flow run, and note this
+    one's, to be found if it is lost."""
+    lease = lease_of(ws)
+    if lease is None or flow_run.id is None:
+        return
+    lease.note(flow_run=str(flow_run.id))
+    left = lease.lost and lease.lost.work.get("flow_run")
+    if not left or left == str(flow_run.id):
+        return
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):  # it was another server's
+        run = client.read_flow_run(UUID(left))
+        if run.state is None or not run.state.is_final():
+            reason = f"{lease.reason[:1].upper()}{lease.reason[1:]}"
+            client.set_flow_run_state(run.id, Crashed(message=f"{reason}. {_KEPT}"), force=True)
+
+
+def _runs(deployment: str | None, *seen_as: StateType) -> "list[FlowRun]":
+    """The runs of our flows that Prefect sees so; of a deployment, or all."""
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=working):
-            if run.parameters.get("workspace") == workspace:
-                client.set_flow_run_state(run.id, state, force=True)
+        return client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=_FLOWS)),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(seen_as)))),
+            deployment_filter=None
+            if deployment is None
+            else DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
+        )
+
+
+def _end(runs: "list[FlowRun]", state: "State") -> None:
+    with get_client(sync_client=True) as client:
+        for run in runs:
+            client.set_flow_run_state(run.id, state, force=True)

@@ -7,16 +7,18 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
-from flows.cancellation import cancel_when_interrupted
+from flows.cancellation import cancel_when_interrupted, crash_lost
 from flows.links import flow_run_facts, link_to_mlflow
 from flows.progress import progress_artifact
+from flows.retries import AGAIN
 from flows.run import Run, run_of
-from flows.shown import name_flow_run, show_result
-from flows.stages import wanted_stages
+from flows.shown import name_flow_run, show_result, tag_version
+from flows.stages import StageName, wanted_stages
 from flows.summary import Stopped, Summary
 from tasks.evaluation.task_check import check_tokenizer
 from tasks.pruning.fits import check_base_fits
 from tasks.registry.registration import Registration
+from tasks.workspace.lock import check_held
 
 if TYPE_CHECKING:
     from dass.engine.choice import Choice
@@ -49,7 +51,7 @@ class Done:
 
 
 @flow(name="compress", persist_result=False, on_crashed=[cancel_when_interrupted])
-def compress(workspace: str, changes: list[str] | None = None, until: str | None = None) -> Summary | Stopped:
+def compress(workspace: str, changes: list[str] | None = None, until: StageName | None = None) -> Summary | Stopped:
     """Prune the workspace's model, measure what that cost, and register the result.
 
     Args:
@@ -58,6 +60,7 @@ def compress(workspace: str, changes: list[str] | None = None, until: str | None
         until: the stage to stop behind; None: all of them, and the result is registered.
     """
     with run_of(workspace, changes or (), until) as run:
+        crash_lost(run.ws)
         name_flow_run(run.settings)
         done: dict[str, object] = {}
         for name in wanted_stages(until):
@@ -69,7 +72,7 @@ def compress(workspace: str, changes: list[str] | None = None, until: str | None
         return run.summary(registered)
 
 
-@task(name="fetch", **_PLAIN)
+@task(name="fetch", **_PLAIN, **AGAIN)
 def fetch(run: Run) -> Done:
     run.stage("sources")
     check_base_fits(run.ws, run.settings)
@@ -102,6 +105,7 @@ def prune(run: Run, wait_for: list[object]) -> list[object]:
 
     def prune_one(pruning_run: "PruningRun", index: int) -> "LayerRecord":
         nonlocal last, show
+        check_held(run.ws)
         total = pruning_run.layer_count
         name = f"prune layer {index + 1:02d} of {total}"
         record: LayerRecord = prune_layer.with_options(name=name, task_run_name=name)(
@@ -171,6 +175,7 @@ def recover(run: Run) -> Done:
         show = progress_artifact(run.settings.recover.steps, "recover", "step")
 
         def on_step(entry: dict[str, Any]) -> None:
+            check_held(run.ws)
             run.live.note_step(entry)
             show(entry["step"], entry)
 
@@ -218,7 +223,7 @@ _STAGE: dict[str, Callable[..., object]] = {
 }
 
 
-@task(name="register", **_PLAIN)
+@task(name="register", **_PLAIN, **AGAIN)
 def register(run: Run) -> Registration:
     return run.register(flow_run_facts())
 
@@ -226,5 +231,6 @@ def register(run: Run) -> Registration:
 @task(name="draw the report", **_PLAIN)
 def report(run: Run, registered: Registration) -> None:
     run.report(registered)
+    tag_version(registered.version)
     link_to_mlflow(registered)
     show_result(run.ws, registered)

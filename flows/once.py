@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from dass.errors import InputError
@@ -14,8 +15,8 @@ from tasks.workspace.settings import read_params
 _NAME = "once"
 
 
-def check_once(changes: Sequence[tuple[str, Any]]) -> None:
-    """Refuse what is no matter of one run.
+def check_once(changes: Sequence[tuple[str, Any]], option: str = "--with") -> None:
+    """Refuse what is no matter of one run, or of one schedule; `option` gave it.
 
     Raises:
         InputError: a rule of promotion, which params.yaml says.
@@ -23,7 +24,8 @@ def check_once(changes: Sequence[tuple[str, Any]]) -> None:
     for key, _ in changes:
         if key.partition(".")[0] == "promote":
             raise InputError(
-                f"--with {key}: rules of promotion hold for every run, so they stay in params.yaml. Change it with -S."
+                f"{option} {key}: rules of promotion hold for every run, so they stay in params.yaml. "
+                f"Change it there: dass run -S {key}=..."
             )
 
 
@@ -54,7 +56,7 @@ def settings_once(ws: Workspace, changes: Sequence[tuple[str, Any]], *, always: 
         yield ws
         return
     with scratch_folder(ws.private, _NAME) as folder:
-        once = Workspace(ws.root, folder)
+        once = replace(ws, once=folder)
         once.params.write_text(text, encoding="utf-8")
         if ws.lock_file.exists():
             shutil.copyfile(ws.lock_file, once.lock_file)

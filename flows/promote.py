@@ -6,6 +6,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.cancellation import cancel_when_interrupted
+from flows.retries import AGAIN
+from flows.served import check_served
 from tasks.promotion import decision
 from tasks.promotion.champion import RolledBack
 from tasks.promotion.proof import Proof
@@ -28,6 +30,7 @@ def promote(
         force: promote although a rule does not hold.
         reason: why; needed with `force`.
     """
+    check_served(workspace)
     ws = Workspace.at(workspace)
     settings = load_settings(ws.params)
     model, rules = settings.register_.model, settings.promote
@@ -37,7 +40,7 @@ def promote(
     return decide(ws, model, number, rules, proof, force, reason)
 
 
-@task(name="prove", **_PLAIN)
+@task(name="prove", **_PLAIN, **AGAIN)
 def prove(ws: Workspace, model: str, number: str, rules: Promote) -> Proof | None:
     return decision.prove(ws, model, number, rules)
 

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from dass.errors import InfrastructureError
 from dass.files import read_json
 from flows.checks import check_start
 from flows.once import settings_once
 from flows.overrides import parse_changes
-from flows.served import obey_schedule
+from flows.served import obey_schedule, place_of
 from flows.stages import STAGES, wanted_stages
 from flows.summary import Stopped, Summary
 from tasks.evaluation.same_text import tell_same_text
@@ -18,14 +19,16 @@ from tasks.forecast.effort import effort_of
 from tasks.forecast.shape import shape_of
 from tasks.pruning.fits import check_base_fits
 from tasks.registry import registration
+from tasks.registry.attempts import unfinished
+from tasks.registry.clearing import clear_left, store_named
 from tasks.registry.live import LiveRun
-from tasks.registry.tracking import reading
+from tasks.registry.tracking import reading, tracking
 from tasks.report.file import is_drawn
 from tasks.versioning.experiments import check_experiments, save_experiment
 from tasks.versioning.provenance import provenance
 from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
-from tasks.workspace.lock import clear_workspace, workspace_lock
+from tasks.workspace.lock import check_held, clear_workspace, lease_of, workspace_lock
 from tasks.workspace.progress import working
 from tasks.workspace.settings import Settings
 
@@ -55,6 +58,7 @@ class Run:
 
     def stage(self, name: str, work: Callable[[], object] | None = None) -> None:
         """Do a stage, unless DVC has its result."""
+        check_held(self.ws)
         begin = time.perf_counter()
         stage = STAGES[name]
         outcome = run_if_changed(self.ws, name, work or (lambda: stage.work(self.ws, self.settings)), self.started)
@@ -159,14 +163,26 @@ def _held(workspace: str, changes: Sequence[str], until: str | None) -> Iterator
     """The same, when nobody knows yet whether there is work that could be refused."""
     obey_schedule(workspace, changes)
     wanted_stages(until)
-    held = Workspace.at(workspace)
-    with workspace_lock(held):
+    with place_of(Workspace.at(workspace)) as held, workspace_lock(held):
         clear_workspace(held)
+        clear_lost(held)
         with settings_once(held, parse_changes(changes, "--with")) as ws:
             started = start_run(ws)
             run = Run(ws, started, until)
             with run.live:
                 yield run
+
+
+def clear_lost(ws: Workspace) -> None:
+    """Where the run before was lost, have MLflow say so: it would show it at work until this one registers."""
+    lease = lease_of(ws)
+    if lease is None or lease.lost is None or not unfinished(ws, store_named(ws)):
+        return
+    try:
+        with tracking(ws) as client:
+            clear_left(ws, client)
+    except InfrastructureError as error:
+        logger.warning("MLflow shows the run before as running until it answers again: %s", error)
 
 
 def finished(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Summary | Stopped | None:

@@ -1,57 +1,151 @@
 """`dass serve` and `dass ui`: the flow on a schedule, and its runs in Prefect's UI, with nothing else installed."""
 
+import logging
+import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 
 from dass.errors import InputError
+from dass.files import digest_of
 from flows.checks import check_start
+from flows.once import check_once
+from flows.overrides import parse_changes, rewrite
 from flows.prefect_api import Server, prefect_server
+from flows.timetable import Timetable
+from flows.watch import Watch
+from tasks.versioning.checkout import can_check_out, checked_out
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import take_lease
 from tasks.workspace.redaction import shown_address
-from tasks.workspace.settings import load_settings
+from tasks.workspace.settings import Settings, load_settings
 
 _FAREWELL_SECONDS = 2.0
-_FIELDS = 5
+
+logger = logging.getLogger("dass")
 
 
-def serve_schedule(ws: Workspace, cron: str, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Run the flow in `ws` whenever `cron` (UTC) says so, one run at a time, until the process is stopped.
+def serve_schedule(
+    ws: Workspace,
+    timetable: Timetable,
+    changes: Sequence[str],
+    revision: str,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """Run the flow of `ws` whenever its timetable says so, one run at a time, until the process is stopped.
+
+    Runs work in a checkout of the workspace; where that is not in git, in the workspace itself.
 
     Args:
-        tell: called once when the schedule is kept, with {"workspace", "cron", "api", "ui", "login"}. The login to a
-            server of our own is {"password", "chosen"}: a password made for this start and None, or None and where the
-            user chose one. To a server that was there before it is None.
+        ws: where.
+        timetable: when.
+        changes: `section.key=value` for this schedule's runs; params.yaml stays as it is.
+        revision: what each run checks out, as git names it then.
+        tell: called when the schedule is kept, with {"event": "scheduled", "workspace", "cron", "timezone", "jitter",
+            "changes", "revision": None where runs work in the workspace itself, "api", "ui", "login"}; then, and behind
+            each run, with {"event": "due", "at"}; and as `flows.watch.Watch` says. The login to a server of our own is
+            {"password", "chosen"}: a password made for this start and None, or None and where the user chose one. To
+            a server that was there before it is None.
 
     Raises:
-        InputError: the cron expression or the settings cannot be used, or the server they name does not answer.
+        InputError: the settings cannot be used, or the server that Prefect's settings name does not answer.
     """
-    check_cron(cron)
-    check_start(ws, load_settings(ws.params))
-    with prefect_server(ws, schedules=True, meanwhile=_import_flow) as server:
+    _settings_of(ws, changes)  # what is wrong here is told of the file that the person has before him
+    checks_out = can_check_out(ws)
+    if not checks_out and revision != "HEAD":
+        raise InputError(
+            f"--revision is {revision!r}, and {ws.root} has no commits. Commit it, or leave --revision out."
+        )
+    with checked_out(ws, revision) if checks_out else nullcontext() as checkout:
+        place = ws if checkout is None else checkout.ws
+        check_start(place, _settings_of(place, changes))
+    with _only_schedule(ws), prefect_server(ws, schedules=True, meanwhile=_import_flow) as server:
+        from prefect.schedules import Cron
         from prefect.types.entrypoint import EntrypointType
 
+        from flows.cancellation import crash_left
         from flows.compress import compress
         from flows.served import schedule_here
 
-        schedule_here(ws)
+        asked = revision if checks_out else None
+        schedule_here(ws, changes, timetable, asked)
         # On SIGTERM, Prefect forgets to wait for its own farewell; it stops all the same.
         warnings.filterwarnings("ignore", message=r"coroutine 'Runner\.astop' was never awaited")
-        tell({"workspace": str(ws.root), "cron": cron, **_where(server)})
-        with _runs_end_with_us(ws):
+        kept: dict[str, Any] = {"cron": timetable.cron, "timezone": timetable.zone, "jitter": timetable.jitter}
+        kept |= {"changes": list(changes), "revision": asked}
+        tell({"event": "scheduled", "workspace": str(ws.root), **kept, **_where(server)})
+
+        def tell_of_run(told: dict[str, Any]) -> None:
+            tell(told)
+            if told["event"] == "ended":
+                tell_when_due()
+
+        def tell_when_due() -> None:
+            tell({"event": "due", "at": timetable.start_after(str(ws.root), datetime.now(UTC))})
+
+        tell_when_due()
+        name = deployment_name(ws)
+        crash_left(name)
+        with Watch(name, tell_of_run), _runs_end_with_us(ws):
             compress.serve(
-                name="scheduled",
-                cron=cron,
-                parameters={"workspace": str(ws.root)},
+                name=name,
+                schedule=Cron(timetable.cron, timezone=timetable.zone),
+                parameters={"workspace": str(ws.root), "changes": list(changes)},
                 limit=1,
+                tags=["dass"],
                 entrypoint_type=EntrypointType.MODULE_PATH,
                 print_starting_message=False,
             )
+
+
+@contextmanager
+def _only_schedule(ws: Workspace) -> Iterator[None]:
+    """Two schedulers of one workspace would stop each other's runs. One that was taken for lost stops itself.
+
+    Raises:
+        InputError: there is one; the message names it.
+    """
+    ws.private.mkdir(exist_ok=True)
+    lease = take_lease(ws.private / "schedule", f"The schedule of {ws.root}", _stop)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _stop() -> None:
+    logger.warning("another process keeps the schedule now: this one ends")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def deployment_name(ws: Workspace) -> str:
+    """What a workspace's schedule is called in Prefect: two workspaces on one server have two."""
+    return f"scheduled-{digest_of(str(ws.root))[:8]}"
+
+
+def _settings_of(ws: Workspace, changes: Sequence[str]) -> Settings:
+    """What the schedule's runs work with.
+
+    Raises:
+        InputError: a change leads nowhere, is a rule of promotion, or gives settings that cannot be used.
+    """
+    settings = load_settings(ws.params)
+    if not changes:
+        return settings
+    wanted = parse_changes(changes)
+    check_once(wanted, "-S")
+    settings = rewrite(ws.params.read_text(encoding="utf-8"), wanted, "-S")[2]
+    if settings.register_.save_experiment:
+        raise InputError(
+            "register.save_experiment is true, and -S leaves params.yaml as it is: the experiment would hold other "
+            "settings than made the result. Change params.yaml, or add -S register.save_experiment=false."
+        )
+    return settings
 
 
 def serve_ui(ws: Workspace, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -105,26 +199,4 @@ def _runs_end_with_us(ws: Workspace) -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         if working:
-            cancel_unfinished(str(ws.root))
-
-
-def check_cron(cron: str) -> None:
-    """Refuse what is no schedule of five fields, and one that never fires.
-
-    Raises:
-        InputError: it is one of these.
-    """
-    from prefect._vendor.croniter.croniter import CroniterBadDateError, croniter
-    from prefect.client.schemas.schedules import CronSchedule
-    from pydantic import ValidationError
-
-    expected = 'expected minute hour day month weekday, for example "0 2 * * *" for every night at two, in UTC'
-    if len(cron.split()) != _FIELDS:
-        raise InputError(f'--cron "{cron}" is not a schedule: {expected}')
-    try:
-        CronSchedule(cron=cron)
-        croniter(cron, datetime.now(UTC)).get_next(datetime)
-    except ValidationError:
-        raise InputError(f'--cron "{cron}" is not a schedule: {expected}') from None
-    except CroniterBadDateError:
-        raise InputError(f'--cron "{cron}" never fires: there is no such day. {expected.capitalize()}') from None
+            cancel_unfinished(deployment_name(ws))

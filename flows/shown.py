@@ -7,6 +7,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
 from dass.files import read_json
+from flows.watch import VERSION_TAG
 from tasks.registry.card import described, results, task_results
 from tasks.registry.run_record import run_name
 from tasks.workspace.folder import Workspace
@@ -29,6 +30,17 @@ def name_flow_run(settings: Settings) -> None:
     with get_client(sync_client=True) as client:
         client.update_flow_run(run.id, name=name, tags=sorted(tags))
     run.name = name  # `prefect.runtime` answers with it
+
+
+def tag_version(version: str) -> None:
+    """Tag the flow's run with the version that it registered: to find it by, and for whoever keeps the schedule."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    run = context.flow_run
+    with get_client(sync_client=True) as client:
+        tags = client.read_flow_run(run.id).tags
+        client.update_flow_run(run.id, tags=sorted({*tags, f"{VERSION_TAG}{version}"}))
 
 
 def show_result(ws: Workspace, registered: "Registration") -> None:

@@ -4,7 +4,7 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dass.errors import InputError
 from tasks.versioning.code import STAGE_MODULES
@@ -12,6 +12,11 @@ from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from tasks.workspace.settings import Settings
+
+StageName = Literal[
+    "sources", "calibration", "baseline", "prune", "recover", "materialize", "evaluate", "tasks", "plots"
+]
+"""As a parameter in Prefect's UI: one of these is picked there."""
 
 
 @dataclass(frozen=True)

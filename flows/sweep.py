@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cancellation import cancel_when_interrupted
+from flows.cancellation import cancel_when_interrupted, crash_lost
 from flows.run import Run, run_of
 from flows.runners import elsewhere, worker_here
+from flows.served import check_served
 from flows.stages import wanted_stages
 from flows.swept_before import PREPARED, made_from
 from tasks.sweep.space import Point
@@ -41,8 +42,10 @@ def sweep(workspace: str, changes: list[str]) -> Swept:
         workspace: the folder with params.yaml, dvc.yaml and .dvc.
         changes: `section.key=values`: what is swept over, and what all points have.
     """
+    check_served(workspace)
     ws = Workspace.at(workspace)
     with workspace_lock(ws), WholeSweep(ws, changes) as whole:
+        crash_lost(ws)
         for points in whole.batches():
             for alike in whole.alike(points):
                 work_on_alike(whole, workspace, alike)

@@ -1,11 +1,8 @@
-"""Commands that make and run a pipeline: init, run, show, report, serve, ui."""
+"""Commands that make and run a pipeline: init, run, show, report."""
 
-import os
 import shlex
-import sys
-import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,7 +11,7 @@ from flows.cli.app import app
 from flows.cli.completion import settings_keys
 from flows.cli.log import log_of_run, log_to_terminal
 from flows.cli.options import JsonOption, ResultArgument, SetOption, WorkspaceOption, open_workspace
-from flows.cli.output import print_json, reveal, show_table, tell
+from flows.cli.output import print_json, show_table, tell
 from tasks.versioning.code import STAGE_MODULES
 from tasks.workspace.recipes import RECIPES, in_words, recipe_named
 
@@ -217,79 +214,3 @@ def report(
         print_json(drawn.as_json())
     else:
         print(f"Drew {drawn.file}: {drawn.model} version {drawn.version}, {drawn.size / 1e6:.1f} MB")
-
-
-@app.command()
-def serve(
-    cron: Annotated[str, typer.Option(help='When, as five cron fields in UTC: "0 2 * * *" is every night at two.')],
-    workspace: WorkspaceOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """Run the flow on a schedule, until stopped. Nothing else needs to be installed or running.
-
-    The server that PREFECT_API_URL names keeps the schedule; without one, a server of its own is started here,
-    for this machine only. Its password is made anew at each start and told once, unless Prefect's setting
-    PREFECT_SERVER_API_AUTH_STRING gives one (user:password), which is never shown.
-
-        dass serve --cron "0 2 * * *"
-    """
-    ws = open_workspace(workspace)
-    from flows.serve import serve_schedule
-
-    serve_schedule(ws, cron, print_json if as_json else _tell_of_schedule)
-
-
-@app.command()
-def ui(
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open them in a browser too, where there is a desktop.")
-    ] = True,
-    workspace: WorkspaceOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """Show a workspace's versions and runs in MLflow's UI and its flow runs in Prefect's, until stopped.
-
-    It tells where, and the password for Prefect's (user:password). Both listen on this machine's loopback only;
-    MLflow's asks for no password.
-
-    dass ui
-    dass ui --workspace my-model
-    """
-    ws = open_workspace(workspace)
-    from flows.serve import serve_ui
-
-    def tell_and_open(told: dict[str, Any]) -> None:
-        _tell_of_pages(told)
-        if browser and sys.stderr.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            for page in (told["runs"], *_mlflow_pages(told)):
-                webbrowser.open_new_tab(page)
-
-    serve_ui(ws, print_json if as_json else tell_and_open)
-
-
-def _mlflow_pages(told: dict[str, Any]) -> list[str]:
-    pages = told["mlflow"] or {}
-    return [page for page in (pages.get("model"), pages.get("experiment")) if page]
-
-
-def _tell_of_pages(told: dict[str, Any]) -> None:
-    if told["mlflow"] is None:
-        tell("MLflow has recorded nothing yet: dass run")
-    for what, page in (told["mlflow"] or {}).items():
-        if page:
-            reveal(f"MLflow {'UI' if what == 'ui' else what}: {page}")
-    _tell_of_ui({**told, "ui": told["runs"]})
-
-
-def _tell_of_schedule(told: dict[str, Any]) -> None:
-    tell(f'compress runs in {told["workspace"]} at "{told["cron"]}" (UTC). Stop with Ctrl-C.')
-    _tell_of_ui(told)
-
-
-def _tell_of_ui(told: dict[str, Any]) -> None:
-    tell(f"Prefect UI: {told['ui']}")
-    login = told["login"]
-    if login and login["chosen"]:
-        tell(f"Its password is the one of {login['chosen']}.")
-    elif login:
-        reveal(f"Password for now: {login['password']}")

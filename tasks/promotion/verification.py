@@ -94,18 +94,27 @@ def verify_all(ws: Workspace, model: str, *, replay: bool = False) -> Iterator[P
         UnavailableError, OSError: as in `verify_version`, about the first of those that could not be verified; all the
             others were.
     """
-    with reading(ws) as client:
-        numbers = [str(made.version) for made in all_versions(client, model)]
-    if not numbers:
-        raise InputError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
     faults: list[Exception] = []
-    for number in numbers:
+    for number in numbers_of(ws, model):
         try:
             yield verify_version(ws, model, number, replay=replay)
         except (UnavailableError, OSError) as fault:
             faults.append(fault)
     if faults:
         raise faults[0]
+
+
+def numbers_of(ws: Workspace, model: str) -> list[str]:
+    """The versions of a model, newest first.
+
+    Raises:
+        InputError: there is none.
+    """
+    with reading(ws) as client:
+        numbers = [str(made.version) for made in all_versions(client, model)]
+    if not numbers:
+        raise InputError(f"MLflow has no model {model!r} (register.model in params.yaml). Run: dass run")
+    return numbers
 
 
 def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = False) -> Proof:

@@ -61,7 +61,13 @@ def unfinished(workspace: Workspace, store: str) -> list[Attempt]:
     return [attempt for attempt in notes if attempt.store == store]
 
 
-def clear(client: "MlflowClient", attempt: Attempt, complete: Callable[["ModelVersion"], bool], status: str) -> None:
+def clear(
+    client: "MlflowClient",
+    attempt: Attempt,
+    complete: Callable[["ModelVersion"], bool],
+    status: str,
+    reason: str | None = None,
+) -> None:
     """Remove what an attempt left in MLflow, a version without an entry in the ledger too. One with it is completed.
 
     Args:
@@ -69,6 +75,7 @@ def clear(client: "MlflowClient", attempt: Attempt, complete: Callable[["ModelVe
         attempt: which one.
         complete: does what is left to do behind the entry; says whether there is one.
         status: what its run becomes, "FAILED" or "KILLED".
+        reason: why it was killed, as a tag of the run, where that is known.
     """
     for run in client.search_runs([attempt.experiment], f"tags.{TAG} = '{attempt.id}'"):
         known = [(made, complete(made)) for made in client.search_model_versions(f"run_id = '{run.info.run_id}'")]
@@ -77,7 +84,7 @@ def clear(client: "MlflowClient", attempt: Attempt, complete: Callable[["ModelVe
         if not any(is_known for _, is_known in known):
             remove_models(client, attempt.experiment, run.info.run_id)
             if status == "KILLED" and ENDED not in run.data.tags:
-                client.set_tag(run.info.run_id, ENDED, "its process was killed or interrupted")
+                client.set_tag(run.info.run_id, ENDED, reason or "its process was killed or interrupted")
             client.set_terminated(run.info.run_id, status)
     forget_unused(client, attempt.model, TAG, attempt.id)
 

@@ -8,6 +8,7 @@ from tasks.registry.attempts import Attempt, clear, forget, unfinished
 from tasks.registry.publishing import complete
 from tasks.registry.tracking import is_embedded, tracking_uri
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import lease_of
 from tasks.workspace.redaction import shown_address
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ def store_named(workspace: Workspace) -> str:
 
 def clear_left(workspace: Workspace, client: "MlflowClient", mine: Attempt | None = None) -> None:
     """Clear what killed processes left, all but this process's own attempt."""
+    lease = lease_of(workspace)
+    reason = None if lease is None or lease.lost is None else lease.reason
     for left in unfinished(workspace, store_named(workspace)):
         if left != mine:
-            clear_attempt(workspace, client, left, "KILLED")
+            clear_attempt(workspace, client, left, "KILLED", reason)
 
 
 @contextmanager
@@ -40,9 +43,11 @@ def cleared(workspace: Workspace, client: "MlflowClient", attempt: Attempt) -> I
     forget(workspace, attempt)
 
 
-def clear_attempt(workspace: Workspace, client: "MlflowClient", attempt: Attempt, status: str) -> None:
+def clear_attempt(
+    workspace: Workspace, client: "MlflowClient", attempt: Attempt, status: str, reason: str | None = None
+) -> None:
     """Clear an attempt and forget it."""
-    clear(client, attempt, lambda made: complete(workspace, client, made), status)
+    clear(client, attempt, lambda made: complete(workspace, client, made), status, reason)
     forget(workspace, attempt)
 
 

@@ -34,7 +34,7 @@ _LOG = logging.getLogger("dass")
 
 def database(workspace: Workspace) -> Path:
     """The embedded store's database; MLflow makes it when it is first asked."""
-    return workspace.root / "mlflow.db"
+    return workspace.registry / "mlflow.db"
 
 
 def embedded_uri(workspace: Workspace) -> str:
@@ -44,7 +44,7 @@ def embedded_uri(workspace: Workspace) -> str:
 
 def artifacts(workspace: Workspace) -> Path:
     """The folder of the embedded store's files."""
-    return workspace.root / ARTIFACTS
+    return workspace.registry / ARTIFACTS
 
 
 def local_path(location: str) -> Path | None:
@@ -66,8 +66,9 @@ def make_database(workspace: Workspace) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    workspace.private.mkdir(exist_ok=True)
-    with (workspace.private / "mlflow.lock").open("w") as lock:
+    private = Workspace(workspace.registry).private
+    private.mkdir(exist_ok=True)
+    with (private / "mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_made(path):
             with complete_file(path) as temporary:
@@ -95,15 +96,15 @@ def follow_workspace(workspace: Workspace) -> None:
     with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
         for before in _earlier_roots(connection, workspace):
             try:
-                changed = _replace(connection, before, workspace.root)
+                changed = _replace(connection, before, workspace.registry)
             except sqlite3.OperationalError as error:
                 raise InputError(
-                    f"{workspace.root} was copied or moved from {before}, and its mlflow.db still names the "
+                    f"{workspace.registry} was copied or moved from {before}, and its mlflow.db still names the "
                     f"files there. That cannot be changed ({error}): make {path} writable, or use {before}."
                 ) from error
             _LOG.warning(
                 "%s was copied or moved from %s: %d locations in mlflow.db now name the files here",
-                *(workspace.root, before, changed),
+                *(workspace.registry, before, changed),
             )
 
 
@@ -119,7 +120,7 @@ def _earlier_roots(connection: sqlite3.Connection, workspace: Workspace) -> list
         root
         for number, location in found
         for root in [_root_of(location, number)]
-        if root is not None and root != workspace.root and (number == 0 or _holds(connection, workspace, number))
+        if root is not None and root != workspace.registry and (number == 0 or _holds(connection, workspace, number))
     )
     return list(earlier)
 

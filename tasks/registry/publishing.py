@@ -18,6 +18,7 @@ from tasks.registry.result import Result
 from tasks.registry.tracking import TrackingError
 from tasks.registry.versions import check_present, version_numbered
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import check_held
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,6 +105,7 @@ def publish(
     On failure before the entry no version is left; behind it, `complete` finishes what is left.
     """
     model = attempt.model
+    check_held(workspace)
     ledger, _ = Ledger.start(client, model, {ATTEMPT: attempt.id}, workspace)
     made = None
     try:
@@ -113,6 +115,7 @@ def publish(
         )
         if made.status != "READY":
             raise TrackingError(f"MLflow did not make the version ready: {made.status} {made.status_message or ''}")
+        check_held(workspace)
         ledger.record("registered", str(made.version), manifest, details, once=True)
     except BaseException:
         if made is not None and ledger.chain(beginning=True).registered(str(made.version)) is None:

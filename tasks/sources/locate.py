@@ -55,6 +55,12 @@ def locate(source: Source, root: Path) -> Path | HubId:
     return HubId(match["repo"], match["revision"])
 
 
+def is_local(uri: str, root: Path) -> bool:
+    """Whether a uri is a path that exists, taken from a root where it is relative."""
+    path = root / Path(uri).expanduser()
+    return not uri.startswith(SCHEME) and path.exists()
+
+
 @cache
 def tell_which(uri: str, path: Path) -> None:
     """Say once that a name which may be a repository of the hub was taken for a path here."""

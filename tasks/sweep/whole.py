@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -97,7 +98,7 @@ class WholeSweep:
 
     def share_statistics(self, prepared: Workspace, points: Sequence[Point]) -> None:
         """Collect what points with `propagation: dense` have in common, in one pass."""
-        there = Workspace(prepared.root, prepared.once, self._records.work("statistics"))
+        there = replace(prepared, point=self._records.work("statistics"))
         asked = [point.settings for point in points]
         began = time.perf_counter()
         passes = share_statistics(there, asked)

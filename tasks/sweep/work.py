@@ -8,7 +8,7 @@ import logging
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class _Point:
     def __init__(self, ws: Workspace, settings: Settings, records: Records, key: str) -> None:
         self._root, self._settings, self._records, self._key = ws, settings, records, key
         self._fingerprint = fingerprint_of(inputs_of(ws, settings), settings.prune.plan)
-        self._ws = Workspace(ws.root, ws.once, records.work(key))
+        self._ws = replace(ws, point=records.work(key))
         self._seconds: dict[str, float] = {}
 
     def record(self) -> Record:
@@ -113,7 +113,7 @@ class _Point:
         with self._records.alone(self._fingerprint):
             if not (done / MANIFEST).is_file():
                 began = time.perf_counter()
-                there = Workspace(self._root.root, self._root.once, work)
+                there = replace(self._root, point=work)
                 prune(there, self._settings)
                 done.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(there.masks, done)

@@ -12,6 +12,7 @@ from dass.errors import InputError
 from tasks.workspace.redaction import redacted
 
 _PUSH_SECONDS = 20.0
+_WITHOUT_HOOKS = ("-c", "core.hooksPath=/dev/null")
 _OUTSIDE = "not a git repository (or any"
 # A git hook sets these for its own repository, which need not be the folder's.
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
@@ -59,6 +60,34 @@ def commit_of(folder: Path) -> str | None:
     """
     done = _ask(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     return None if done is None or done.returncode == 1 else _answer(folder, done)
+
+
+def resolved(folder: Path, revision: str) -> str | None:
+    """The commit that a branch, a tag or another name stands for; None: git knows none."""
+    if revision.startswith("-"):
+        return None
+    done = _ask(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    return done.stdout.strip() if done is not None and done.returncode == 0 else None
+
+
+def add_worktree(folder: Path, tree: Path, commit: str) -> None:
+    """Make a worktree of the folder's repository at a commit, on no branch. The user's hooks are not run.
+
+    Raises:
+        InputError: git refuses, in its own words.
+    """
+    _run(folder, "worktree", "prune")
+    _run(folder, *_WITHOUT_HOOKS, "worktree", "add", "--force", "--detach", str(tree), commit)
+
+
+def move_worktree(tree: Path, commit: str) -> bool:
+    """Bring a worktree of ours to a commit: files that git has are as there, others stay. False: it is none."""
+    if not (tree / ".git").is_file() or _run_or_none(tree, "rev-parse", "--show-prefix") != "":
+        return False
+    lock = _run_or_none(tree, "rev-parse", "--path-format=absolute", "--git-path", "index.lock")
+    if lock:
+        Path(lock).unlink(missing_ok=True)  # of a git that was killed: nobody else works here
+    return _run_or_none(tree, *_WITHOUT_HOOKS, "checkout", "--quiet", "--force", "--detach", commit) is not None
 
 
 def differs(folder: Path, paths: tuple[str, ...]) -> bool:
@@ -202,6 +231,12 @@ def _run(folder: Path, *arguments: str, text: str | None = None) -> str:
     if done.returncode:
         raise _refused(folder, done)
     return done.stdout.strip()
+
+
+def _run_or_none(folder: Path, *arguments: str) -> str | None:
+    """What git says; None: it refuses."""
+    done = _ask(folder, *arguments)
+    return None if done is None or done.returncode else done.stdout.strip()
 
 
 def _refused(folder: Path, done: subprocess.CompletedProcess[str]) -> InputError:

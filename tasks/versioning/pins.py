@@ -47,7 +47,7 @@ def refresh_pins(
     tasks = task_sources(settings.evaluate)
     pins = {
         "sources": {
-            **in_groups({role: of(source, role) for role, source in _given(settings).items()}),
+            **in_groups({role: of(source, role) for role, source in given_sources(settings).items()}),
             "tasks": {
                 task: {split: of(each, "tasks") for split, each in sources.items()} for task, sources in tasks.items()
             },
@@ -73,7 +73,7 @@ def keep_pins(
             be read.
     """
     before = read_pins(ws) if ws.lock_file.exists() else {"sources": {}, "code": {}}
-    given, asked = _given(settings), list(roles)
+    given, asked = given_sources(settings), list(roles)
     # A text that params.yaml does not name any more is forgotten.
     sources = {role: was for role, was in by_role(before["sources"]).items() if role in given}
     tasks = before["sources"].get("tasks", {})
@@ -141,7 +141,7 @@ def _same_uri(pinned: dict[str, Any] | None, source: Source) -> dict[str, Any] |
     return {"sha256": pinned["sha256"], "revision": pinned["revision"]}
 
 
-def _given(settings: Settings) -> dict[str, Source]:
+def given_sources(settings: Settings) -> dict[str, Source]:
     """Every source that the settings name, by its role, but for what zero-shot tasks read."""
     named: dict[str, Source] = {role: getattr(settings.sources, role) for role in SOURCES}
     named |= {f"texts.{name}": source for name, source in settings.evaluate.texts.items()}

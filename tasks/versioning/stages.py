@@ -30,6 +30,7 @@ from tasks.versioning.pins import ROLES, keep_pins, refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lock import check_held
 from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Settings, load_settings
 from tasks.workspace.small_files import check_pipeline_files
@@ -170,6 +171,7 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
         if ws.params.read_bytes() != text:
             raise _changed(name, ws.params.name)
         yield settings
+        check_held(ws)
         repo._reset()
         _check_inputs(stage)
 
@@ -188,6 +190,7 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
     from dvc.stage.cache import RunCacheNotFoundError
 
     with held(repo):
+        check_held(Workspace(Path(repo.root_dir)))
         stage = _stage(repo, name)
         _compare(started, stage, _value)
         if not stage.changed():
@@ -247,6 +250,7 @@ def _reserved(repo: "Repo", stage: "PipelineStage") -> Iterator[None]:
 
 def _record(repo: "Repo", stage: "PipelineStage") -> None:
     with held(repo):
+        check_held(Workspace(Path(repo.root_dir)))
         _check_inputs(stage)
         stage.save_outs()
         stage.md5 = stage.compute_md5()

@@ -15,11 +15,14 @@ class Workspace:
         once: for one run, the folder whose params.yaml and dass.lock.json take the place of the workspace's own.
         point: for one point of a sweep, the folder that takes what is made of the workspace's base, calibration and
             dense evaluation, in the place of the workspace.
+        keeper: for a checkout, the folder of the workspace that it belongs to, which keeps what is registered without
+            a server.
     """
 
     root: Path
     once: Path | None = None
     point: Path | None = None
+    keeper: Path | None = None
 
     @classmethod
     def at(cls, folder: str | Path) -> "Workspace":
@@ -43,6 +46,11 @@ class Workspace:
     def lock_file(self) -> Path:
         """What the settings resolved to: digests of sources and code. Written by `dass`, tracked in git."""
         return (self.once or self.root) / "dass.lock.json"
+
+    @property
+    def registry(self) -> Path:
+        """The folder of mlflow.db and mlartifacts, which MLflow has without a server."""
+        return self.keeper or self.root
 
     @property
     def base(self) -> Path:

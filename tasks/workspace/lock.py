@@ -1,52 +1,47 @@
 """One lock a workspace keeps two runs apart; whoever holds it may clear what a killed one left behind."""
 
-import fcntl
-import json
-import os
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from dass.errors import InputError
-from dass.files import clear_leftovers
+from dass.files import asking_before_writes, clear_leftovers
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import Lease, take_lease
 
-_held_here: set[Path] = set()
+_held_here: dict[Path, Lease] = {}
+
+logger = logging.getLogger("dass")
 
 
 @contextmanager
 def workspace_lock(ws: Workspace) -> Iterator[None]:
-    """Hold the workspace: one run, or one stage of `dvc repro`, at a time. A killed holder lets go by itself.
+    """Hold the workspace: one run, or one stage of `dvc repro`, at a time. A killed holder lets go by itself, and so
+    does one whose machine is gone (`tasks.workspace.lease`).
 
-    A process that holds it already may take it again.
+    A process that holds it already may take it again. While it is held, no file of the workspace is replaced once
+    another run has taken it over.
 
     Raises:
         InputError: another process holds it; the message names it.
+        LeaseLostError: another one has taken it over, and something was to be written.
         OSError: the workspace cannot be written.
     """
     if holds(ws):
         yield
         return
     ws.private.mkdir(exist_ok=True)
-    with (ws.private / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"{ws.root} is held by another run ({_holder(file.read())}). Wait for it, or stop it."
-            ) from None
-        file.truncate(0)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        json.dump({"pid": os.getpid(), "command": " ".join(sys.argv), "since": since}, file)
-        file.flush()
-        _held_here.add(ws.root)
-        try:
+    lease = take_lease(ws.private / "lock", str(ws.root), lambda: _tell_loss(ws.root))
+    if lease.lost is not None:
+        logger.warning("The run before was lost (%s): %s. Its finished layers are kept.", lease.reason, lease.lost.told)
+    _held_here[ws.root] = lease
+    try:
+        with asking_before_writes(partial(_check, ws.root, lease)):
             yield
-        finally:
-            _held_here.discard(ws.root)
+    finally:
+        del _held_here[ws.root]
+        lease.release()
 
 
 def holds(ws: Workspace) -> bool:
@@ -54,12 +49,29 @@ def holds(ws: Workspace) -> bool:
     return ws.root in _held_here
 
 
-def _holder(text: str) -> str:
-    try:
-        holder = json.loads(text)
-        return f"process {holder['pid']}, since {holder['since']}: {holder['command']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
-        return "process unknown, just started"
+def lease_of(ws: Workspace) -> Lease | None:
+    """The lease that this process holds the workspace by."""
+    return _held_here.get(ws.root)
+
+
+def check_held(ws: Workspace) -> None:
+    """Before others' tools write for us, and where long work pauses.
+
+    Raises:
+        LeaseLostError: another run has taken over the workspace that this process held.
+    """
+    lease = lease_of(ws)
+    if lease is not None:
+        lease.check()
+
+
+def _tell_loss(root: Path) -> None:
+    logger.warning("%s was taken over by another run: this one stops before it writes anything more", root)
+
+
+def _check(root: Path, lease: Lease, path: Path) -> None:
+    if path.is_relative_to(root):
+        lease.check()
 
 
 def clear_workspace(ws: Workspace) -> None:

@@ -20,6 +20,7 @@ from flows import prefect_api
 from flows.prefect_api import ServerError, own_server
 from flows.prefect_login import Login
 from flows.served import obey_schedule, schedule_here
+from flows.timetable import Timetable
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import redacted
 from tests.test_flows.conftest import SERVER_AT, Commands
@@ -161,10 +162,10 @@ def test_a_server_that_asks_for_no_login_is_not_used(
 
 
 def test_a_schedule_takes_its_own_workspace_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DASS_SERVED_BY", "DASS_SERVED_WORKSPACE"):
-        monkeypatch.setenv(name, "")  # and is put back
+    for name in ("BY", "WORKSPACE", "CHANGES", "JITTER", "REVISION"):
+        monkeypatch.setenv(f"DASS_SERVED_{name}", "")  # and is put back
     obey_schedule(str(tmp_path / "any"))
-    schedule_here(Workspace(tmp_path))
+    schedule_here(Workspace(tmp_path), [], Timetable("0 2 * * *"), None)
     obey_schedule(str(tmp_path))
     for other in (str(tmp_path / "other"), f"{tmp_path}/../{tmp_path.name}", ".", "", "/"):
         with pytest.raises(InputError, match=re.escape(f'this schedule works in "{tmp_path}" only')):

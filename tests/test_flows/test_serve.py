@@ -1,4 +1,4 @@
-"""Schedules: one that fires for real, and the deployment for a work pool."""
+"""Schedules that fire for real."""
 
 import base64
 import contextlib
@@ -10,19 +10,25 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from ruamel.yaml import YAML
+from prefect.context import FlowRunContext
 
 from dass.errors import InputError
-from flows.cli.pipeline import _tell_of_pages, _tell_of_schedule
-from flows.environment import NOTHING_LEAVES
-from flows.serve import check_cron
+from flows.cli.serving import _tell_of_pages, _tell_of_schedule
+from flows.serve import serve_schedule
+from flows.served import obey_schedule
+from flows.timetable import Timetable
+from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import Owner
 from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +122,79 @@ def test_a_schedule_is_kept_its_runs_work_and_the_server_ends_with_it(
     assert not [name for name, content in files_of(finished.root).items() if password.encode() in content]
 
 
+def committed(ws: Workspace) -> None:
+    for command in (("init", "-q"), ("add", "."), ("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "1")):
+        subprocess.run(["git", "-C", str(ws.root), *command], check=True)
+
+
+def of_the_person(ws: Workspace) -> dict[str, bytes]:
+    """Every file of the workspace but for what git, DVC, MLflow and dass keep for themselves."""
+    kept = (".git/", ".dvc/cache/", ".dvc/tmp/", ".dass/", "mlflow.db", "mlartifacts/")
+    return {name: content for name, content in files_of(ws.root).items() if not name.startswith(kept)}
+
+
+@pytest.mark.slow
+def test_a_cron_schedule_fires_twice_in_a_checkout_and_goes_on_behind_a_killed_run(
+    commands: Commands, new_workspace: Callable[[], Workspace]
+) -> None:
+    ws = new_workspace()
+    committed(ws)
+    ws.params.write_text(ws.params.read_text() + "# not committed\n")
+    before = of_the_person(ws)
+    alone = commands.alone(ws.private / "prefect")
+    serve = ("dass", "serve", "--cron", "* * * * *", "--timezone", "Asia/Kolkata", "-S", "prune.sparsity=0.4")
+    process = alone.start(ws, *serve)
+    there = Workspace(ws.private / "checkout", keeper=ws.root)
+    said: list[str] = []
+
+    def hear(what: str) -> str:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if what in line:
+                return line
+        raise AssertionError(said)
+
+    try:
+        hear("in .dass/checkout.")
+        assert " IST." in hear("The next run starts at ")
+        hear("starts")
+        second = commands(ws, "dass", "serve", "--cron", "* * * * *", status=2)
+        assert "is held by another run" in second.stderr
+        deadline = time.monotonic() + 120
+        while not any(there.work.glob("*/layer_000.safetensors")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        owner = Owner.read((there.private / "lock").read_text())
+        assert owner is not None
+        os.kill(owner.pid, signal.SIGKILL)
+        assert "ended: Crashed" in hear("ended")
+        (first,) = there.work.glob("*/layer_000.safetensors")
+        layer = first.stat().st_mtime_ns
+        hear("starts")
+        assert "ended: Completed, version 1, " in hear("ended")
+        hear("The next run starts at ")
+        assert first.stat().st_mtime_ns == layer
+        process.terminate()
+        process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert of_the_person(ws) == before
+    with tracking(ws) as client:
+        (made,) = client.search_model_versions("name = 'tiny-dass'")
+        runs = client.search_runs([client.get_experiment_by_name("dass").experiment_id], "tags.ended != ''")
+    assert [(run.info.status, run.data.tags["ended"]) for run in runs] == [
+        ("KILLED", "its process was killed"),
+    ]
+    assert (ws.root / "mlartifacts").is_dir()
+    assert not (there.root / "mlflow.db").exists()
+    answer = commands.run(ws, "--with", "prune.sparsity=0.4")
+    assert (answer["version"], answer["created"]) == (made.version, False)
+    assert set(answer["stages"].values()) == {"restored"}
+    assert of_the_person(ws)["params.yaml"] == before["params.yaml"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", [None, "me:my-own-choice"])
 def test_the_ui_is_shown_to_who_knows_the_password(commands: Commands, finished: Workspace, chosen: str | None) -> None:
@@ -161,12 +240,25 @@ def test_the_ui_is_shown_to_who_knows_the_password(commands: Commands, finished:
 
 
 def test_a_password_of_the_users_own_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    told: dict[str, Any] = {"workspace": "/ws", "cron": "0 2 * * *", "ui": "http://127.0.0.1:1", "login": None}
+    when: dict[str, Any] = {
+        "cron": "0 2 * * *",
+        "timezone": "Europe/Berlin",
+        "jitter": 60,
+        "changes": ["prune.sparsity=0.6"],
+    }
+    when |= {"revision": "main"}
+    told: dict[str, Any] = {"event": "scheduled", "workspace": "/ws", **when, "ui": "http://127.0.0.1:1"}
     ways = (None, {"password": "dass:s3cr3t", "chosen": None}, {"password": None, "chosen": "profile x"})
     said = []
     for told["login"] in ways:
         _tell_of_schedule(told)
-        said.append(capsys.readouterr().err.splitlines()[1:])
+        first, second, *rest = capsys.readouterr().err.splitlines()
+        assert first == (
+            'compress runs in /ws at "0 2 * * *" (Europe/Berlin, up to 60 s later) with prune.sparsity=0.6. '
+            "Stop with Ctrl-C."
+        )
+        assert second == "Each run works with what is committed at main, in .dass/checkout."
+        said.append(rest)
     assert said == [
         ["Prefect UI: http://127.0.0.1:1"],
         ["Prefect UI: http://127.0.0.1:1", "Password for now: dass:s3cr3t"],
@@ -174,59 +266,10 @@ def test_a_password_of_the_users_own_is_not_shown(capsys: pytest.CaptureFixture[
     ]
 
 
-@pytest.mark.parametrize(
-    "cron",
-    [
-        *("", "0 2 * *", "61 * * * *", "every night", "* * * * * */10", "@reboot", "@daily", "*/0 * * * *"),
-        *("0 2 * * 8", "0 24 * * *", "0 0 0 * *", "TZ=UTC 0 2 * * *", "CRON_TZ=Europe/Berlin 0 2 * * *", "R * * * *"),
-    ],
-)
-def test_what_is_no_schedule_of_five_fields_is_refused(cron: str) -> None:
-    with pytest.raises(InputError, match=r"is not a schedule: expected minute hour day month weekday"):
-        check_cron(cron)
-
-
-@pytest.mark.parametrize("cron", ["0 0 31 2 *", "0 0 30 2 *", "0 2 31 4,6 *"])
-def test_a_schedule_that_never_fires_is_refused(cron: str) -> None:
-    with pytest.raises(InputError, match="never fires"):
-        check_cron(cron)
-
-
-@pytest.mark.parametrize("cron", ["0 0 29 2 *", "0 2 * * 7", "0 2 * * mon-fri", "*/15 8-18 * * 1-5"])
-def test_a_schedule_that_fires_is_taken(cron: str) -> None:
-    check_cron(cron)
-
-
 def test_what_is_no_schedule_is_refused_in_one_line(commands: Commands, finished: Workspace) -> None:
     refused = commands(finished, "dass", "serve", "--cron", "0 2 * *", status=2)
     assert refused.stderr.startswith('dass: --cron "0 2 * *" is not a schedule: expected minute hour day month weekday')
     assert len(refused.stderr.splitlines()) == 1
-
-
-def deployment() -> dict[str, Any]:
-    (only,) = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]
-    return dict(only)
-
-
-def test_the_work_pools_deployment_says_what_serve_says() -> None:
-    told = deployment()
-    (schedule,) = told["schedules"]
-    check_cron(schedule["cron"])
-    assert (schedule["cron"], schedule["timezone"], told["concurrency_limit"]) == ("0 2 * * *", "UTC", 1)
-    assert told["work_pool"]["job_variables"]["env"] == {**NOTHING_LEAVES, "DASS_SERVED_WORKSPACE": "{{ $PWD }}"}
-    assert told["parameters"] == {"workspace": "{{ $PWD }}"}
-
-
-def test_prefect_takes_the_deployment(commands: Commands) -> None:
-    root = Workspace(ROOT)
-    commands(root, "prefect", "work-pool", "create", "dass", "--type", "process")
-    commands(root, "prefect", "--no-prompt", "deploy", "--all", PWD=str(ROOT))
-    inspected = commands(root, "prefect", "deployment", "inspect", "compress/nightly", "--output", "json").stdout
-    told = json.loads(inspected)
-    assert told["entrypoint"] == deployment()["entrypoint"]
-    assert told["parameters"] == {"workspace": str(ROOT)}
-    assert told["job_variables"]["env"]["DASS_SERVED_WORKSPACE"] == str(ROOT)
-    assert [schedule["schedule"]["cron"] for schedule in told["schedules"]] == ["0 2 * * *"]
 
 
 def test_the_server_ends_when_its_starter_is_killed(commands: Commands, tmp_path: Path) -> None:
@@ -259,3 +302,44 @@ def test_pages_are_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
         "MLflow model: http://127.0.0.1:2/#/models/m",
         "Prefect UI: http://127.0.0.1:1/runs",
     ]
+
+
+@pytest.mark.parametrize(
+    ("auto", "late", "waits"), [(True, 0.0, True), (True, 10_000.0, False), (True, -3_600.0, True), (False, 0.0, False)]
+)
+def test_a_run_waits_its_share_of_the_jitter_and_never_longer(
+    monkeypatch: pytest.MonkeyPatch, auto: bool, late: float, waits: bool
+) -> None:
+    """Late: it waited for the run before; earlier than it is due: the clock was set back."""
+    due = datetime.now(UTC) - timedelta(seconds=late)
+    run = SimpleNamespace(auto_scheduled=auto, expected_start_time=due)
+    monkeypatch.setattr(FlowRunContext, "get", lambda: SimpleNamespace(flow_run=run))
+    monkeypatch.setenv("DASS_SERVED_WORKSPACE", "/ws")
+    monkeypatch.setenv("DASS_SERVED_JITTER", "600")
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    obey_schedule("/ws", ["prune.sparsity=0.6"])  # no changes are named, so any may come
+    share = Timetable("* * * * *", jitter=600).delay("/ws", due)
+    assert bool(waited) == waits
+    assert all(share - 5 <= seconds <= share for seconds in waited)
+    monkeypatch.setenv("DASS_SERVED_CHANGES", "[]")
+    with pytest.raises(InputError, match=r"changes is \['prune.sparsity=0.6'\]: this schedule works with \[\] only"):
+        obey_schedule("/ws", ["prune.sparsity=0.6"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("promote.min_ratio=1", r"-S promote.min_ratio: rules of promotion hold for every run"),
+        ("prune.sparsety=0.4", r"prune.sparsety"),
+        ("register.save_experiment=true", r"-S leaves params.yaml as it is"),
+    ],
+)
+def test_settings_that_a_schedule_cannot_have_are_refused(finished: Workspace, change: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        serve_schedule(finished, Timetable("0 2 * * *"), [change], "HEAD", lambda told: None)
+
+
+def test_a_revision_of_a_folder_without_git_is_refused(finished: Workspace) -> None:
+    with pytest.raises(InputError, match=r"--revision is 'main', and .* has no commits"):
+        serve_schedule(finished, Timetable("0 2 * * *"), [], "main", lambda told: None)
