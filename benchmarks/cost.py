@@ -7,18 +7,14 @@ Each row is a `dass run` in a workspace under .dass/benchmarks/cost, registered 
 holds is not run again.
 """
 
-import subprocess
-import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import yaml
-
 from benchmarks import command, markdown
-from benchmarks.job import JobFailed
 from benchmarks.paths import FOLDER, ROOT
+from benchmarks.pipeline import dass_run
 from benchmarks.prepare import workspace_with
 from benchmarks.results import Record, Results
 from dass.files import read_json
@@ -41,17 +37,7 @@ def run(ws: Path, row: str, tasks: dict[str, Path], limit: int | None) -> Record
         "evaluate.task_files": files,
         "evaluate.limit": limit,
     }
-    asked = [
-        f"-S{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in changes.items()
-    ]
-    process = subprocess.Popen([sys.executable, "-P", "-m", "flows", "run", "--workspace", str(ws), *asked])
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # it has heard it, too; subprocess.run would kill it while it ends what it has started
-        raise
-    if status:
-        raise JobFailed(f"dass run failed with status {status} for {row} in {ws}.")
+    dass_run(ws, changes)
     metrics = read_json(ws / "metrics" / "evaluation.json")
     answered = read_json(ws / "metrics" / "tasks.json")["tasks"] if tasks else {}
     divergence = {key: metrics["divergence"][key] for key in ("tokens", "kl", "top1_agreement", "top5_overlap")}

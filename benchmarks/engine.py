@@ -9,15 +9,28 @@ from torch import Tensor
 import dass
 from benchmarks.timing import synchronise
 from dass.engine.pruner import LayerwisePruner
-from dass.method.plan import plan
+from dass.method.plan import DEFAULT_EPOCHS, plan
+from dass.method.reconstruct import refit
 from dass.model.streaming import StreamedDecoder
 
 
 def prune_folder(
-    folder_in: Path, folder_out: Path, input_ids_ST: Tensor, method: str, dtype: torch.dtype, update: str
+    folder_in: Path,
+    folder_out: Path,
+    input_ids_ST: Tensor,
+    method: str,
+    dtype: torch.dtype,
+    update: str,
+    fewest_steps: bool = False,
 ) -> None:
-    """Prune a checkpoint folder at 50 % on the CPU and write the pruned checkpoint, layer by layer."""
-    dass.prune_checkpoint(folder_in, folder_out, input_ids_ST, method, dtype=dtype, update=update)
+    """Prune a checkpoint folder at 50 % on the CPU and write the pruned checkpoint, layer by layer.
+
+    `fewest_steps` counts for every re-fit of this process.
+    """
+    if fewest_steps:
+        refit.__kwdefaults__ = {**(refit.__kwdefaults__ or {}), "iterations": 1}
+    epochs = 1 if fewest_steps else DEFAULT_EPOCHS
+    dass.prune_checkpoint(folder_in, folder_out, input_ids_ST, method, dtype=dtype, update=update, epochs=epochs)
 
 
 def time_layers(folder: Path, input_ids_ST: Tensor, device: torch.device) -> tuple[float, list[float]]:

@@ -30,6 +30,8 @@ class Job:
         windows: how many windows of it are used, the first ones.
         length: tokens a window, the first ones.
         update: what becomes of the weights that stay, on the engine's side.
+        fewest_steps: re-fits end after one epoch and one step of conjugate gradients, which takes as much memory as
+            all of them.
     """
 
     side: Side
@@ -40,6 +42,7 @@ class Job:
     windows: int
     length: int
     update: str = "none"
+    fewest_steps: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def measure(job: Job, output: Path) -> Measurement:
     baseline = _resident("VmRSS")
     began = time.perf_counter()
     if job.side == "engine":
-        prune_folder(job.checkpoint, output, input_ids_ST, job.method, dtype, job.update)
+        prune_folder(job.checkpoint, output, input_ids_ST, job.method, dtype, job.update, job.fewest_steps)
     else:
         model = load_model(job.checkpoint, dtype)
         prune_reference(model, input_ids_ST, job.method, parse_pattern("unstructured"))

@@ -39,6 +39,11 @@ def llama_2_7b(layers: int = 32) -> LlamaConfig:
     return llama_config(layers, hidden=4096, intermediate=11008, heads=32, vocabulary=32000, context=4096)
 
 
+def llama_1b(layers: int = 16) -> LlamaConfig:
+    """The decoder layers of LLaMA-3.2-1B, with heads that share no keys, and a small vocabulary."""
+    return llama_config(layers, hidden=2048, intermediate=8192, heads=32, vocabulary=4096, context=4096)
+
+
 def stored_bytes(config: LlamaConfig) -> int:
     """Size of the checkpoint's weights."""
     return sum(2 * math.prod(shape) for shape in _shapes(config).values())

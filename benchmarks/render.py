@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import command, cost, evaluation, gpu, growth, many_masks, quality, shape_7b, speed
+from benchmarks import (
+    block_memory,
+    command,
+    cost,
+    evaluation,
+    gpu,
+    growth,
+    many_masks,
+    quality,
+    refits,
+    shape_7b,
+    speed,
+)
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.results import Record
 from dass.errors import InputError
@@ -91,6 +103,16 @@ SECTIONS = (
         "Memory is what is measured here: the time is one run's, whatever else the machine did.",
     ),
     Section(
+        "Memory of re-fits to the whole block's target",
+        "block_memory.json",
+        "python -m benchmarks.block_memory",
+        block_memory.table,
+        "The layers of LLaMA-3.2-1B with random weights, streamed; DaSS with update reconstruct-block, computed in "
+        "float32. One epoch, and one step of conjugate gradients in the closed forms before it: more of either takes "
+        "time, not memory. Two buffers: hidden states of the pruned and of the dense model. A layer's MLP: its three "
+        "matrices once in float32. Growth is that of peak memory over the row above.",
+    ),
+    Section(
         "LLaMA-2-7B's shape on a GPU",
         "gpu.json",
         "python -m benchmarks.gpu",
@@ -126,11 +148,14 @@ def page(folder: Path) -> str:
 def quality_page(folder: Path) -> str:
     """docs/results.md as markdown: what the methods cost in quality, from the results in `folder`."""
     perplexities, costs = read_json(folder / "quality.json"), read_json(folder / "cost.json")
+    file = folder / "refits.json"
+    brought_back = read_json(file) if file.exists() else None
     return (
         "\n\n".join(
             [
                 "# Results",
                 quality.section(perplexities["records"]),
+                *([] if brought_back is None else _brought_back(brought_back)),
                 "## What it cost besides perplexity",
                 textwrap.fill(_COST, width=120),
                 cost.section(costs["records"]),
@@ -139,6 +164,11 @@ def quality_page(folder: Path) -> str:
         )
         + "\n"
     )
+
+
+def _brought_back(content: dict[str, Any]) -> list[str]:
+    heading = "## What re-fits and recovery bring back"
+    return [heading, refits.section(content["records"]), _provenance(content)]
 
 
 def _section(section: Section, folder: Path) -> str:

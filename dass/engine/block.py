@@ -111,17 +111,22 @@ class _MlpHalf:
         self._importance_ST = torch.where(power_ST > 0.0, power_ST.reciprocal(), 0.0)
 
     def gradients(self, masters: Mapping[str, Tensor], windows: Tensor) -> list[Tensor]:
-        """Of the mean squared error over some windows, counted among those of all ranks."""
+        """Of the mean squared error over some windows, counted among those of all ranks.
+
+        As many windows at once as anywhere in the pass; their gradients are added up. A checkpoint of the half would
+        save nothing: it is the whole graph, and would be there at once when it is computed again.
+        """
         self._put(masters)
         totals = [torch.zeros_like(master) for master in masters.values()]
         mine = self._walk.windows
         rows = [window - mine.start for window in windows.tolist() if mine.start <= window < mine.stop]
-        if rows:
+        for first in range(0, len(rows), self._walk.at_once):
+            some = rows[first : first + self._walk.at_once]
             mid_BTH, target_BTH = (
-                torch.cat([each.hidden.read(slice(row, row + 1)) for row in rows]) for each in (self._walk, self._dense)
+                torch.cat([each.hidden.read(slice(row, row + 1)) for row in some]) for each in (self._walk, self._dense)
             )
             with torch.enable_grad():
-                squared = self._squared_error(mid_BTH, target_BTH, self._importance_ST[rows])
+                squared = self._squared_error(mid_BTH, target_BTH, self._importance_ST[some])
                 loss = squared / (len(windows) * mid_BTH.shape[1])
                 # Experts that no token was sent to have no part in it.
                 found = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)

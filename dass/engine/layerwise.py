@@ -107,6 +107,7 @@ class LayerwisePass:
         windows: this rank's among all.
         fitted: how many of all windows, the first ones, a re-fit may be fitted to.
         holds_back: whether those are not all.
+        at_once: how many windows are computed at once, at most.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class LayerwisePass:
         windows, length = input_ids_ST.shape
         self.decoder, self.ranks = decoder, ranks
         tokens = buffering.batch_tokens or _batch_tokens(decoder)
-        batch = max(1, tokens // length)
+        batch = self.at_once = max(1, tokens // length)
         self.fitted, self.holds_back = windows - held_back, held_back > 0
         cuts = [*range(0, self.fitted, batch), *range(self.fitted, windows, batch), windows]
         mine = ranks.share([slice(begin, end) for begin, end in pairwise(cuts)])

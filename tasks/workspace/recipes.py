@@ -1,4 +1,5 @@
-"""Named sets of settings: how weights are chosen and re-fitted, on how much text. Which share goes stays the user's.
+"""Named sets of settings: how weights are chosen, re-fitted and trained, on how much text. Which share goes stays the
+user's.
 
 Figures behind them: docs/results.md.
 """
@@ -24,12 +25,23 @@ _PAPER: dict[str, Any] = {
     "prune.damping": None,
     "prune.refine": "none",
     "recover.steps": 0,
+    "recover.windows": None,
+    "recover.validation_share": 0.1,
+    "recover.evaluate_every": 10,
 }
+
+_QUICK = {**_PAPER, "calibration.samples": 128, "prune.method": "sparsegpt", "prune.update": "reconstruct"}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "published": _PAPER,  # arXiv 2405.01943, and what `make run` does
-    "quick": {**_PAPER, "calibration.samples": 128, "prune.method": "sparsegpt", "prune.update": "reconstruct"},
-    "best": {**_PAPER, "calibration.samples": 128, "prune.method": "sparsegpt", "prune.update": "reconstruct-mlp"},
+    "quick": _QUICK,
+    "best": {
+        **_QUICK,  # then every window once
+        "recover.steps": 60,
+        "recover.windows": 512,
+        "recover.validation_share": 0.03,
+        "recover.evaluate_every": 20,
+    },
 }
 """Name -> setting -> value. All name the same settings, so that one recipe leaves nothing of another behind."""
 

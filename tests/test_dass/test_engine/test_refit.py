@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 import dass
+from dass.engine.layerwise import Buffering
 from dass.engine.pruner import LayerwisePruner
 from dass.errors import InputError
+from dass.method.descent import Descent
 from dass.method.plan import plan
 from dass.model.decoder import Decoder
+from dass.model.layer import LayerRunner
 from tests.models import LAYERS, tiny_model, tiny_tokens
 from tests.test_dass.matrices import check_exact
 
@@ -152,6 +155,37 @@ def test_its_error_is_told_and_more_epochs_lower_it() -> None:
         errors = [relative(*pair) for pair in zip(outputs(model, TOKENS), wanted, strict=True)]
         assert told[-1] == pytest.approx(errors, rel=1e-3)
     assert all(more < less for less, more in zip(*told, strict=True))
+
+
+def test_the_windows_of_a_step_may_be_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are those of all of them at once. Sums in another order: to rounding, not to the bit."""
+    whole, at_once = LayerRunner.mlp_half, list[int]()
+
+    def watched(runner: LayerRunner, mid_BTH: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            at_once.append(len(mid_BTH))
+        return whole(runner, mid_BTH)
+
+    def gradients_of(batch_tokens: int) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def note(start: Any, _: Any, gradients: Any, *__: Any, **___: Any) -> Descent:
+            found.extend(gradients({name: value.float() for name, value in start.items()}))
+            return Descent(dict(start), 1.0, 1.0, 0)
+
+        at_once.clear()
+        monkeypatch.setattr("dass.engine.block.descend", note)
+        what = plan("magnitude", update="reconstruct-block")
+        LayerwisePruner(Decoder(tiny_model()), TOKENS, what, buffering=Buffering(batch_tokens)).prune_layer(0)
+        return found
+
+    monkeypatch.setattr(LayerRunner, "mlp_half", watched)
+    together = gradients_of(1024)
+    assert at_once == [16]
+    in_parts = gradients_of(3 * 32)
+    assert at_once == [3, 3, 3, 3, 3, 1]
+    for one, other in zip(together, in_parts, strict=True):
+        assert float((one - other).norm() / one.norm()) < 1e-4
 
 
 def test_it_gives_the_same_bytes_again_and_leaves_the_rest_of_the_model() -> None:
