@@ -24,6 +24,7 @@ from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError, NumericalError
 from dass.files import canonical_json, complete_file
 from dass.recovery.body import Body
+from dass.recovery.divided import like, whole
 from dass.recovery.loss import relative_error
 from dass.recovery.recipe import Recipe, check_enough, held_back_windows, windows_a_step
 from dass.recovery.student import Student
@@ -141,8 +142,8 @@ class Recovery:
         if not self._held_back:
             return None
         total = torch.zeros((), dtype=torch.float64)
-        for rows in self._batches(self._held_back[self._ranks.rank :: self._ranks.size]):
-            share = len(rows) / len(self._held_back)
+        own = self._held_back[self._ranks.rank :: self._ranks.size]
+        for rows, share in self._shares(own, self._held_back):
             total += self._loss(rows, share, backwards=False)
         total = total.to(self._device)
         self._ranks.sum_(total)
@@ -159,16 +160,18 @@ class Recovery:
         self._optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64)
         own = self._ranks.share([slice(each, each + 1) for each in range(len(rows))])
-        for batch in self._batches(rows[own[0].start : own[-1].stop]):
-            total += self._loss(batch, len(batch) / len(rows), backwards=True)
+        for batch, share in self._shares(rows[own[0].start : own[-1].stop], rows):
+            total += self._loss(batch, share, backwards=True)
         total = total.to(self._device)
         trained = list(self._student.trained.values())
         for parameter in trained:
             if parameter.grad is None:  # an expert without tokens: ranks must agree on what they add up
                 parameter.grad = torch.zeros_like(parameter)
-        self._ranks.sum_(total, *(parameter.grad for parameter in trained if parameter.grad is not None))
+        self._ranks.sum_(total)
+        if not self._student.is_divided:  # else they are summed as they are made
+            self._ranks.sum_(*(parameter.grad for parameter in trained if parameter.grad is not None))
         self._student.hold_gradients()
-        length = torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+        length = whole(torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm))
         loss, norm = total.item(), float(length)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = self._last_state()
@@ -226,9 +229,18 @@ class Recovery:
             rows.append(self._fitted[int(torch.randperm(count, generator=generator)[offset])])
         return rows
 
-    def _batches(self, rows: list[int]) -> Iterator[list[int]]:
+    def _shares(self, own: list[int], rows: list[int]) -> Iterator[tuple[list[int], float]]:
+        """This rank's batches of some windows, and how much of the mean over all of them each is.
+
+        Of a divided model each rank runs equally many: the last may be one that does not count.
+        """
         size = windows_a_step(self._recipe.batch_tokens, self._windows_WL.shape[1])
-        return (rows[start : start + size] for start in range(0, len(rows), size))
+        for start in range(0, len(own), size):
+            batch = own[start : start + size]
+            yield batch, len(batch) / len(rows)
+        if self._student.is_divided:
+            most = math.ceil(math.ceil(len(rows) / self._ranks.size) / size)
+            yield from ((rows[:1], 0.0) for _ in range(most - math.ceil(len(own) / size)))
 
     def _look(self, note: Callable[[dict[str, Any]], object], entry: dict[str, Any]) -> None:
         """Measure the held-back windows, and keep the values where they are the best so far."""
@@ -244,26 +256,24 @@ class Recovery:
             state.looks += 1
             return
         state.best, state.best_step, state.looks = loss, state.step, 0
+        values = {name: _kept(parameter) for name, parameter in self._student.trained.items()}
         if self._ranks.is_first:
             with complete_file(self._folder / _BEST.format(state.step)) as temporary:
-                save_file(self._values(), temporary)
+                save_file(values, temporary)
         self._ranks.wait()
-
-    def _values(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().cpu() for name, parameter in self._student.trained.items()}
 
     def _best_values(self) -> dict[str, Tensor]:
         return load_file(self._folder / _BEST.format(self.state.best_step), device=str(self._device))
 
     def _save(self) -> None:
         """Write the state; then those before it are of no more use."""
+        moments = self._optimiser.state
+        tensors = {"random": torch.get_rng_state()}
+        for name, parameter in self._student.trained.items():
+            tensors[f"value.{name}"] = _kept(parameter)
+            tensors[f"first.{name}"] = _kept(moments[parameter]["exp_avg"])
+            tensors[f"second.{name}"] = _kept(moments[parameter]["exp_avg_sq"])
         if self._ranks.is_first:
-            moments = self._optimiser.state
-            tensors = {"random": torch.get_rng_state()}
-            for name, parameter in self._student.trained.items():
-                tensors[f"value.{name}"] = parameter.detach().cpu()
-                tensors[f"first.{name}"] = moments[parameter]["exp_avg"].cpu()
-                tensors[f"second.{name}"] = moments[parameter]["exp_avg_sq"].cpu()
             path = self._folder / _STATE.format(self.state.step)
             with complete_file(path) as temporary:
                 save_file(tensors, temporary, {_KEY: canonical_json(asdict(self.state))})
@@ -291,8 +301,8 @@ class Recovery:
         described["state"] = {
             number: {
                 "step": torch.tensor(float(state.step)),
-                "exp_avg": tensors[f"first.{named[id(parameter)]}"],
-                "exp_avg_sq": tensors[f"second.{named[id(parameter)]}"],
+                "exp_avg": like(tensors[f"first.{named[id(parameter)]}"], parameter),
+                "exp_avg_sq": like(tensors[f"second.{named[id(parameter)]}"], parameter),
             }
             for number, parameter in enumerate(parameters)
         }
@@ -311,3 +321,8 @@ class Recovery:
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """As a file holds it. All ranks have to ask."""
+    return whole(tensor.detach()).cpu()

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from dass.engine.ranks import Ranks
 from dass.errors import InputError, NumericalError
 from dass.masks.updates import Updates
 from dass.model.checkpoint import Checkpoint
 from dass.model.names import StoredNames
 from dass.model.text_model import find_layers
+from dass.recovery.divided import divide, here, like, whole
 from dass.recovery.lora import Lora
 from dass.recovery.recipe import Train
 
@@ -26,6 +28,7 @@ class Student:
     Attributes:
         model: the causal LM, float32, in evaluation mode: nothing is dropped out.
         trained: what the optimiser changes, by name.
+        is_divided: whether each rank holds its part only.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Student:
         self.model, self._base, self._masks = model, base, masks
         self._names = StoredNames.of(base, model)
         self._removed: dict[str, Tensor] = {}
+        self.is_divided = False
         self._prune(updates)
         chosen = self._chosen(train)
         if not chosen:
@@ -75,24 +79,40 @@ class Student:
                 self.trained[name] = model.get_parameter(name)
                 self.trained[name].requires_grad_()
 
+    def divide(self, ranks: Ranks, device: torch.device) -> None:
+        """Leave each rank its part of the decoder layers; not of a model that LoRA changes.
+
+        Args:
+            ranks: all of which have made the same student on the host.
+            device: of this rank.
+        """
+        layers_name, _ = find_layers(self.model)
+        outside = {name.rpartition(".")[0] for name in self._changed if not name.startswith(f"{layers_name}.")}
+        divide(self.model, ranks, device, [self.model.get_submodule(owner) for owner in sorted(outside)])
+        self.trained = {name: self.model.get_parameter(name) for name in self._changed}
+        self._removed = {
+            name: here(like(removed, self.model.get_parameter(name))) for name, removed in self._removed.items()
+        }
+        self.is_divided = True
+
     def hold_gradients(self) -> None:
         """No gradient where the masks remove. Call behind the backward pass."""
         for name, parameter in self.trained.items():
             if name in self._removed and parameter.grad is not None:
-                parameter.grad.masked_fill_(self._removed[name], 0.0)
+                here(parameter.grad).masked_fill_(self._removed[name], 0.0)
 
     @torch.no_grad()
     def hold_weights(self) -> None:
         """+0.0 where the masks remove. Call behind the optimiser's step."""
         for name, parameter in self.trained.items():
             if name in self._removed:
-                parameter.masked_fill_(self._removed[name], 0.0)
+                here(parameter).masked_fill_(self._removed[name], 0.0)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Give what is trained other values, by name."""
         for name, parameter in self.trained.items():
-            parameter.copy_(values[name])
+            here(parameter).copy_(here(like(values[name], parameter)))
 
     @torch.no_grad()
     def stored_values(self) -> dict[str, Tensor]:
@@ -119,14 +139,16 @@ class Student:
             if parametrize.is_parametrized(module, leaf):
                 parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
             weight = self.model.get_parameter(name)
+            rounded = whole(weight).clone()
             for piece in self._names.pieces(name):
-                weight.data[piece.at] = weight.data[piece.at].to(self._base.dtype(piece.stored)).to(weight.dtype)
+                rounded[piece.at] = rounded[piece.at].to(self._base.dtype(piece.stored)).to(rounded.dtype)
+            here(weight).copy_(here(like(rounded, weight)))
 
     def _weight(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
         weight = getattr(self.model.get_submodule(owner), leaf)  # with LoRA a property, that gives the changed one
         assert isinstance(weight, Tensor)
-        return weight
+        return whole(weight)
 
     @torch.no_grad()
     def _prune(self, updates: Updates) -> None:

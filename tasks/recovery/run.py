@@ -29,6 +29,7 @@ from dass.masks.updates import named_updates, save_updates, updates_in
 from dass.model.checkpoint import Checkpoint
 from dass.model.memory import free_device_memory, free_host_memory, is_out_of_memory
 from dass.model.pretrained import load_model
+from dass.recovery.divided import divide
 from dass.recovery.loop import Recovery, State
 from dass.recovery.recipe import held_back_windows, windows_a_step
 from dass.recovery.student import Student
@@ -104,6 +105,7 @@ class RecoveryRun:
             "device": self._device.type,
             "dtype": "bfloat16" if self._autocast else "float32",
             "processes": ranks.size if is_rank() else settings.engine.processes,
+            **({"sharded": True} if settings.recover.sharded else {}),
         }
         self._inputs = {
             "base": source["digest"],
@@ -217,8 +219,10 @@ class RecoveryRun:
             self._recipe.train,
             self._recipe.lora_rank,
             self._recipe.seed,
-            self._device,
+            None if self._is_sharded else self._device,
         )
+        if self._is_sharded:
+            student.divide(self._ranks, self._device)
         training = Recovery(
             *(student, teacher, self._windows, self._recipe, self._folder),
             ranks=self._ranks,
@@ -229,9 +233,14 @@ class RecoveryRun:
         with _same_bytes_again(self._device):
             state = training.run(on_step)
             as_stored = training.held_back_loss()
+        values = student.stored_values() if state.best_step else {}
         if self._ranks.is_first:
-            self._write(student, state, as_stored)
+            self._write(values, state, as_stored)
         self._ranks.wait()
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self._settings.recover.sharded and self._ranks.size > 1
 
     def _teacher(self) -> Teacher:
         recipe, file = self._recipe, self._folder / _TEACHER
@@ -245,20 +254,23 @@ class RecoveryRun:
 
     def _dense(self) -> Any:
         model: Any = load_model(self._ws.base, self._autocast or torch.float32)
+        if self._is_sharded:
+            divide(model, self._ranks, self._device)
+            return model
         return model.to(self._device)
 
-    def _write(self, student: Student, state: State, as_stored: float | None) -> None:
+    def _write(self, values: dict[str, Tensor], state: State, as_stored: float | None) -> None:
         with complete_folder(self._folder / _RESULT) as folder:
             updates = None
             if state.best_step:
                 (folder / UPDATES).mkdir()
                 by_file: dict[str, dict[str, Tensor]] = {}
-                for name, value in student.stored_values().items():
+                for name, value in values.items():
                     number = re.search(r"\.(\d+)\.", name)
                     by_file.setdefault(f"{int(number[1]):03d}" if number else "outside", {})[name] = value
-                for stem, values in by_file.items():
-                    keep = {name: self._masks[name] for name in values if name in self._masks}
-                    save_updates(values, keep, folder / UPDATES / f"{stem}.safetensors")
+                for stem, some in by_file.items():
+                    keep = {name: self._masks[name] for name in some if name in self._masks}
+                    save_updates(some, keep, folder / UPDATES / f"{stem}.safetensors")
                 found = updates_in(folder / UPDATES)
                 updates = {
                     "folder": UPDATES,
@@ -340,6 +352,7 @@ class RecoveryRun:
             if begun["inputs"] == self._inputs and begun["engine"] != self._engine:
                 then, now = (
                     f"{each['device']} in {each['dtype']} with {each['processes']} process(es)"
+                    + (", sharded," if "sharded" in each else "")
                     for each in (begun["engine"], self._engine)
                 )
                 raise InputError(

@@ -72,6 +72,11 @@ class Recover(Section):
         default=False,
         description="Compute a layer's activations again in the backward pass: less memory for a third more time.",
     )
+    sharded: bool = Field(
+        default=False,
+        description="Each of engine.processes holds its part of both models' layers, of gradients and moments (FSDP2), "
+        "in place of all of them: slower, for models that do not fit.",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**62, description="Of the order of windows, of those held back, and of lora's start."
     )
@@ -82,6 +87,11 @@ class Recover(Section):
             raise ValueError(
                 'mse is above 0 and teacher "stored": only its logits are stored. Use teacher: live, or mse: 0'
             )
+        if self.sharded and (self.train == "lora" or self.teacher == "stored"):
+            raise ValueError(
+                f'sharded is true, train "{self.train}" and teacher "{self.teacher}": expected teacher: live, and '
+                "another train than lora"
+            )
         if self.sequence_length is not None and self.windows is None:
             raise ValueError(
                 "sequence_length is set and windows null: the calibration windows have theirs. Set windows too"
@@ -91,4 +101,4 @@ class Recover(Section):
     @property
     def recipe(self) -> Recipe:
         """What the training loop is asked for."""
-        return Recipe(**self.model_dump(exclude={"windows", "sequence_length"}))
+        return Recipe(**self.model_dump(exclude={"windows", "sequence_length", "sharded"}))

@@ -34,6 +34,18 @@ class Pruned:
             work=folder / "work",
             **{"pattern": "2:4", **options},
         )
+        self._open()
+
+    @classmethod
+    def of(cls, folder: Path) -> "Pruned":
+        """What another process made in `folder`."""
+        found = cls.__new__(cls)
+        found.folder = folder
+        found._open()
+        return found
+
+    def _open(self) -> None:
+        folder = self.folder
         self.base = Checkpoint(folder / "base")
         self.masks = dict(MaskFiles(sorted((folder / "work").glob("*/layer_*.safetensors"))))
         self.updates = Updates(sorted((folder / "work").glob("*/updates_*.safetensors")))

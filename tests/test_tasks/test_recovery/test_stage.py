@@ -209,16 +209,23 @@ def test_a_record_that_says_something_else_is_told(
             path.write_bytes(before)
 
 
-def test_two_processes_have_the_losses_of_one(pruned: Workspace, template: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_have_the_losses_of_one(
+    sharded: bool, pruned: Workspace, template: Workspace, tmp_path: Path
+) -> None:
     other = copy_workspace(template, tmp_path / "other")
     recover(pruned, asked(pruned))
     seen: list[int] = []
-    recover(other, asked(other, engine__processes=2), lambda entry: seen.append(entry["step"]))
+    settings = asked(other, engine__processes=2, recover__sharded=sharded)
+    recover(other, settings, lambda entry: seen.append(entry["step"]))
     assert seen == [0, 1, 2, 3, 4]
     one, two = (read_json(ws.recovered / "recovery.json") for ws in (pruned, other))
     assert one["fingerprint"] != two["fingerprint"]
     for alone, shared in zip(one["history"], two["history"], strict=True):
         assert shared == pytest.approx(alone, rel=1e-3)
+    assert two["held_back"] == pytest.approx(one["held_back"], rel=1e-3)
+    assert two["updates"]["tensors"] == one["updates"]["tensors"]
+    assert two["engine"].get("sharded", False) == sharded
 
 
 def test_windows_of_its_own_are_drawn_and_kept_and_count_as_calibration(pruned: Workspace) -> None:
