@@ -9,7 +9,7 @@ from dass.errors import InputError
 def test_the_grid_has_as_many_points_as_the_search() -> None:
     assert grid(20) == ["prune.sparsity=0.3,0.4,0.5,0.6,0.7", "prune.alpha=0,0.333,0.667,1"]
     assert grid(8)[0] == "prune.sparsity=0.3,0.7"
-    assert "sweep.trials=20" in searched("tpe", 20, 3)
+    assert {"sweep.trials=20", "sweep.seed=3"} <= set(searched("tpe", 20, 3))
     for trials in (4, 21):
         with pytest.raises(InputError, match="multiple of 4"):
             grid(trials)
