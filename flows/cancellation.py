@@ -31,8 +31,8 @@ _KEPT = "Finished layers are kept; the next run goes on behind them."
 
 
 def cancel_when_interrupted(flow: Any, flow_run: "FlowRun", state: "State") -> None:
-    """A flow's hook: Prefect calls an interrupted run crashed."""
-    if "signal" in (state.message or ""):
+    """A flow's hook: Prefect calls an interrupted run crashed. One that was killed, or ran out of memory, is."""
+    if "signal" in (state.message or "") and "SIGKILL" not in (state.message or ""):
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Cancelled(message=_MESSAGE), force=True)
 
