@@ -37,9 +37,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "quick": _QUICK,
     "best": {
         **_QUICK,  # then every window once
-        "recover.steps": 60,
-        "recover.windows": 512,
-        "recover.validation_share": 0.03,
+        "recover.steps": 40,
+        "recover.windows": 352,
+        "recover.validation_share": 0.05,
         "recover.evaluate_every": 20,
     },
 }
