@@ -3,7 +3,7 @@
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
@@ -14,6 +14,7 @@ from tasks.workspace.progress import working
 from tasks.workspace.recipes import in_words
 
 if TYPE_CHECKING:
+    from flows.stages import StageName
     from flows.summary import Stopped, Summary
     from tasks.promotion.decision import Decision
 
@@ -95,7 +96,7 @@ def work(ws: Workspace, once: list[str], until: str | None, then_promote: bool) 
         from flows.compress import compress
         from flows.promote import promote as promote_flow
 
-        summary = summary or compress(str(ws.root), once, until)
+        summary = summary or compress(str(ws.root), once, cast("StageName | None", until))
         if not then_promote:
             return Ended(summary, None, once)
         assert isinstance(summary, Summary), "a run that stops before registers nothing to promote"
