@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from dass.files import complete_file
@@ -19,7 +20,9 @@ _NOMINAL = 100e9  # operations a second that "reckoned" stands for
 _ON_CUDA = 30e12
 _MOVED = 400e6  # bytes a second
 _OF_PEAK = 0.6  # what a model's products reach of what one large product does
-_KEPT = 8  # of one kind
+_KEPT = 8  # of one kind and size
+_SIZES = 5  # of one kind
+_ALIKE = 3.0  # how many times larger one of two may be that are of one size
 _LIKE = 30.0  # how many times larger or smaller something may be that says how long this takes
 
 
@@ -52,7 +55,11 @@ def note(kind: str, effort: Effort, seconds: float) -> None:
     """Keep what a stage took."""
     with suppress(OSError, ValueError):
         kept = _read()
-        kept[kind] = [*kept.get(kind, []), {**asdict(effort), "took": round(seconds, 3)}][-_KEPT:]
+        before = kept.get(kind, [])
+        alike = [each for each in before if _apart(_effort(each), effort) <= _ALIKE]
+        if len(alike) >= _KEPT:
+            before.remove(alike[0])
+        kept[kind] = [*before, {**asdict(effort), "took": round(seconds, 3)}][-_KEPT * _SIZES :]
         path = _file()
         with complete_file(path) as temporary:
             temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -66,17 +73,16 @@ class Machine:
         self._rate: float | None = None
 
     def seconds(self, kind: str, effort: Effort) -> float:
-        """How long a stage takes here: as long as one like it took, else by the machine's speed."""
-        reckoned = _reckoned(effort)
-        like = [
-            (max(reckoned / of, of / reckoned), -position, each["took"] / of)
-            for position, each in enumerate(self._kept.get(kind, []))
-            if (of := _reckoned(Effort(each["seconds"], each["operations"], each["moved"]))) > 0
-        ]
-        near = min(like, default=None)
-        if near is not None and near[0] <= _LIKE:
-            return reckoned * float(near[2])
+        """How long a stage takes here, by the median of those of its size, else by the machine's speed. So an hour in
+        which the machine was busy with something else does not count."""
+        kept = [(_apart(_effort(each), effort), each["took"] / _reckoned(_effort(each))) for each in self._of(kind)]
+        nearest = min((apart for apart, _ in kept), default=_LIKE + 1)
+        if nearest <= _LIKE:
+            return _reckoned(effort) * median_low(rate for apart, rate in kept if apart <= _ALIKE * nearest)
         return effort.seconds + effort.operations / self._speed(kind) + effort.moved / _MOVED
+
+    def _of(self, kind: str) -> list[dict[str, float]]:
+        return [each for each in self._kept.get(kind, []) if _reckoned(_effort(each)) > 0]
 
     def knows(self, kind: str) -> bool:
         """Whether a run of this kind was seen."""
@@ -92,6 +98,16 @@ class Machine:
 
 def _reckoned(effort: Effort) -> float:
     return effort.seconds + effort.operations / _NOMINAL + effort.moved / _MOVED
+
+
+def _effort(kept: dict[str, float]) -> Effort:
+    return Effort(kept["seconds"], kept["operations"], kept["moved"])
+
+
+def _apart(one: Effort, other: Effort) -> float:
+    """How many times larger one is than the other, 1 or more."""
+    pair = sorted((_reckoned(one), _reckoned(other)))
+    return pair[1] / pair[0] if pair[0] > 0 else float("inf")
 
 
 def _product_rate() -> float:

@@ -89,6 +89,19 @@ def test_a_stage_takes_what_one_like_it_took() -> None:
     assert len(rates._read()[kind]) == 8
 
 
+def test_a_busy_hour_and_other_sizes_do_not_count() -> None:
+    kind, model, tiny = "baseline cpu auto", Effort(2.0, 5e12), Effort(2.0)
+    for took in (60.0, 64.0, 410.0):
+        rates.note(kind, model, took)
+    for _ in range(20):
+        rates.note(kind, tiny, 5.0)
+    assert rates.Machine().seconds(kind, model) == pytest.approx(64.0)
+    assert rates.Machine().seconds(kind, tiny) == pytest.approx(5.0)
+    rates.note("evaluate cpu auto", model, 410.0)
+    rates.note("evaluate cpu auto", model, 70.0)
+    assert rates.Machine().seconds("evaluate cpu auto", model) == pytest.approx(70.0)
+
+
 def test_a_damaged_note_of_rates_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "rates.json").write_text('{"prune cpu auto": ')
