@@ -1,8 +1,10 @@
 """`dass run --dry-run`: which stages would run and why, and what that would take. Changes nothing."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.once import settings_once
@@ -152,7 +154,7 @@ def dry_run(ws: Workspace, changes: Sequence[tuple[str, Any]], until: str | None
         version = None if until or _is_work(stages) else _registered(once, settings)
         works = [each.stage for each in stages if each.outcome == "runs"]
         if works:
-            works = ["start", *works, *([] if until else ["register"])]
+            works = [_start(), *works, *([] if until else ["register"])]
         return DryRun(
             stages,
             "" if until else "registers" if version is None else "registered",
@@ -160,6 +162,12 @@ def dry_run(ws: Workspace, changes: Sequence[tuple[str, Any]], until: str | None
             forecast(once, settings, works),
             shutil.disk_usage(ws.root).free,
         )
+
+
+def _start() -> str:
+    """The kind of start: a server of our own makes its database once."""
+    is_there = "PREFECT_API_URL" in os.environ or Path(os.environ.get("PREFECT_HOME", ""), "prefect.db").exists()
+    return "start" if is_there else "first start"
 
 
 def _is_work(stages: Sequence[Planned]) -> bool:

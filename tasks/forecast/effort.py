@@ -36,7 +36,8 @@ class Effort:
 
 
 def effort_of(stage: str, shape: Shape, settings: Settings) -> Effort | None:
-    """What a stage of dvc.yaml has to do, or "register", or "start": the command itself and Prefect's server.
+    """What a stage of dvc.yaml has to do, or "register", or "start": the command itself and Prefect's server, which
+    at its "first start" makes its database.
 
     Returns:
         None: it cannot be told before (how long tasks are).
@@ -70,6 +71,8 @@ def effort_of(stage: str, shape: Shape, settings: Settings) -> Effort | None:
             return Effort(6.0, moved=2 * stored + 4 * held)
         case "start":
             return Effort(9.0)
+        case "first start":
+            return Effort(28.0)
     raise ValueError(stage)
 
 

@@ -39,7 +39,7 @@ class Forecast:
     """What a run takes.
 
     Attributes:
-        stages: stage (or "start", "register") -> its cost.
+        stages: stage (or "start", "first start", "register") -> its cost.
         downloads: what has to be fetched first; its size and time are not known here.
         unknown: why nothing could be reckoned; None: it was.
     """
@@ -50,7 +50,7 @@ class Forecast:
 
 
 def forecast(ws: Workspace, settings: Settings, stages: Iterable[str]) -> Forecast:
-    """What stages of dvc.yaml, "start" and "register" would take here. Nothing is fetched, and no model is loaded.
+    """What stages of dvc.yaml, a start and "register" would take here. Nothing is fetched, and no model is loaded.
 
     Raises:
         InputError: a source is not to be had.

@@ -59,6 +59,17 @@ def test_of_a_new_workspace_everything_would_run(capsys: Capture, new_workspace:
     assert (estimate["downloads"], estimate["unknown"]) == ([], None)
 
 
+def test_a_server_s_first_start_takes_longer_than_the_next(
+    capsys: Capture, new_workspace: Callable[[], Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    ws = new_workspace()
+    first = dry(capsys, ws, "--until", "sources")["estimate"]["seconds"]
+    (tmp_path / "prefect.db").touch()
+    assert first > 10 + dry(capsys, ws, "--until", "sources")["estimate"]["seconds"]
+
+
 def test_of_a_finished_one_nothing(capsys: Capture, finished: Workspace) -> None:
     assert run_command(["history", "-w", str(finished.root)]) == 0  # it was copied: mlflow.db learns where it lies now
     answer = dry(capsys, finished)
