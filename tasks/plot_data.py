@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks.evaluation.task_record import named_entries
-from tasks.workspace.redaction import shown_address
+from tasks.workspace.redaction import source_name
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _DIGITS = 6
@@ -74,7 +74,7 @@ def title(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """What was pruned and how, and what it cost: two lines."""
     prune = manifest["settings"]["prune"]
     shape = f"{100 * prune['sparsity']:g} % unstructured" if prune["pattern"] == "unstructured" else prune["pattern"]
-    model = shown_address(manifest["base"]["uri"]).rstrip("/").rpartition("/")[2]
+    model = source_name(manifest["base"]["uri"])
     dense, pruned = (evaluation[which]["perplexity"] for which in ("dense", "pruned"))
     return (
         f"{model}: {prune['method']}, {shape}, layout {prune['layout']}, update {prune['update']}\n"

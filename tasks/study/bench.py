@@ -35,7 +35,7 @@ from tasks.sources.pinned import pinned
 from tasks.sources.tokens import digest_of_ids
 from tasks.workspace.devices import choose_device, choose_dtype
 from tasks.workspace.folder import Workspace
-from tasks.workspace.redaction import shown_address
+from tasks.workspace.redaction import source_name
 from tasks.workspace.settings import Settings
 
 _NORMS = Wanted(gram_x=False, gram_z=False, min_expert_tokens=DEFAULT_MIN_EXPERT_TOKENS)
@@ -81,7 +81,7 @@ class Bench:
                 raise InputError(f"No {needed}: a study needs the base and the held-out text. {_MAKE}")
         source = read_json(ws.base / "source.json")
         if source["uri"] != settings.sources.model.uri:
-            raise InputError(f"{ws.base} is {source['uri']}, and sources.model another. {_MAKE}")
+            raise InputError(f"{ws.base} is {source_name(source['uri'])}, and sources.model another. {_MAKE}")
         self._ws, self._settings = ws, settings
         self.held_out_WL = windows_of(ws.evaluation, MAIN)
         if not 1 <= windows <= len(self.held_out_WL):
@@ -91,7 +91,7 @@ class Bench:
             )
         self.held_out_WL = self.held_out_WL[:windows]
         checkpoint = Checkpoint(ws.base)
-        self.model = shown_address(source["uri"]).rstrip("/").rpartition("/")[2]
+        self.model = source_name(source["uri"])
         self.parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.stored)
         device = choose_device(settings.engine.device)
         self.decoder = StreamedDecoder(

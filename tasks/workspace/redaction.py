@@ -8,6 +8,7 @@ however they are spelled. What looks like a secret is hidden: showing too little
 import logging
 import os
 import re
+from collections.abc import Sequence
 from urllib.parse import parse_qsl, unquote, unquote_plus
 
 HIDDEN = "…"
@@ -35,6 +36,12 @@ def shown_address(address: str) -> str:
     if not separator:
         return _FLATTENED.sub(r"\1", address)
     return f"{scheme}://{re.split('[?#]', _split_login(rest)[1], maxsplit=1)[0]}"
+
+
+def source_name(uri: str | Sequence[str]) -> str:
+    """What a source is called in a title: the end of its address, of one in several parts what they are parts of."""
+    first = uri if isinstance(uri, str) else uri[0]
+    return re.sub(r"\.part\d+\Z", "", shown_address(first).rstrip("/").rpartition("/")[2])
 
 
 def _split_login(rest: str) -> tuple[str, str]:

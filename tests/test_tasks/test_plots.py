@@ -95,6 +95,7 @@ def test_the_title_names_the_model_and_no_secret(finished: Workspace) -> None:
         ("https://me:secret@host/models/m.gguf?token=secret", "m.gguf"),
         ("pypi://dist==1/dist/model.gguf", "model.gguf"),
         ("./model/", "model"),
+        (["pypi://a==1/a/model.gguf.part00", "pypi://b==1/b/model.gguf.part01"], "model.gguf"),
     ):
         manifest["base"]["uri"] = uri
         assert title(manifest, evaluation).startswith(f"{name}: dass, 50 %")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from tasks.workspace.redaction import RedactingFilter, redacted, shown_address
+from tasks.workspace.redaction import RedactingFilter, redacted, shown_address, source_name
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,16 @@ def test_no_handler_sees_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     log.addFilter(RedactingFilter())
     log.warning("from %s", "http://kim:s3cr3t@host/x")
     assert caplog.messages == ["from http://host/x"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("org/model@main", "model@main"),
+        ("https://kim:s3cr3t@host/models/x/", "x"),
+        (["pypi://a==1/a/model.gguf.part00", "pypi://b==1/b/model.gguf.part01"], "model.gguf"),
+        (["pypi://a==1/a/model.gguf"], "model.gguf"),
+    ],
+)
+def test_a_source_has_a_name_for_titles_in_one_part_or_several(uri: str | list[str], name: str) -> None:
+    assert source_name(uri) == name
