@@ -1,6 +1,7 @@
 """What a request may ask of a version, through MLflow's own doors: `pyfunc.load_model` and `mlflow models serve`."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -55,8 +56,12 @@ def test_a_served_version_honours_what_is_asked(served: str, tmp_path: Path) -> 
     port = free_port()
     where = f"http://127.0.0.1:{port}"
     command = (*("-m", "mlflow", "models", "serve", "-m", served, "--env-manager", "local"), "--port", str(port))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT
+        [sys.executable, *command],
+        env={**os.environ, "PATH": path},
+        stdout=(tmp_path / "log").open("w"),
+        stderr=subprocess.STDOUT,
     )
     try:
         wait_for(f"{where}/ping", process, tmp_path / "log")
