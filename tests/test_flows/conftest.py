@@ -81,14 +81,21 @@ class Commands:
         return answer
 
     @contextmanager
-    def prefect(self) -> Iterator["SyncPrefectClient"]:
-        """A client of the shared server, whatever Prefect's settings were when this process first read them."""
-        from prefect.client.orchestration import get_client
+    def reporting(self) -> Iterator[None]:
+        """Flows in this process report to the shared server, whatever Prefect's settings were when it first read them.
+        A test before may have had them read again."""
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
         url, login = (self.environment[name] for name in SERVER_AT)
-        settings = temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login})
-        with settings, get_client(sync_client=True) as client:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}):
+            yield
+
+    @contextmanager
+    def prefect(self) -> Iterator["SyncPrefectClient"]:
+        """A client of the shared server."""
+        from prefect.client.orchestration import get_client
+
+        with self.reporting(), get_client(sync_client=True) as client:
             yield client
 
     @staticmethod

@@ -19,7 +19,7 @@ from flows.verify import UnprovedError, verify_all
 from tasks.registry.tracking import TrackingError, TrackingRefusal
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import LeaseLostError
-from tests.test_flows.conftest import SERVER_AT, Commands
+from tests.test_flows.conftest import Commands
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"nightly": "compress", "by-hand": "compress", "promote": "promote", "sweep": "sweep", "weekly": "verify all"}
@@ -100,14 +100,13 @@ def test_only_what_may_pass_is_tried_again_and_only_when_nobody_waits(
 def test_every_version_is_proved_and_one_that_is_none_fails_the_flow(
     commands: Commands, finished: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in SERVER_AT:
-        monkeypatch.setenv(name, commands.environment[name])
-    (proof,) = verify_all(str(finished.root))
-    assert not proof.failed
-    (masks,) = finished.root.glob("mlartifacts/**/masks.safetensors")
-    masks.write_bytes(masks.read_bytes()[:-1] + b"x")
-    with pytest.raises(UnprovedError, match=r"not what the registry says: tiny-dass version 1: files"):
-        verify_all(str(finished.root))
-    monkeypatch.setenv("DASS_SERVED_WORKSPACE", "/another")
-    with pytest.raises(InputError, match=r'this schedule works in "/another" only'):
-        verify_all(str(finished.root))
+    with commands.reporting():
+        (proof,) = verify_all(str(finished.root))
+        assert not proof.failed
+        (masks,) = finished.root.glob("mlartifacts/**/masks.safetensors")
+        masks.write_bytes(masks.read_bytes()[:-1] + b"x")
+        with pytest.raises(UnprovedError, match=r"not what the registry says: tiny-dass version 1: files"):
+            verify_all(str(finished.root))
+        monkeypatch.setenv("DASS_SERVED_WORKSPACE", "/another")
+        with pytest.raises(InputError, match=r'this schedule works in "/another" only'):
+            verify_all(str(finished.root))
