@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import command, markdown
 from benchmarks.paths import FOLDER, ROOT
-from benchmarks.pipeline import dass_run
+from benchmarks.pipeline import dass_run, perplexities
 from benchmarks.prepare import workspace_with
 from benchmarks.results import Record, Results
 from dass.files import read_json
@@ -42,12 +42,7 @@ def run(ws: Path, row: str, tasks: dict[str, Path], limit: int | None) -> Record
     answered = read_json(ws / "metrics" / "tasks.json")["tasks"] if tasks else {}
     divergence = {key: metrics["divergence"][key] for key in ("tokens", "kl", "top1_agreement", "top5_overlap")}
     return {
-        "windows": metrics["windows"],
-        "context_length": metrics["context_length"],
-        "dense": metrics["dense"]["perplexity"],
-        "pruned": metrics["pruned"]["perplexity"],
-        "ratio": metrics["ratio"],
-        "interval": metrics["interval"]["ratio"],
+        **perplexities(metrics),
         "divergence": divergence,
         "tasks": {
             name: {key: task[key] for key in ("documents", "dense", "pruned", "difference")}

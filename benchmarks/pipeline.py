@@ -42,3 +42,15 @@ def dass_run(ws: Path, changes: Mapping[str, Any], recipe: str | None = None) ->
         raise JobFailed(f"dass run failed with status {process.returncode} in {ws}.")
     found: dict[str, Any] = json.loads(answer)
     return found
+
+
+def perplexities(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of metrics/evaluation.json, what both tables of docs/results.md begin with."""
+    return {
+        "windows": metrics["windows"],
+        "context_length": metrics["context_length"],
+        "dense": metrics["dense"]["perplexity"],
+        "pruned": metrics["pruned"]["perplexity"],
+        "ratio": metrics["ratio"],
+        "interval": metrics["interval"]["ratio"],
+    }

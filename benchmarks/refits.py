@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import command, markdown
 from benchmarks.job import JobFailed
 from benchmarks.paths import FOLDER, ROOT
-from benchmarks.pipeline import dass_run
+from benchmarks.pipeline import dass_run, perplexities
 from benchmarks.prepare import workspace_with
 from benchmarks.results import Record, Results
 from dass.errors import InputError
@@ -155,12 +155,7 @@ def measure(ws: Path, row: Row, before: Sequence[Record]) -> Record:
     divergence = metrics["divergence"]
     return {
         "settings": _asked(ws),
-        "windows": metrics["windows"],
-        "context_length": metrics["context_length"],
-        "dense": metrics["dense"]["perplexity"],
-        "pruned": metrics["pruned"]["perplexity"],
-        "ratio": metrics["ratio"],
-        "interval": metrics["interval"]["ratio"],
+        **perplexities(metrics),
         "kl": divergence["kl"],
         "top1_agreement": divergence["top1_agreement"],
         "mlp_sparsity": metrics["sparsity"]["mlp"],

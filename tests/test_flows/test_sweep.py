@@ -184,6 +184,14 @@ def test_an_interrupted_sweep_says_so_in_mlflow_and_goes_on_in_the_same_run(
     assert points_of(finished, answer["sweep"]) == EACH_ONCE
 
 
+def check_it_gave_what_threads_give(commands: Commands, ws: Workspace, answer: dict[str, Any]) -> None:
+    assert [point["failed"] for point in answer["points"]] == [None] * 6
+    assert points_of(ws, answer["sweep"]) == EACH_ONCE
+    shutil.rmtree(ws.sweeps)
+    alone, _ = swept(commands, ws, *GRID)
+    assert results(answer) == results(alone)
+
+
 @pytest.mark.slow
 def test_dask_gives_what_threads_give_when_a_worker_is_killed(commands: Commands, finished: Workspace) -> None:
     dask_is_in = Path(pytest.importorskip("prefect_dask").__file__).parents[1]
@@ -201,11 +209,7 @@ def test_dask_gives_what_threads_give_when_a_worker_is_killed(commands: Commands
     out, err = begun.communicate(timeout=240)
     assert begun.returncode == 0, err
     answer = json.loads(out)
-    assert [point["failed"] for point in answer["points"]] == [None] * 6
-    assert points_of(finished, answer["sweep"]) == EACH_ONCE
-    shutil.rmtree(finished.sweeps)
-    alone, _ = swept(commands, finished, *GRID)
-    assert results(answer) == results(alone)
+    check_it_gave_what_threads_give(commands, finished, answer)
 
 
 @pytest.mark.slow
@@ -215,11 +219,7 @@ def test_ray_gives_what_threads_give(commands: Commands, finished: Workspace) ->
     path = f"{ROOT}{os.pathsep}{ray_is_in}"
     done = commands(finished, "dass", "sweep", "--json", *asked, PYTHONPATH=path)
     answer = json.loads(done.stdout)
-    assert [point["failed"] for point in answer["points"]] == [None] * 6
-    assert points_of(finished, answer["sweep"]) == EACH_ONCE
-    shutil.rmtree(finished.sweeps)
-    alone, _ = swept(commands, finished, *GRID)
-    assert results(answer) == results(alone)
+    check_it_gave_what_threads_give(commands, finished, answer)
 
 
 @pytest.mark.slow
