@@ -21,12 +21,14 @@ from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, contents
 from tasks.evaluation.verdicts import verdicts
 from tasks.promotion.task_proof import check_tasks
 from tasks.pruning.recovered import check_recovery_fits
+from tasks.registry.bom import bill_of_materials
 from tasks.registry.card import card
 from tasks.registry.served import BEFORE_PARAMS
 from tasks.registry.served import SIGNATURE as SERVED
 from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
 from tasks.registry.version_folder import (
     ANSWERS,
+    BOM,
     CARD,
     CHECKPOINT,
     EVALUATION,
@@ -44,6 +46,7 @@ from tasks.registry.version_folder import (
     TOKENIZER_CLASS,
     UPDATES,
     VERSION,
+    architecture_of,
     recovery_of,
     tasks_of,
 )
@@ -83,14 +86,18 @@ def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
     has_checkpoint = version["artifact"] == "checkpoint"
     asks = {TASKS, ANSWERS} if settings["evaluate"].get("tasks") else set()
     trained = {RECOVERY} if settings.get("recover", {}).get("steps") else set()
-    _check_names(folder, asks | trained | (_check_checkpoint(folder, manifest, base()) if has_checkpoint else set()))
+    has_bom = {BOM} if "libraries" in version else set()  # versions of before there was one have none
+    beside = _check_checkpoint(folder, manifest, base()) if has_checkpoint else set()
+    _check_names(folder, asks | trained | has_bom | beside)
     _check_records(folder, manifest, evaluation, settings, version)
+    if has_bom:
+        _check_origin(folder, settings, version, has_checkpoint)
     if trained:
         _check_recovery(folder, manifest, settings)
     if asks:
         check_tasks(folder / TASKS, folder / ANSWERS, settings["evaluate"])
     _check_mlmodel(folder, settings, has_checkpoint)
-    not_compared = _check_card(folder, manifest, evaluation, settings, version)
+    not_compared = _check_told(folder, manifest, evaluation, settings, version)
     told = (
         "config, tokenizer and templates are the base's, the rest" if has_checkpoint else "everything beside the masks"
     )
@@ -171,6 +178,23 @@ def _check_records(
     _check_ratio("", evaluation)
     if "verdicts" in evaluation:  # versions of before were measured by their perplexity alone
         _check_measures(evaluation, settings["evaluate"])
+
+
+def _check_origin(folder: Path, settings: Mapping[str, Any], version: Mapping[str, Any], has_checkpoint: bool) -> None:
+    """What version.json says of weights, architecture and held-out texts, as far as other files say it too."""
+    texts = {"evaluation": settings["sources"]["evaluation"], **settings["evaluate"].get("texts", {})}
+    said = version["evaluated_on"]
+    uris = {name: each["uri"] for name, each in said.items()}
+    _same(VERSION, {name: text["uri"] for name, text in texts.items()}, uris, "evaluated_on")
+    for name, text in texts.items():
+        if text.get("sha256") is not None:
+            _same(VERSION, text["sha256"], said[name]["sha256"], f"evaluated_on.{name}.sha256")
+    if has_checkpoint:
+        signed = signed_files(folder / SIGNATURE)
+        weights = {name: signed.get(f"{CHECKPOINT}/{name}") for name in contents(folder / CHECKPOINT).weights}
+        weights = {name: sha256 for name, sha256 in weights.items() if name.endswith(".safetensors")}
+        _same(VERSION, weights, version["weights"], "weights")
+        _same(VERSION, architecture_of(folder / CHECKPOINT), version["architecture"], "architecture")
 
 
 def _check_recovery(folder: Path, manifest: dict[str, Any], settings: Mapping[str, Any]) -> None:
@@ -320,19 +344,28 @@ def _yaml(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def _check_card(
+def _check_told(
     folder: Path,
     manifest: dict[str, Any],
     evaluation: dict[str, Any],
     settings: dict[str, Any],
     version: dict[str, Any],
 ) -> str:
-    """Compare the model card with one made again. Another release may word it differently: then that is told."""
+    """Compare model card and bill of materials with those made again. Another release may word them differently: then
+    that is told."""
     made_by, here = version.get("dass"), version_of("dass")
     if made_by != here:
         return f"; {CARD} was written by dass {made_by}, and this is {here}: not compared"
-    checked = validate_settings(settings, SETTINGS)
-    expected = card(manifest, evaluation, tasks_of(folder), checked, version, recovery_of(folder))
+    if "libraries" not in version:
+        return f"; {CARD} is of before there was a {BOM}: not compared"
+    tasks, recovery = tasks_of(folder), recovery_of(folder)
+    _check_card(folder, card(manifest, evaluation, tasks, validate_settings(settings, SETTINGS), version, recovery))
+    bom = bill_of_materials(manifest, evaluation, tasks, settings, version, recovery)
+    _same(BOM, bom, read_json(folder / BOM))
+    return ""
+
+
+def _check_card(folder: Path, expected: str) -> None:
     text = read_small(folder / CARD)
     for number, (ours, theirs) in enumerate(zip_longest(expected.split("\n"), text.split("\n")), start=1):
         if ours != theirs:
@@ -342,4 +375,3 @@ def _check_card(
             )
     if (folder / CARD).read_bytes() != expected.encode():
         raise ProofError(f"{CARD} has the expected lines with other line ends.")
-    return ""

@@ -21,11 +21,11 @@ from pathlib import Path
 from dass.errors import InputError
 from dass.files import naming
 from tasks.registry.keyring import Key
-from tasks.registry.version_folder import CARD, EVALUATION, MANIFEST, RECOVERY, SETTINGS, SIGNATURE, TASKS, VERSION
+from tasks.registry.version_folder import BOM, CARD, EVALUATION, MANIFEST, RECOVERY, SETTINGS, SIGNATURE, TASKS, VERSION
 
 FORMAT = "dass-audit-1"
 BUNDLE = "bundle.json"
-FILES = (CARD, EVALUATION, MANIFEST, RECOVERY, SIGNATURE, SETTINGS, TASKS, VERSION)
+FILES = (BOM, CARD, EVALUATION, MANIFEST, RECOVERY, SIGNATURE, SETTINGS, TASKS, VERSION)
 """What of a version is in a bundle."""
 LARGEST = 16 << 20
 """Bytes of one file in a bundle: a signature's bound."""

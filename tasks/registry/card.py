@@ -1,19 +1,25 @@
 """The model card of a version: what its README.md says, in the form the hub reads."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tasks.evaluation.task_record import named_entries
 from tasks.registry.result import scores_told
+from tasks.sources.calibrated_on import sources_of
 from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.flat import flat
+from tasks.workspace.redaction import redacted, source_name
 from tasks.workspace.settings import Settings
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 PLACE = "VERSION"
 """Stands for the version's number, which the registry gives only after the card was signed."""
 NUMBER_SAID = f" {PLACE} is the version's number in the registry: `dass history`."
 
 _NOT_QUALIFIED = "unknown"
+_METRICS = {"perplexity": "perplexity of the pruned model", "perplexity_ratio": "perplexity, pruned / dense"}
 
 
 def card(
@@ -34,16 +40,10 @@ def card(
         version: dass/version.json.
         recovery: dass/recovery.json, or {"trained": False}.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     base, name = manifest["base"], settings.register_.model
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        license=base.get("license") or _NOT_QUALIFIED,
-        base_model=_hub_id(base["uri"]),
-        tags=["pruned", "semi-structured-sparsity", manifest["settings"]["prune"]["method"]],
-    )
+    data = _front_matter(manifest, evaluation, tasks, settings, version)
     sections = [
         f"# {name}",
         f"{_uri(base['uri'])} with a share of its MLP weights removed: {described(manifest['settings']['prune'])}."
@@ -54,7 +54,7 @@ def card(
         "## What was done",
         _what_was_done(manifest, version, recovery),
         "## What it gains",
-        _gains(manifest, evaluation, version),
+        "\n".join(f"- {each}" for each in gains(manifest, evaluation, version)),
         "## Licence",
         f"That of the base model: {base['license']}." if base.get("license") else "That of the base model; see there.",
         "## Load and verify",
@@ -63,6 +63,70 @@ def card(
         _table(["setting", "value"], [[f"`{key}`", f"`{value}`"] for key, value in _settings(settings).items()]),
     ]
     return str(ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def _front_matter(
+    manifest: dict[str, Any],
+    evaluation: dict[str, Any],
+    tasks: dict[str, Any],
+    settings: Settings,
+    version: dict[str, Any],
+) -> "ModelCardData":
+    """What the hub reads of a card: licence, base, and each figure with what it was measured on (model-index)."""
+    from huggingface_hub import ModelCardData
+
+    base, prune = manifest["base"], manifest["settings"]["prune"]
+    on_hub = {hub_id(source["uri"]) for source in sources_of(manifest["calibration"]).values()}
+    base_model = hub_id(base["uri"])
+    kind = "semi-structured" if ":" in prune["pattern"] else "unstructured"
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=base.get("license") or _NOT_QUALIFIED,
+        base_model=base_model,
+        # The hub has no word for pruning; of those it has, this one claims least.
+        **({"base_model_relation": "finetune"} if base_model else {}),
+        datasets=sorted(each for each in on_hub if each) or None,
+        tags=["pruned", "sparse", f"{kind}-sparsity", prune["method"]],
+        model_name=settings.register_.model,
+        eval_results=[*_on_texts(evaluation, version), *_on_tasks(tasks)],
+    )
+
+
+def _on_texts(evaluation: dict[str, Any], version: dict[str, Any]) -> "list[EvalResult]":
+    from huggingface_hub import EvalResult
+
+    found = []
+    for name, source in version["evaluated_on"].items():
+        text = evaluation if name == "evaluation" else evaluation["texts"][name]
+        called = redacted(source_name(source["uri"]))
+        what: dict[str, Any] = {
+            "task_type": "text-generation",
+            "dataset_name": called,
+            "dataset_type": (isinstance(source["uri"], str) and hub_id(source["uri"])) or called,
+            "dataset_args": {"context_length": evaluation["context_length"], "sha256": source["sha256"]},
+        }
+        figures = {"perplexity": text["pruned"]["perplexity"], "perplexity_ratio": text["ratio"]}
+        for kind, value in figures.items():
+            found.append(EvalResult(metric_type=kind, metric_value=value, metric_name=_METRICS[kind], **what))
+    return found
+
+
+def _on_tasks(tasks: dict[str, Any]) -> "list[EvalResult]":
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_name=name,
+            dataset_type=name,
+            metric_type=metric,
+            metric_value=entry["pruned"][metric],
+            metric_name=f"{metric}, zero-shot" if entry.get("num_fewshot") == 0 else metric,
+        )
+        for name, entry in named_entries(tasks).items()
+        for metric in entry["difference"]
+    ]
 
 
 def described(prune: dict[str, Any]) -> str:
@@ -192,7 +256,8 @@ def _trained(recovery: dict[str, Any]) -> str:
     return f"{trained(recovery)}; {text['windows']} windows{source}; {changed}"
 
 
-def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[str, Any]) -> str:
+def gains(manifest: Mapping[str, Any], evaluation: dict[str, Any], version: dict[str, Any]) -> list[str]:
+    """What is saved by what was removed, and what is not, a sentence or two each."""
     runs = [able for layer in manifest["layers"] for able in layer["runs_2_4"].values()]
     if any(runs):
         kernels = (
@@ -205,13 +270,11 @@ def _gains(manifest: dict[str, Any], evaluation: dict[str, Any], version: dict[s
         if version["artifact"] == "masks"
         else "As a checkpoint it is as large as its base: the zeros are stored."
     )
-    return "\n".join(
-        [
-            f"- {kernels}",
-            "- Dense kernels multiply zeros like any other number: with them it is as fast as its base.",
-            f"- {storage} {evaluation['sparsity']['model']:.1%} of all weights are zero, and compress away.",
-        ]
-    )
+    return [
+        kernels,
+        "Dense kernels multiply zeros like any other number: with them it is as fast as its base.",
+        f"{storage} {evaluation['sparsity']['model']:.1%} of all weights are zero, and compress away.",
+    ]
 
 
 def _use(name: str, version: dict[str, Any]) -> str:
@@ -258,8 +321,8 @@ def _uri(uri: str | list[str]) -> str:
     return f"`{uri if isinstance(uri, str) else f'{uri[0]} and {len(uri) - 1} more'}`"
 
 
-def _hub_id(uri: str | list[str]) -> str | None:
-    """The base's name on the hub, where it has one."""
+def hub_id(uri: str | list[str]) -> str | None:
+    """A source's name on the hub, where it has one."""
     if isinstance(uri, list) or "://" in uri or uri.startswith((".", "/", "~")) or uri.count("/") != 1:
         return None
     return uri.partition("@")[0]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
 from dass.files import read_json
+from tasks.registry.bom import told as bom_told
 from tasks.registry.card import described, more_figures, trained
 from tasks.registry.checked import CHAMPION, checked_version
 from tasks.registry.entry import Entry
@@ -14,7 +15,7 @@ from tasks.registry.ledger_run import find_model
 from tasks.registry.place import database
 from tasks.registry.result import layer_scores, scores_told, tasks_told
 from tasks.registry.tracking import is_embedded, reading, tracking_uri
-from tasks.registry.version_folder import EVALUATION, MANIFEST
+from tasks.registry.version_folder import BOM, EVALUATION, MANIFEST
 from tasks.registry.versions import version_numbered
 from tasks.sources.calibrated_on import told as calibrated_on
 from tasks.workspace.folder import Workspace
@@ -49,7 +50,7 @@ def show(workspace: Workspace, version: str | None = None) -> dict[str, Any]:
     Returns:
         {"settings", "evaluation", "tasks", "base", "calibration", "engine", "versions", "masks", "fingerprint",
         "layers", "recovery", "registered": None or {"model", "version", "aliases", "run_id", "tracking_uri", "entry":
-        what the ledger says of it}}
+        what the ledger says of it}, "bom": bom.cdx.json of a version, or None}
 
     Raises:
         InputError: there is no result, or no such version.
@@ -90,7 +91,8 @@ def _registered_version(workspace: Workspace, model: str, version: str) -> dict[
         checked = checked_version(client, model, version, workspace)
         manifest, evaluation = (checked.record(name) for name in (MANIFEST, EVALUATION))
         registered = _registered(workspace, checked.made, checked.entry, checked.chain.champion)
-        return _record(manifest, evaluation, checked.tasks, checked.recovery, registered)
+        bom = checked.record(BOM) if BOM in checked.signed else None
+        return {**_record(manifest, evaluation, checked.tasks, checked.recovery, registered), "bom": bom}
 
 
 def _registered(workspace: Workspace, made: "ModelVersion", entry: Entry, champion: str | None) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _record(
     kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
     measured = {"evaluation": evaluation, "tasks": tasks, "recovery": recovery}
     chosen = {"auto": manifest.get("auto")}
-    return {**{key: manifest[key] for key in kept}, **chosen, **measured, "registered": registered}
+    return {**{key: manifest[key] for key in kept}, **chosen, **measured, "registered": registered, "bom": None}
 
 
 def render(record: dict[str, Any]) -> Fitted:
@@ -163,6 +165,8 @@ def _result_table(record: dict[str, Any], width: int) -> "Table":
     engine = record["engine"]
     made.add_row("computed", f"{engine['device']}, {engine['dtype']}, torch {record['versions']['torch']}")
     made.add_row("registered", _where(record["registered"]))
+    if record["bom"] is not None:
+        made.add_row("bill of materials", f"{BOM}, {bom_told(record['bom'])}")
     return made
 
 

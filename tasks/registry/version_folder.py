@@ -3,6 +3,7 @@
 MLmodel, conda.yaml, ...      MLflow's own
 model/, components/           the pruned checkpoint, as MLflow's transformers flavour lays it out (not with masks only)
 README.md                     model card
+bom.cdx.json                  bill of materials
 dass/                         manifest, masks, records, answers to tasks, signature
 """
 
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dass.files import read_json, scratch_folder, sha256_file, write_json
-from dass.masks.pruned_record import RECORD
-from dass.model.checkpoint_folder import contents
+from dass.masks.pruned_record import RECORD, read_record
+from dass.model.checkpoint_folder import CONFIG_FILE, contents
 from tasks.pruning.recovered import NOT_TRAINED
+from tasks.registry.bom import bill_of_materials, bom_text
 from tasks.registry.card import card
 from tasks.registry.key_file import dsse_signer
+from tasks.registry.libraries import installed_libraries
 from tasks.registry.served import served_signature
 from tasks.registry.signing import SIGNATURE, sign
 from tasks.workspace.folder import Workspace
@@ -45,6 +48,7 @@ ANSWERS = "dass/answers.parquet"
 SETTINGS = "dass/settings.json"
 VERSION = "dass/version.json"
 CARD = "README.md"
+BOM = "bom.cdx.json"
 
 FORMAT = "dass-version-2"
 CHECKPOINT = "model"
@@ -168,12 +172,38 @@ def _save_records(
         "dass": version_of("dass"),
         "git": {"commit": provenance["git_commit"], "dirty": provenance["git_dirty"]},
         "dvc": provenance["dvc"],
+        "architecture": architecture_of(workspace.pruned),
+        "weights": _weights(workspace.pruned),
+        "evaluated_on": _evaluated_on(workspace),
+        "libraries": installed_libraries(),
     }
-    write_json(folder / SETTINGS, settings.model_dump(mode="json", by_alias=True))
+    asked = settings.model_dump(mode="json", by_alias=True)
+    write_json(folder / SETTINGS, asked)
     write_json(folder / VERSION, version)
     manifest, evaluation = (read_json(folder / name) for name in (MANIFEST, EVALUATION))
-    text = card(manifest, evaluation, tasks_of(folder), settings, version, recovery_of(folder))
-    (folder / CARD).write_text(text, encoding="utf-8")
+    tasks, recovery = tasks_of(folder), recovery_of(folder)
+    (folder / CARD).write_text(card(manifest, evaluation, tasks, settings, version, recovery), encoding="utf-8")
+    bom = bill_of_materials(manifest, evaluation, tasks, asked, version, recovery)
+    (folder / BOM).write_text(bom_text(bom), encoding="utf-8")
+
+
+def architecture_of(checkpoint: Path) -> dict[str, str | None]:
+    """What kind of model a checkpoint's config says it is: {"family", "class"}."""
+    config = read_json(checkpoint / CONFIG_FILE)
+    return {"family": config.get("model_type"), "class": (config.get("architectures") or [None])[0]}
+
+
+def _weights(checkpoint: Path) -> dict[str, str]:
+    """File -> sha256 of the pruned weights, as they were written: they are not read again."""
+    files = (read_record(checkpoint) or {}).get("files", {})
+    return {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
+
+
+def _evaluated_on(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Text -> where it comes from, and the digest of the windows that were cut out of it."""
+    main = read_json(workspace.evaluation / "dense.json")
+    texts = {"evaluation": main, **main["texts"]}
+    return {name: {**text["source"], "digest": text["digest"]} for name, text in texts.items()}
 
 
 def tasks_of(folder: Path) -> dict[str, Any]:

@@ -95,9 +95,13 @@ OF_CHECKPOINTS: list[tuple[str, Change, str]] = [
     ("MLmodel", swap("tokenizer_type: AutoTokenizer", "tokenizer_type: X"), 'tokenizer_type is "X", expected'),
     ("MLmodel", swap("Phi3ForCausalLM", "Phi9"), 'pipeline_model_type is "Phi9", expected "Phi3ForCausalLM"'),
     ("MLmodel", swap("    code: null", "    code: code"), 'flavors.transformers.code is "code", expected null'),
+    ("dass/version.json", put("architecture.class", "X"), 'version.json: architecture.class is "X", expected "Phi3'),
+    ("dass/version.json", put("weights", {}), "version.json: weights.model.safetensors is missing, expected"),
 ]
 OF_ALL: list[tuple[str, Change, str]] = [
     ("README.md", swap("| ratio |", "| RATIO |"), r"README.md line \d+ is '\| RATIO \|"),
+    ("bom.cdx.json", Path.unlink, "bom.cdx.json is missing"),
+    ("bom.cdx.json", put("metadata.component.name", "x"), 'bom.cdx.json: metadata.component.name is "x", expected'),
     ("README.md", add("better"), r"README.md line \d+ is 'better', expected ''"),
     ("MLmodel", swap("flavors:", "flavors:\n  sklearn:\n    pickled_model: x"), r'flavors.sklearn is \{"pickled_model'),
     ("MLmodel", add("metadata:\n  a: b\n"), 'MLmodel: metadata is {"a": "b"}, expected no such key'),
@@ -136,6 +140,8 @@ OF_ALL: list[tuple[str, Change, str]] = [
     ("dass/evaluation.json", put("texts.code", {}), "evaluation.json: texts is "),
     ("dass/evaluation.json", put("mask_sparsity.mlp", 0.9), "evaluation.json: mask_sparsity.mlp is 0.9, expected 0.5"),
     ("dass/version.json", put("git.commit", "f00"), r"README.md line \d+ is"),
+    ("dass/version.json", put("evaluated_on.evaluation.uri", "./x"), 'evaluated_on.evaluation is "./x", expected'),
+    ("dass/version.json", put("libraries", []), "bom.cdx.json: components is "),
     ("dass/version.json", put("dass", None), "version.json does not say which dass wrote it: an earlier one"),
     ("dass/version.json", put("checkpoint", ".."), "dass/version.json: artifact '.*' has its checkpoint in '..'"),
     ("dass/statistics.safetensors", lambda file: file.write_bytes(b"x"), "statistics.safetensors is not the file that"),

@@ -15,6 +15,7 @@ VERSION: dict[str, Any] = {
     "key": "ab" * 32,
     "git": {"commit": "c" * 40, "dirty": False},
     "dvc": {},
+    "evaluated_on": {"evaluation": {"uri": "./held_out.txt", "sha256": "ef" * 32, "digest": "01" * 32}},
 }
 
 
@@ -34,7 +35,39 @@ def test_it_holds_what_the_hub_reads(records: Any, settings: Settings) -> None:
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "org/name"
     assert data["library_name"] == "transformers"
-    assert "dass" in data["tags"]
+    assert data["base_model_relation"] == "finetune"
+    assert data["tags"] == ["pruned", "sparse", "unstructured-sparsity", "dass"]
+
+
+def test_the_hub_s_own_reader_finds_each_figure_with_what_it_was_measured_on(records: Any, settings: Settings) -> None:
+    tasks = {
+        "settings": {"versions": {"lm_eval": "0.4.13"}},
+        "tasks": {
+            "arc_easy": {
+                "documents": 8,
+                "num_fewshot": 0,
+                "dense": {"acc": 0.75, "acc_stderr": 0.1},
+                "pruned": {"acc": 0.5, "acc_stderr": 0.1},
+                "difference": {
+                    "acc": {"value": -0.25, "interval": [-0.5, 0.0], "lost": 2, "gained": 0, "mcnemar_p": 1.0}
+                },
+            }
+        },
+    }
+    text = card(*records, tasks, settings, VERSION, {"trained": False})
+    data = ModelCard(text).data
+    found = {(each.dataset_name, each.metric_type): each for each in data.eval_results}
+    perplexity = found["held_out.txt", "perplexity"]
+    assert perplexity.metric_value == records[1]["pruned"]["perplexity"]
+    assert perplexity.dataset_args == {"context_length": 32, "sha256": "ef" * 32}
+    assert found["held_out.txt", "perplexity_ratio"].metric_value == records[1]["ratio"]
+    assert found["arc_easy", "acc"].metric_value == 0.5
+    assert data.model_name == "tiny"
+    assert len(found) == len(data.eval_results) == 3
+
+
+def test_a_base_that_is_not_on_the_hub_is_not_named_as_if_it_were(records: Any, settings: Settings) -> None:
+    assert not {"base_model", "base_model_relation"} & ModelCard(text_of(records, settings)).data.to_dict().keys()
 
 
 def test_a_licence_nobody_named_is_not_invented(records: Any, settings: Settings) -> None:

@@ -48,7 +48,11 @@ def test_a_version_is_shown_by_number_and_by_alias(finished: Workspace, settings
     register(finished, settings, PROVENANCE)
     here = show(finished)
     write_json(finished.metrics / "evaluation.json", {})  # the workspace has moved on
-    assert show(finished, "1") == show(finished, "challenger") == here
+    shown = show(finished, "1")
+    assert show(finished, "challenger") == shown
+    assert "bom.cdx.json, CycloneDX 1.6: 1 base, 2 data sets," in printed(render(shown), 160)
+    assert (here.pop("bom"), shown.pop("bom")["bomFormat"]) == (None, "CycloneDX")
+    assert shown == here
 
 
 @pytest.mark.parametrize("version", ["7", "champion", "not/an alias"])

@@ -17,6 +17,7 @@ from tasks.registry.registration import register
 from tasks.registry.signing import SignatureError, check
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import (
+    BOM,
     EVALUATION,
     MANIFEST,
     MASKS,
@@ -38,7 +39,7 @@ PROVENANCE: dict[str, Any] = {
     "seconds": {},
 }
 REGISTRATION = "7" * 64
-RECORDS = {"README.md", MANIFEST, MASKS, STATISTICS, EVALUATION, SETTINGS, VERSION, SIGNATURE}
+RECORDS = {"README.md", BOM, MANIFEST, MASKS, STATISTICS, EVALUATION, SETTINGS, VERSION, SIGNATURE}
 OF_MLFLOW = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 
 
@@ -87,7 +88,10 @@ def test_the_records_are_those_of_the_workspace(finished: Workspace, settings: S
         assert sha256_file(folder / STATISTICS) == sha256_file(finished.masks / "statistics.safetensors")
         assert sha256_file(folder / EVALUATION) == sha256_file(finished.metrics / "evaluation.json")
         assert Settings.model_validate(read_json(folder / SETTINGS)) == settings
-        assert read_json(folder / VERSION) == {
+        evaluated = read_json(finished.evaluation / "dense.json")
+        said = read_json(folder / VERSION)
+        assert {each["name"] for each in said.pop("libraries")} >= {"torch", "transformers", "safetensors", "mlflow"}
+        assert said == {
             "format": "dass-version-2",
             "model": "tiny",
             "registration": REGISTRATION,
@@ -98,7 +102,18 @@ def test_the_records_are_those_of_the_workspace(finished: Workspace, settings: S
             "dass": version("dass"),
             "git": {"commit": "0123abc", "dirty": False},
             "dvc": {"artifacts/base": "aa.dir"},
+            "architecture": {"family": "llama", "class": "LlamaForCausalLM"},
+            "weights": {"model.safetensors": sha256_file(finished.pruned / "model.safetensors")},
+            "evaluated_on": {"evaluation": {**evaluated["source"], "digest": evaluated["digest"]}},
         }
+
+
+def test_the_bill_of_materials_has_the_same_bytes_again(finished: Workspace, settings: Settings) -> None:
+    written = []
+    for _ in range(2):
+        with version_folder(finished, settings, PROVENANCE, REGISTRATION) as folder:
+            written.append((folder / BOM).read_bytes())
+    assert written[0] == written[1]
 
 
 def test_updates_come_along(tmp_path: Path) -> None:
