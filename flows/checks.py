@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dass.errors import InputError
 from flows.runners import check_runner
 from tasks.evaluation.task_check import check_tasks
+from tasks.notify import check_notify
 from tasks.pruning.fits import check_model_fits
 from tasks.registry.readiness import check_ready
 from tasks.sweep.search import Listed, search_of
@@ -26,6 +27,7 @@ def check_start(ws: Workspace, settings: Settings) -> None:
     check_tasks(ws, settings)
     check_ready(ws, settings)
     check_experiments(ws, settings)
+    check_notify(settings.notify)
 
 
 def check_sweep(ws: Workspace, changes: Sequence[str]) -> Sweep:

@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from flows.cancellation import cancel_when_interrupted, crash_lost
-from flows.links import flow_run_facts, link_to_mlflow
+from flows.links import flow_run_facts, link_to_mlflow, log_of
+from flows.notices import tell_lost, tells_failure
 from flows.progress import progress_artifact
 from flows.retries import AGAIN
 from flows.run import Run, run_of
@@ -19,6 +20,7 @@ from tasks.evaluation.task_check import check_tokenizer
 from tasks.pruning.fits import check_base_fits
 from tasks.registry.registration import Registration
 from tasks.workspace.lock import check_held
+from tasks.workspace.log_format import log_attributes
 
 if TYPE_CHECKING:
     from dass.engine.choice import Choice
@@ -51,6 +53,7 @@ class Done:
 
 
 @flow(name="compress", persist_result=False, on_crashed=[cancel_when_interrupted])
+@tells_failure
 def compress(workspace: str, changes: list[str] | None = None, until: StageName | None = None) -> Summary | Stopped:
     """Prune the workspace's model, measure what that cost, and register the result.
 
@@ -59,8 +62,9 @@ def compress(workspace: str, changes: list[str] | None = None, until: StageName 
         changes: `section.key=value`, for this run only: params.yaml stays as it is. A schedule takes none.
         until: the stage to stop behind; None: all of them, and the result is registered.
     """
-    with run_of(workspace, changes or (), until) as run:
+    with run_of(workspace, changes or (), until) as run, log_of(run.settings.register_.model):
         crash_lost(run.ws)
+        tell_lost(run.ws, run.settings.register_.model, run.settings.notify)
         name_flow_run(run.settings)
         done: dict[str, object] = {}
         for name in wanted_stages(until):
@@ -68,8 +72,9 @@ def compress(workspace: str, changes: list[str] | None = None, until: StageName 
         if until is not None:
             return run.stopped()
         registered = register(run, wait_for=list(done.values()))
-        report(run, registered)
-        return run.summary(registered)
+        with log_attributes(version=registered.version, mlflow_run_id=registered.run_id):
+            report(run, registered)
+            return run.summary(registered)
 
 
 @task(name="fetch", **_PLAIN, **AGAIN)
@@ -108,9 +113,10 @@ def prune(run: Run, wait_for: list[object]) -> list[object]:
         check_held(run.ws)
         total = pruning_run.layer_count
         name = f"prune layer {index + 1:02d} of {total}"
-        record: LayerRecord = prune_layer.with_options(name=name, task_run_name=name)(
-            quote(pruning_run), index, wait_for=last
-        )
+        with log_attributes(layer=index):
+            record: LayerRecord = prune_layer.with_options(name=name, task_run_name=name)(
+                quote(pruning_run), index, wait_for=last
+            )
         last = [record]
         run.live.note_layer(record.report)
         show = show or progress_artifact(total, "prune", "layer")

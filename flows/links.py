@@ -1,6 +1,7 @@
 """From Prefect's run to MLflow's and back: each names the other."""
 
 import os
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.prefect_api import OWN
 from tasks.registry.experiment import experiment_page
+from tasks.workspace.log_format import log_attributes
 from tasks.workspace.redaction import redacted, shown_address
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ def flow_run_facts() -> dict[str, str] | None:
     return facts
 
 
+def log_of(model: str, version: str | None = None) -> AbstractContextManager[None]:
+    """While entered, what is logged says which flow run, model and version it is of."""
+    run = None if flow_run.id is None else str(flow_run.id)
+    return log_attributes(run_id=run, model=model, version=version)
+
+
 def link_to_mlflow(registered: "Registration") -> None:
     """Leave an artifact with the flow run that says which version it made, and where MLflow shows it."""
     address = redacted(registered.tracking_uri)
@@ -41,7 +49,9 @@ def link_to_mlflow(registered: "Registration") -> None:
         page, table = address.rstrip("/"), experiment_page(address, registered.experiment_id)
         run = f"{page}/#/experiments/{registered.experiment_id}/runs/{registered.run_id}"
         version = f"{page}/#/models/{quote(registered.model, safe='')}/versions/{registered.version}"
-        lines.insert(0, f"- in MLflow: [the run](<{run}>), [the version](<{version}>), [all runs](<{table}>)")
+        report = f"{run}/artifacts/report.html"
+        links = {"the run": run, "the version": version, "the page": report, "all runs": table}
+        lines.insert(0, f"- in MLflow: {', '.join(f'[{name}](<{link}>)' for name, link in links.items())}")
     create_markdown_artifact("\n".join(lines), key="mlflow", description="The version that this run registered")
 
 

@@ -138,9 +138,19 @@ def _on_one_line(value: Any) -> Any:
     """A list or mapping in brackets: entries below one another would be parted from the comment beside the key."""
     if not isinstance(value, list | dict) or isinstance(value, CommentedMap | CommentedSeq):
         return value
-    made: Any = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
+    quoted = _quoted(value)
+    made: Any = CommentedSeq(quoted) if isinstance(value, list) else CommentedMap(quoted)
     made.fa.set_flow_style()
     return made
+
+
+def _quoted(value: Any) -> Any:
+    """With quotes around texts that hold a colon: DVC's reader takes none in brackets."""
+    if isinstance(value, dict):
+        return {_quoted(key): _quoted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_quoted(item) for item in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value
 
 
 def _plain(value: Any) -> Any:

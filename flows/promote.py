@@ -6,8 +6,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.cancellation import cancel_when_interrupted
+from flows.links import log_of
+from flows.notices import tell_decision, tell_rollback, tells_failure
 from flows.retries import AGAIN
 from flows.served import check_served
+from tasks.notify import check_notify
 from tasks.promotion import decision
 from tasks.promotion.champion import RolledBack
 from tasks.promotion.proof import Proof
@@ -19,6 +22,7 @@ _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
 @flow(name="promote", flow_run_name="promote {version}", persist_result=False, on_crashed=[cancel_when_interrupted])
+@tells_failure
 def promote(
     workspace: str, version: str = registration.ALIAS, force: bool = False, reason: str | None = None
 ) -> decision.Decision:
@@ -34,10 +38,14 @@ def promote(
     ws = Workspace.at(workspace)
     settings = load_settings(ws.params)
     model, rules = settings.register_.model, settings.promote
+    check_notify(settings.notify)
     registration.check_reachable(ws)
     number = decision.number_of(ws, model, version)  # once: an alias may be moved while the proof is made
-    proof = prove(ws, model, number, rules)
-    return decide(ws, model, number, rules, proof, force, reason)
+    with log_of(model, number):
+        proof = prove(ws, model, number, rules)
+        decided = decide(ws, model, number, rules, proof, force, reason)
+        tell_decision(settings.notify, decided)
+        return decided
 
 
 @task(name="prove", **_PLAIN, **AGAIN)
@@ -53,6 +61,7 @@ def decide(
 
 
 @flow(name="rollback", flow_run_name="roll back", persist_result=False, on_crashed=[cancel_when_interrupted])
+@tells_failure
 def rollback(workspace: str, reason: str, to: str | None = None) -> RolledBack:
     """Make an earlier champion the champion again, after its proof was checked once more.
 
@@ -62,8 +71,12 @@ def rollback(workspace: str, reason: str, to: str | None = None) -> RolledBack:
         to: an earlier champion; None is the one before the present one.
     """
     ws = Workspace.at(workspace)
+    settings = load_settings(ws.params)
+    check_notify(settings.notify)
     registration.check_reachable(ws)
-    return go_back(ws, load_settings(ws.params).register_.model, reason, to)
+    done = go_back(ws, settings.register_.model, reason, to)
+    tell_rollback(settings.notify, done)
+    return done
 
 
 @task(name="go back", **_PLAIN)

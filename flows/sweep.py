@@ -12,6 +12,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.cancellation import cancel_when_interrupted, crash_lost
+from flows.notices import tells_failure
 from flows.run import Run, run_of
 from flows.runners import elsewhere, worker_here
 from flows.served import check_served
@@ -35,6 +36,7 @@ logger = logging.getLogger("dass")
 
 
 @flow(name="sweep", persist_result=False, on_crashed=[cancel_when_interrupted])
+@tells_failure
 def sweep(workspace: str, changes: list[str]) -> Swept:
     """Prune and measure the workspace's model with many settings. Nothing is registered, params.yaml stays as it is.
 

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from dass.errors import UnavailableError
 from flows.cancellation import cancel_when_interrupted
+from flows.notices import tells_failure
 from flows.retries import AGAIN
 from flows.served import check_served
 from tasks.promotion import verification
@@ -24,6 +25,7 @@ class UnprovedError(RuntimeError):
 
 
 @flow(name="verify all", flow_run_name="verify all", persist_result=False, on_crashed=[cancel_when_interrupted])
+@tells_failure
 def verify_all(workspace: str, replay: bool = False) -> list[Proof]:
     """Prove every version of the workspace's model, the newest first: files, signature, ledger, weights, pattern.
 

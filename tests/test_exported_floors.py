@@ -23,6 +23,7 @@ STOREYS: dict[str, list[set[str]]] = {
     ],
     "tasks": [
         {"workspace"},
+        {"notify"},
         {"sources"},
         {"versioning"},
         {"calibration", "evaluation", "forecast", "pruning"},
@@ -32,6 +33,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"recovery"},
         {"registry"},
         {"promotion"},
+        {"release"},
         {"report"},
         {"sweep"},
     ],

@@ -1,11 +1,14 @@
 """The command `dass` itself. Each group of commands is a file beside this one and registers itself here."""
 
 import logging
+import os
 from typing import Annotated
 
 import typer
 
 from flows.cli.log import say_from
+from tasks.workspace.log_format import VARIABLE
+from tasks.workspace.log_format import log_format as check_log_format
 
 app = typer.Typer(
     name="dass",
@@ -28,6 +31,7 @@ dass history                          every version and decision
 dass promote                          champion, if every rule holds
 dass verify champion                  prove it, bit for bit
 dass rollback --reason "..."          back to the champion before
+dass publish org/name                 the champion, to a hub repository
 dass export-audit history.zip         signed, in one file, for an auditor
 dass serve --cron "0 2 * * *"         run every night at two
 dass --install-completion             the Tab key completes, from now on
@@ -40,10 +44,11 @@ database, the disk: the same command may succeed later), 4 a fault of dass itsel
 DASS_TIMEOUT: seconds that one answer of MLflow, a database, a package index or the hub may take (60);
 a command waits four times as long in all. Transfers that go on are not counted.
 
-DASS_DEBUG=1 shows the traceback of an error, NO_COLOR=1 neither colours nor escape codes.
+DASS_DEBUG=1 shows the traceback of an error, NO_COLOR=1 neither colours nor escape codes,
+DASS_LOG_FORMAT=json lines for a collector.
 """,
 )
-SHARED = ("quiet", "verbose")
+SHARED = ("quiet", "verbose", "log_format")
 """Options of `dass` that stand behind a command's name, too."""
 
 
@@ -58,6 +63,12 @@ def _tell_version(asked: bool) -> None:
 def _be_quiet(asked: bool) -> None:
     if asked:
         say_from(logging.WARNING)
+
+
+def _log_as(asked: str | None) -> None:
+    if asked is not None:
+        os.environ[VARIABLE] = asked  # what this process starts logs alike
+        check_log_format()
 
 
 def _be_verbose(asked: bool) -> None:
@@ -77,5 +88,15 @@ def options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", expose_value=False, callback=_be_verbose, help="Say details, too.")
     ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            expose_value=False,
+            callback=_log_as,
+            help="How lines on standard error and in .dass/logs are written; json is OpenTelemetry's, a record a line.",
+        ),
+    ] = None,
 ) -> None:
     """The options have done their work when they were read."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tasks.workspace.folder import Workspace
+from tasks.workspace.log_format import JSON, JsonFormatter, log_format
 from tasks.workspace.progress import TERMINAL
 from tasks.workspace.redaction import RedactingFilter, redacted
 
@@ -28,6 +29,10 @@ class _ToStandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+def _formatter(text: str, times: str | None = None) -> logging.Formatter:
+    return JsonFormatter() if log_format() == JSON else logging.Formatter(text, times)
+
+
 def say_from(level: int) -> None:
     """Say records of this level and above on standard error. Call before the command starts."""
     global _said_from
@@ -40,7 +45,7 @@ def log_to_terminal() -> None:
     if known is None and not _LOG.handlers:  # whoever calls from Python may have a log of his own
         known = _ToStandardError()
         known.name = TERMINAL
-        known.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        known.setFormatter(_formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         _LOG.addHandler(known)
     if known is not None:
         known.setLevel(_said_from)
@@ -67,7 +72,7 @@ def log_of_run(ws: Workspace) -> Iterator[Path]:
     handler = RotatingFileHandler(
         path, maxBytes=_LARGEST, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True
     )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(RedactingFilter())
     _LOG.addHandler(handler)
     try:

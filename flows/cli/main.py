@@ -49,7 +49,7 @@ def run_command(arguments: list[str], interruption: Interruption | None = None) 
         status = left.code if isinstance(left.code, int) else FAULT
     except Exception as error:
         if os.environ.get("DASS_DEBUG"):
-            tell("".join(traceback.format_exception(error)).rstrip())
+            tell("".join(traceback.format_exception(error)).rstrip(), logging.ERROR)
         status, message = judged(error)
     if interruption is not None and interruption.status is not None:
         status, message = interruption.status, None  # what failed on the way out failed because of it
@@ -58,7 +58,7 @@ def run_command(arguments: list[str], interruption: Interruption | None = None) 
     if message is None:
         return status
     with suppress(OSError):  # the terminal was closed
-        tell(f"dass: {message}")
+        tell(f"dass: {message}", logging.ERROR)
         if "--json" in arguments:
             kind = KINDS[INTERRUPTED if status > 128 else status]
             print_json({"error": {"status": status, "kind": kind, "message": message}})

@@ -4,12 +4,14 @@ Whatever the terminal's encoding, nothing that is said can fail: what it cannot 
 """
 
 import json
+import logging
 import os
 import sys
 from io import TextIOWrapper
 from typing import Any
 
 from flows.exit_status import printable
+from tasks.workspace.log_format import JsonFormatter, is_json
 from tasks.workspace.redaction import redacted
 
 
@@ -36,8 +38,12 @@ def show_decision(decision: Any) -> None:
     tell(f"Signed by {decision.signed_by} (ledger entry {decision.entry}).")
 
 
-def tell(line: str) -> None:
-    print(printable(redacted(line)), file=sys.stderr)
+def tell(line: str, level: int = logging.INFO) -> None:
+    """Say a line on standard error, as a record of the log where that is JSON."""
+    text = printable(redacted(line))
+    if is_json():
+        text = JsonFormatter().format(logging.LogRecord("dass", level, __file__, 0, text, None, None))
+    print(text, file=sys.stderr)
 
 
 def reveal(line: str) -> None:

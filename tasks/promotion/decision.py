@@ -41,6 +41,7 @@ class Decision:
         entry: number of the ledger's entry.
         repaired: what a process that was killed had left undone, and was put right first; or None.
         signed_by: name of the key that signed the entry.
+        run_id: the MLflow run that made the version.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Decision:
     entry: int
     repaired: str | None
     signed_by: str | None
+    run_id: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -168,6 +170,7 @@ def decide(
             entry.n,
             repaired,
             entry.actor,
+            str(version.made.run_id),
         )
         client.log_dict(version.made.run_id, decision.as_json(), f"promotion/entry_{entry.n:06d}.json")
         anchor_ledger(ws, client, model)

@@ -32,6 +32,7 @@ PLUMBING = frozenset(
         "versioning.pins",
         "versioning.stages",
         "workspace.folder",
+        "workspace.log_format",
         "workspace.patience",
         "workspace.progress",
         "workspace.redaction",

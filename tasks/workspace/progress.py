@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+from tasks.workspace.log_format import is_json
+
 T = TypeVar("T")
 
 _LOG = logging.getLogger("dass")
@@ -94,7 +96,7 @@ def _moves() -> bool:
     """Whether there is a terminal on which something may move: one that knows how, and nobody asked for quiet."""
     quiet = any(handler.name == TERMINAL and handler.level > logging.INFO for handler in _LOG.handlers)
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("dumb", "unknown")
-    return sys.stderr.isatty() and not quiet and not plain
+    return sys.stderr.isatty() and not quiet and not plain and not is_json()
 
 
 @contextmanager

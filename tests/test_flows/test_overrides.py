@@ -164,3 +164,14 @@ def test_lists_and_mappings_are_changed_again_and_again() -> None:
         section, name = key.split(".")
         assert parse_yaml(text, "params.yaml")[section][name] == value
     assert re.search(r"^  tasks: \[piqa\] +# zero-shot tasks by", text, re.MULTILINE)
+
+
+def test_addresses_in_brackets_are_written_so_that_dvc_reads_them(ws: Workspace) -> None:
+    from dvc.utils.serialize import load_yaml
+
+    texts = "calibration.texts={code: {uri: pypi://x==1/code.txt, sha256: " + "ab" * 32 + ", share: 0.5}}"
+    change_settings(ws, ["notify.urls=[https://host/x, env:HOOK]", texts])
+    assert load_settings(ws.params).notify.urls == ["https://host/x", "env:HOOK"]
+    read = load_yaml(str(ws.params))
+    assert read["notify"]["urls"] == ["https://host/x", "env:HOOK"]
+    assert read["calibration"]["texts"]["code"]["uri"] == "pypi://x==1/code.txt"

@@ -8,18 +8,32 @@ import pytest
 
 from flows.cli.main import run_command
 from tasks.workspace.folder import Workspace
+from tests.receivers import receiver
 from tests.test_flows.conftest import Commands
 
 
-def test_from_a_run_to_a_champion_and_back(finished: Workspace, commands: Commands) -> None:
+def test_from_a_run_to_a_champion_and_back_and_a_webhook_hears_of_each_decision(
+    finished: Workspace, commands: Commands
+) -> None:
     promoted = json.loads(commands(finished, "dass", "promote", "--json").stdout)
     assert (promoted["promoted"], promoted["version"], promoted["previous"]) == (True, "1", None)
-    other = ["-S", "prune.pattern=2:4", "-S", "promote.max_ratio=0.001", "--promote"]
-    answer = json.loads(commands(finished, "dass", "run", "--json", *other, status=1).stdout)
-    assert [rule["rule"] for rule in answer["decision"]["rulings"] if not rule["passed"]] == ["max_ratio"]
-    told = commands(finished, "dass", "promote", "2", "--force", "--reason", "a demo").stdout
-    assert "version 2: promoted by force" in told
-    commands(finished, "dass", "rollback", "--reason", "the demo is over")
+    with receiver() as there:
+        commands.environment["TEST_HOOK"] = there.address
+        other = ["-S", "prune.pattern=2:4", "-S", "promote.max_ratio=0.001", "-S", "notify.urls=[env:TEST_HOOK]"]
+        answer = json.loads(commands(finished, "dass", "run", "--json", *other, "--promote", status=1).stdout)
+        assert [rule["rule"] for rule in answer["decision"]["rulings"] if not rule["passed"]] == ["max_ratio"]
+        told = commands(finished, "dass", "promote", "2", "--force", "--reason", "a demo").stdout
+        assert "version 2: promoted by force" in told
+        commands(finished, "dass", "rollback", "--reason", "the demo is over")
+        del commands.environment["TEST_HOOK"]
+    refused, forced, back = there.bodies
+    assert [each["type"] for each in there.bodies] == ["dass.refused", "dass.promoted", "dass.rolled_back"]
+    assert [rule["rule"] for rule in refused["data"]["rules"]] == ["max_ratio"]
+    assert (refused["data"]["version"], refused["data"]["by"]) == ("2", answer["decision"]["signed_by"])
+    assert refused["data"]["runs"]["mlflow"] == answer["run_id"]
+    assert forced["data"]["forced"]
+    assert (forced["data"]["why"], back["data"]["why"]) == ("a demo", "the demo is over")
+    assert (back["data"]["version"], back["data"]["previous"]) == ("1", "2")
     history = json.loads(commands(finished, "dass", "history", "--json").stdout)
     newest, oldest = history["versions"]
     assert (newest["aliases"], oldest["aliases"]) == (["challenger"], ["champion"])

@@ -3,6 +3,7 @@
 from tasks.workspace.settings.calibration import Bos, Calibration, CalibrationText
 from tasks.workspace.settings.engine import Engine
 from tasks.workspace.settings.evaluate import Evaluate
+from tasks.workspace.settings.notify import Notify
 from tasks.workspace.settings.promote import Promote, TaskDrop
 from tasks.workspace.settings.prune import Prune
 from tasks.workspace.settings.reading import load_settings, read_params, validate_settings
@@ -19,6 +20,7 @@ __all__ = [
     "DType",
     "Engine",
     "Evaluate",
+    "Notify",
     "Promote",
     "Prune",
     "Recover",

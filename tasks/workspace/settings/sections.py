@@ -6,6 +6,7 @@ from dass.recovery.recipe import check_enough
 from tasks.workspace.settings.calibration import Calibration
 from tasks.workspace.settings.engine import Engine
 from tasks.workspace.settings.evaluate import Evaluate
+from tasks.workspace.settings.notify import Notify
 from tasks.workspace.settings.promote import Promote
 from tasks.workspace.settings.prune import Prune
 from tasks.workspace.settings.recover import Recover
@@ -27,6 +28,7 @@ class Settings(Section):
     register_: Register = Field(alias="register")
     promote: Promote = Promote()
     sweep: Sweep = Field(default=Sweep(), exclude=True)  # of no result
+    notify: Notify = Field(default=Notify(), exclude=True)
 
     @field_validator("prune")
     @classmethod
