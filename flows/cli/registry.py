@@ -197,6 +197,42 @@ def promote(
 
 
 @app.command(rich_help_panel=REGISTRY_PANEL)
+def publish(
+    repo: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="A repository on the hub; made, private, where there is none.")
+    ],
+    version: VersionArgument = "champion",
+    revision: Annotated[
+        str | None, typer.Option(metavar="TAG", help="The revision it gets there; default: v and the version's number.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="The repository may be seen by everybody.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Prove the version and say what would be sent; send nothing.")
+    ] = False,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a version to a hub repository, once it is proved: checkpoint, card, bill of materials, masks and records,
+    as one commit on main with a tag.
+
+    The login is HF_TOKEN's or `hf auth login`'s, the hub HF_ENDPOINT's. Interrupted, the same command goes on.
+
+        dass publish org/name --dry-run
+        dass publish org/name
+        dass publish org/name 3 --revision 2026-11 --public
+    """
+    ws = open_workspace(workspace)
+    from tasks.release.publish import publish as publish_version
+
+    done = publish_version(ws, model_of(ws), version, repo, revision=revision, public=public, dry_run=dry_run)
+    if as_json:
+        print_json(done.as_json())
+        return
+    for line in done.lines():
+        print(line)
+
+
+@app.command(rich_help_panel=REGISTRY_PANEL)
 def rollback(
     reason: Annotated[str, typer.Option("--reason", help="Why; goes to the ledger.")],
     to: Annotated[

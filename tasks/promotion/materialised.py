@@ -1,4 +1,4 @@
-"""Proof of a checkpoint that `dass materialize` wrote: that it is what a registered version holds, byte for byte."""
+"""Proof of a checkpoint that `dass materialize` or `dass publish` wrote: it is what a version holds, byte for byte."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,9 @@ from tasks.promotion.proof_steps import base_once, check_ledger, check_pattern
 from tasks.registry.checked import CheckedVersion, held_to
 from tasks.registry.ledger import Ledger
 from tasks.registry.loading import materialize_version
+from tasks.registry.signing import SIGNATURE
 from tasks.registry.tracking import tracking
-from tasks.registry.version_folder import CARD, CHECKPOINT
+from tasks.registry.version_folder import BOM, CARD, CHECKPOINT, RECORDS
 from tasks.registry.versions import version_numbered
 from tasks.workspace.folder import Workspace
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _LARGE = "dass-again"
+_OF_THE_HUB = (".gitattributes", ".cache/huggingface/")
+"""What the hub and its client put beside the files of a repository."""
 
 
 def verify_materialised(ws: Workspace, model: str, folder: Path) -> Proof:
@@ -83,17 +86,24 @@ def _check_bytes(ws: Workspace, version: CheckedVersion, folder: Path) -> str:
     prefix = f"{CHECKPOINT}/"
     signed = {name.removeprefix(prefix): each for name, each in version.signed.items() if name.startswith(prefix)}
     if signed:
-        _compare(folder, signed | {CARD: version.signed[CARD]})
+        _compare(folder, signed | {CARD: version.signed[CARD]}, _records(version))
         return "every file has the digest that was signed for the version"
     with version.folder() as made, base_once(ws, made) as base, scratch_folder(ws.private, _LARGE) as scratch:
         materialize_version(made, scratch / "again", base())
         again = {name: sha256_file(path) for name, path in files_in(scratch / "again").items()}
-    _compare(folder, again)
+    _compare(folder, again, _records(version))
     return "every file is what the version's masks make of its base, made again"
 
 
-def _compare(folder: Path, expected: dict[str, str]) -> None:
-    present = files_in(folder)
+def _records(version: CheckedVersion) -> dict[str, str]:
+    """What a published checkpoint has beside that, name -> sha256: the version's records, and its signature."""
+    signed = {name: sha256 for name, sha256 in version.signed.items() if name == BOM or name.startswith(f"{RECORDS}/")}
+    return {**signed, SIGNATURE: str(version.entry.details["signature"])}
+
+
+def _compare(folder: Path, expected: dict[str, str], may_be_there: dict[str, str]) -> None:
+    present = {name: path for name, path in files_in(folder).items() if not name.startswith(_OF_THE_HUB)}
+    expected = expected | {name: sha256 for name, sha256 in may_be_there.items() if name in present}
     for name in sorted({*expected, *present}):
         if name not in present:
             raise ProofError(f"{name} is missing: the version has it.")

@@ -118,7 +118,7 @@ def numbers_of(ws: Workspace, model: str) -> list[str]:
 
 
 def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = False) -> Proof:
-    """Verify a version's folder that was downloaded or copied, or a checkpoint that was materialised from a version.
+    """Verify a version's folder that was downloaded or copied, or a checkpoint that was materialised or published.
 
     Nothing is written to the ledger: what is wrong with a copy says nothing of the version.
 
@@ -126,12 +126,12 @@ def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = Fal
         InputError: it is neither; or `replay`, and it is a checkpoint.
         TrackingError: MLflow failed.
     """
-    if not (folder / MANIFEST).is_file():
-        if not (folder / RECORD).is_file():
-            raise InputError(
-                f"{folder} has neither {MANIFEST} nor {RECORD}: expected a registered version's folder, a checkpoint "
-                "that dass materialize wrote, or a version's number."
-            )
+    if not _is_ours(folder):
+        raise InputError(
+            f"{folder} has neither {MANIFEST} nor {RECORD}: expected a registered version's folder, a checkpoint "
+            "that dass materialize or dass publish wrote, or a version's number."
+        )
+    if (folder / RECORD).is_file():  # a published one has the version's records, too
         if replay:
             raise InputError(f"--replay proves a version, and {folder} is a checkpoint. Name the version.")
         from tasks.promotion.materialised import verify_materialised  # here and below: torch takes seconds

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope
     from securesystemslib.signer import Signer
 
-VERSION_EVENTS = ("registered", "gate", "promoted", "refused", "rolled_back", "verified", "failed")
+VERSION_EVENTS = ("registered", "gate", "promoted", "refused", "rolled_back", "verified", "failed", "published")
 KEY_EVENTS = ("keys_started", "key_added", "key_revoked", "key_rotated")
 EVENTS = (*VERSION_EVENTS, *KEY_EVENTS)
 CROWNINGS = ("promoted", "rolled_back")

@@ -13,11 +13,11 @@ from tasks.registry.key_file import fingerprint
 
 REGISTER, PROMOTE, MANAGE = "register", "promote", "keys"
 ROLES = (REGISTER, PROMOTE, MANAGE)
-"""What a key may be allowed: to register versions, to promote and roll back, to change this list."""
+"""What a key may be allowed: to register versions, to promote, roll back and publish, to change this list."""
 
 _NEEDED = {
     "registered": (REGISTER,),
-    **dict.fromkeys(("gate", "promoted", "refused", "rolled_back"), (PROMOTE,)),
+    **dict.fromkeys(("gate", "promoted", "refused", "rolled_back", "published"), (PROMOTE,)),
     **dict.fromkeys(("verified", "failed"), ROLES),  # anyone of the list
     **dict.fromkeys(("keys_started", "key_added", "key_revoked"), (MANAGE,)),
 }

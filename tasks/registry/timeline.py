@@ -80,6 +80,7 @@ _PARTS = {
     "refused": lambda said: [", ".join(map(str, said["rules"]))],
     "verified": lambda said: [f"{len(said['steps'])} steps"],
     "failed": _failed,
+    "published": lambda said: [f"{said['repo']}@{said['revision']}", f"commit {said['commit'][:10]}"],
     "keys_started": lambda said: [f"{key['name']}: {', '.join(key['roles'])}" for key in said["keys"]],
     "key_added": _key,
     "key_rotated": _key,
