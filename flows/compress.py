@@ -10,7 +10,7 @@ from prefect.utilities.annotations import quote
 from flows.cancellation import cancel_when_interrupted, crash_lost
 from flows.links import flow_run_facts, link_to_mlflow, log_of
 from flows.notices import tell_lost, tells_failure
-from flows.progress import progress_artifact
+from flows.progress import log_layer, progress_artifact
 from flows.retries import AGAIN
 from flows.run import Run, run_of
 from flows.shown import name_flow_run, show_result, tag_version
@@ -72,7 +72,7 @@ def compress(workspace: str, changes: list[str] | None = None, until: StageName 
         if until is not None:
             return run.stopped()
         registered = register(run, wait_for=list(done.values()))
-        with log_attributes(version=registered.version, mlflow_run_id=registered.run_id):
+        with log_attributes({"version": registered.version, "mlflow.run.id": registered.run_id}):
             report(run, registered)
             return run.summary(registered)
 
@@ -113,12 +113,13 @@ def prune(run: Run, wait_for: list[object]) -> list[object]:
         check_held(run.ws)
         total = pruning_run.layer_count
         name = f"prune layer {index + 1:02d} of {total}"
-        with log_attributes(layer=index):
+        with log_attributes({"layer": index}):
             record: LayerRecord = prune_layer.with_options(name=name, task_run_name=name)(
                 quote(pruning_run), index, wait_for=last
             )
         last = [record]
         run.live.note_layer(record.report)
+        log_layer(index, total, record.report)
         show = show or progress_artifact(total, "prune", "layer")
         show(index + 1, {"relative_error": record.report.relative_error})
         return record

@@ -33,7 +33,7 @@ def flow_run_facts() -> dict[str, str] | None:
 def log_of(model: str, version: str | None = None) -> AbstractContextManager[None]:
     """While entered, what is logged says which flow run, model and version it is of."""
     run = None if flow_run.id is None else str(flow_run.id)
-    return log_attributes(run_id=run, model=model, version=version)
+    return log_attributes({"run.id": run, "model": model, "version": version})
 
 
 def link_to_mlflow(registered: "Registration") -> None:

@@ -1,14 +1,20 @@
 """How far long work is, as a progress artifact in Prefect's UI, with what is left of it."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from tasks.workspace.log_format import is_json, log_attributes
 from tasks.workspace.progress import TimeLeft
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from dass.engine.pruner import LayerReport
+
+logger = logging.getLogger("dass")
 
 _FIGURES = {"loss": "loss", "held_back": "held back", "relative_error": "relative output error"}
 
@@ -42,3 +48,11 @@ def progress_artifact(total: int, key: str, unit: str) -> Callable[[int, dict[st
             update_progress_artifact(made, float(share), description=described)
 
     return note
+
+
+def log_layer(index: int, total: int, report: "LayerReport") -> None:
+    """A record of each pruned layer for a collector; people have the bar, and Prefect's log."""
+    if is_json():
+        figures = {"layer.seconds": report.seconds, "layer.relative_error": report.relative_error}
+        with log_attributes({"layer": index, **figures}):
+            logger.info("layer %d of %d is pruned", index + 1, total)

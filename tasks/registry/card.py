@@ -78,14 +78,15 @@ def _front_matter(
     base, prune = manifest["base"], manifest["settings"]["prune"]
     on_hub = {hub_id(source["uri"]) for source in sources_of(manifest["calibration"]).values()}
     base_model = hub_id(base["uri"])
+    # The hub has no word for pruning; of those it has, this one claims least.
+    relation: dict[str, Any] = {"base_model_relation": "finetune"} if base_model else {}
     kind = "semi-structured" if ":" in prune["pattern"] else "unstructured"
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         license=base.get("license") or _NOT_QUALIFIED,
         base_model=base_model,
-        # The hub has no word for pruning; of those it has, this one claims least.
-        **({"base_model_relation": "finetune"} if base_model else {}),
+        **relation,
         datasets=sorted(each for each in on_hub if each) or None,
         tags=["pruned", "sparse", f"{kind}-sparsity", prune["method"]],
         model_name=settings.register_.model,

@@ -27,6 +27,7 @@ from tasks.registry.checked import checked_version
 from tasks.registry.signing import refuse_links_and_pickles
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import (
+    BOM,
     CARD,
     FORMAT,
     MANIFEST,
@@ -71,7 +72,7 @@ def load(where: str | Path, base: Path | None = None) -> "PreTrainedModel":
 
 
 def materialize_version(folder: Path, target: Path, base: Path | None = None, ws: Workspace | None = None) -> None:
-    """Write the full checkpoint of a version, with its model card and the base's licence.
+    """Write the full checkpoint of a version, with its model card, bill of materials and the base's licence.
 
     Args:
         folder: the version folder.
@@ -90,7 +91,9 @@ def materialize_version(folder: Path, target: Path, base: Path | None = None, ws
             _apply_masks(folder, made, base, ws)
         else:
             _copy(kept, made)
-        shutil.copyfile(folder / CARD, made / CARD)
+        for name in (CARD, BOM):
+            if (folder / name).is_file():  # versions of before there was a bill of materials have none
+                shutil.copyfile(folder / name, made / name)
 
 
 def materialize_registered(ws: Workspace, model: str, version: str, target: Path) -> None:

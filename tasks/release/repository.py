@@ -52,7 +52,9 @@ class Repository:
     def __init__(self, name: str) -> None:
         """Raises InputError: that is no repository's name, the hub may not be asked, or nobody is logged in."""
         from huggingface_hub import HfApi, constants, get_token
-        from huggingface_hub.utils import HFValidationError, disable_progress_bars, validate_repo_id
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         try:
             validate_repo_id(name)
@@ -102,12 +104,11 @@ class Repository:
         Returns:
             The names that are missing or have other bytes, and those that are there beside them.
         """
+        from huggingface_hub.hf_api import RepoFile
+
         with self._telling():
-            there = {
-                entry.path: entry
-                for entry in self._api.list_repo_tree(self.name, recursive=True, revision=commit)
-                if hasattr(entry, "blob_id")  # a file
-            }
+            entries = self._api.list_repo_tree(self.name, recursive=True, revision=commit)
+            there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         other = [name for name, path in files.items() if name not in there or not _is(path, there[name])]
         return other, sorted(there.keys() - files.keys() - set(_OF_THE_HUB))
 

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -43,12 +43,13 @@ def is_json() -> bool:
 
 
 @contextmanager
-def log_attributes(**attributes: Any) -> Iterator[None]:
+def log_attributes(attributes: Mapping[str, Any]) -> Iterator[None]:
     """While entered, every record says these of itself: run, model, version, layer. In text nothing of it shows.
 
-    An underscore stands for OpenTelemetry's dot, and each name gets "dass." in front. None says nothing.
+    Args:
+        attributes: each name gets "dass." in front. None says nothing.
     """
-    said = {f"dass.{name.replace('_', '.')}": value for name, value in attributes.items() if value is not None}
+    said = {f"dass.{name}": value for name, value in attributes.items() if value is not None}
     before = _attributes.set({**_attributes.get(), **said})
     try:
         yield

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TypeVar
 
 from tasks.workspace.log_format import is_json
@@ -134,7 +135,8 @@ def _meanwhile(tell: Callable[[], None], first: float, longest: float) -> Genera
             tell()
             wait = min(4 * wait, longest)
 
-    thread = threading.Thread(target=repeat, daemon=True, name="dass-progress")
+    # In this thread's context, which says what its records are about.
+    thread = threading.Thread(target=copy_context().run, args=(repeat,), daemon=True, name="dass-progress")
     thread.start()
     try:
         yield

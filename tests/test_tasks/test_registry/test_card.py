@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from dass.files import read_json
 from tasks.registry.card import card, numbered
@@ -54,8 +54,10 @@ def test_the_hub_s_own_reader_finds_each_figure_with_what_it_was_measured_on(rec
             }
         },
     }
-    text = card(*records, tasks, settings, VERSION, {"trained": False})
-    data = ModelCard(text).data
+    manifest, evaluation = records
+    data = ModelCard(card(manifest, evaluation, tasks, settings, VERSION, {"trained": False})).data
+    assert isinstance(data, ModelCardData)
+    assert data.eval_results is not None
     found = {(each.dataset_name, each.metric_type): each for each in data.eval_results}
     perplexity = found["held_out.txt", "perplexity"]
     assert perplexity.metric_value == records[1]["pruned"]["perplexity"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from dass.errors import InputError
 from flows.cli.main import run_command
 from tasks.workspace.log_format import VARIABLE, JsonFormatter, log_attributes, log_format
+from tasks.workspace.progress import working
 
 
 def line(message: str, level: int = logging.INFO, error: Exception | None = None) -> dict[str, Any]:
@@ -30,8 +32,8 @@ def test_a_record_is_a_line_of_opentelemetry_s_data_model() -> None:
 
 
 def test_it_says_which_run_version_and_layer_it_is_about() -> None:
-    with log_attributes(run_id="r1", model="tiny", version=None):
-        with log_attributes(layer=3):
+    with log_attributes({"run.id": "r1", "model": "tiny", "version": None}):
+        with log_attributes({"layer": 3}):
             inside = line("pruned")["Attributes"]
         outside = line("next")["Attributes"]
     assert (inside["dass.run.id"], inside["dass.model"], inside["dass.layer"]) == ("r1", "tiny", 3)
@@ -63,3 +65,22 @@ def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "logfmt")
     with pytest.raises(InputError, match="DASS_LOG_FORMAT is 'logfmt': expected text or json"):
         log_format()
+
+
+def test_what_another_thread_says_meanwhile_is_about_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    formatter = JsonFormatter()
+    said: list[dict[str, Any]] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(json.loads(formatter.format(record)))
+
+    kept, logger = Kept(), logging.getLogger("dass")
+    logger.addHandler(kept)
+    logger.setLevel(logging.INFO)
+    try:
+        with log_attributes({"layer": 5}), working("Waiting"):
+            time.sleep(2.5)  # it is told after two seconds
+    finally:
+        logger.removeHandler(kept)
+    assert [each["Attributes"]["dass.layer"] for each in said] == [5]
