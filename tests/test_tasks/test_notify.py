@@ -19,6 +19,11 @@ from tests.workspaces import tiny_settings
 SECRET = "a secret that both sides know"
 
 
+@pytest.fixture(autouse=True)
+def _tries_follow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.notify._PAUSE", 0.05)
+
+
 def test_a_body_says_what_happened_and_its_signature_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     with receiver() as there:

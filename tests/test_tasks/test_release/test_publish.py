@@ -15,12 +15,14 @@ from dass.files import read_json
 from dass.masks.proof import ProofError
 from tasks.promotion.history import history
 from tasks.promotion.verification import verify_named
-from tasks.registry.ledger import Ledger
+from tasks.registry.checked import ForeignChampion
+from tasks.registry.ledger import Ledger, NotAllowed
 from tasks.registry.registration import register
 from tasks.registry.tracking import tracking
 from tasks.release.publish import TAG, publish
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings
+from tests.forgeries import another_user
 from tests.hub_repositories import TOKEN, Hub, HubRepository, hub_repositories
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
 from tests.workspaces import change_settings, copy_workspace
@@ -179,3 +181,16 @@ def test_the_token_is_nowhere_afterwards(
     held = [path for path in registered.root.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert not held
     assert os.environ["HF_TOKEN"] == TOKEN
+
+
+def test_a_stranger_s_key_and_an_alias_set_by_hand_publish_nothing(
+    registered: Workspace, hub: Hub, tmp_path: Path
+) -> None:
+    with another_user(tmp_path / "stranger"), pytest.raises(NotAllowed, match="takes no entry 'published' from you"):
+        publish(registered, "tiny", "1", REPO)
+    ws = copy_workspace(registered, tmp_path / "workspace")
+    with tracking(ws) as client:
+        client.set_registered_model_alias("tiny", "champion", "1")
+    with pytest.raises(ForeignChampion, match="which the ledger never promoted"):
+        publish(ws, "tiny", "champion", REPO)
+    assert not hub.asked
