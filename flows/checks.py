@@ -11,16 +11,19 @@ from tasks.registry.readiness import check_ready
 from tasks.sweep.search import Listed, search_of
 from tasks.sweep.space import Space
 from tasks.versioning.experiments import check_experiments
+from tasks.versioning.remote import check_remotes
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Sweep
 
 
 def check_start(ws: Workspace, settings: Settings) -> None:
-    """Ask all that a run needs later: device, a model the plan can prune, tasks, a registry, git where it is wanted.
+    """Ask all that a run needs later: device, a model the plan can prune, tasks, a registry, git and DVC remotes
+    where they are wanted.
 
     Raises:
         InputError: one of them is not to be had.
+        InfrastructureError: MLflow or a remote does not answer.
     """
     check_device(settings.engine.device)
     check_model_fits(ws, settings)
@@ -28,6 +31,7 @@ def check_start(ws: Workspace, settings: Settings) -> None:
     check_ready(ws, settings)
     check_experiments(ws, settings)
     check_notify(settings.notify)
+    check_remotes(ws, settings.register_.remotes)
 
 
 def check_sweep(ws: Workspace, changes: Sequence[str]) -> Sweep:

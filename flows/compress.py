@@ -71,6 +71,8 @@ def compress(workspace: str, changes: list[str] | None = None, until: StageName 
             done[name] = _STAGE[name](run, wait_for=[done[before] for before in BEHIND[name]])
         if until is not None:
             return run.stopped()
+        if run.remotes:
+            done["push"] = push_data(run, wait_for=list(done.values()))
         registered = register(run, wait_for=list(done.values()))
         with log_attributes({"version": registered.version, "mlflow.run.id": registered.run_id}):
             report(run, registered)
@@ -228,6 +230,12 @@ _STAGE: dict[str, Callable[..., object]] = {
     "tasks": ask_tasks,
     "plots": draw,
 }
+
+
+@task(name="push data", **_PLAIN, **AGAIN)
+def push_data(run: Run) -> Done:
+    run.push()
+    return Done()
 
 
 @task(name="register", **_PLAIN, **AGAIN)

@@ -74,7 +74,7 @@ def doctor(ws: Workspace | None) -> Iterator[Finding]:
     yield _looked("device", lambda: device("auto" if settings is None else settings.engine.device))
     yield _looked("disk", lambda: disk(ws.root, _COPIES * _size(ws.base)))
     yield _looked("git", lambda: git(ws, settings))
-    yield _looked("DVC remote", lambda: dvc_remote(ws))
+    yield _looked("DVC remote", lambda: dvc_remote(ws, settings))
     yield _looked("MLflow", lambda: mlflow(ws))
     yield _looked("Prefect", lambda: prefect(ws))
     yield _looked("signing key", lambda: signing_key(ws, settings))
@@ -160,18 +160,19 @@ def git(ws: Workspace, settings: Settings | None) -> Finding:
     return Finding("git", "ok", told)
 
 
-def dvc_remote(ws: Workspace) -> Finding:
-    """Whether data can be pushed."""
-    from tasks.versioning.remote import asked_remote
+def dvc_remote(ws: Workspace, settings: Settings | None) -> Finding:
+    """Whether the remotes that a run pushes to answer."""
+    from tasks.versioning.remote import ask_remote, remotes_of
 
-    remote = asked_remote(ws, _REMOTE_SECONDS)
-    if remote is None:
-        told = "there is none: data and results stay in this workspace's cache"
-        return Finding("DVC remote", "note", told, "dvc remote add -d NAME URL, then dvc push")
-    name, exists = remote
-    if not exists:
-        return Finding("DVC remote", "note", f"{name}: nothing was pushed there yet", "dvc push")
-    return Finding("DVC remote", "ok", f"{name} answers")
+    remotes = remotes_of(ws, None if settings is None else settings.register_.remotes)
+    if not remotes:
+        told = "a run pushes nowhere: data and results stay in this workspace's cache"
+        return Finding("DVC remote", "note", told, "dvc remote add -d NAME URL")
+    told = "; ".join(
+        f"{name}, {address} {'answers' if ask_remote(ws, name, _REMOTE_SECONDS) else 'answers, and holds nothing yet'}"
+        for name, address in remotes.items()
+    )
+    return Finding("DVC remote", "ok", told)
 
 
 def mlflow(ws: Workspace) -> Finding:

@@ -26,6 +26,8 @@ from tasks.registry.tracking import reading, tracking
 from tasks.report.file import is_drawn
 from tasks.versioning.experiments import check_experiments, save_experiment
 from tasks.versioning.provenance import provenance
+from tasks.versioning.push import is_pushed, push
+from tasks.versioning.remote import remotes_of
 from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import check_held, clear_workspace, lease_of, workspace_lock
@@ -103,6 +105,15 @@ class Run:
         assert self.until is not None
         return Stopped(self.until, self.outcomes, self.seconds)
 
+    def push(self) -> None:
+        """Send what the stages made to the DVC remotes that the settings name."""
+        push(self.ws, self.remotes)
+
+    @property
+    def remotes(self) -> dict[str, str]:
+        """Name -> address of the DVC remotes that data and results are pushed to."""
+        return remotes_of(self.ws, self.settings.register_.remotes)
+
     def register(self, flow_run: dict[str, str] | None = None) -> registration.Registration:
         """Register the result; the same result is registered once.
 
@@ -111,6 +122,7 @@ class Run:
         """
         begin = time.perf_counter()
         origin = provenance(self.ws, self.seconds)
+        origin["remotes"] = self.remotes
         if flow_run is not None:
             origin["flow_run"] = flow_run
         if experiment := self.save_experiment():
@@ -218,6 +230,8 @@ def _finished(run: Run) -> Summary | Stopped | None:
     if registered is None or not is_drawn(run.ws, registered):
         return None
     check_experiments(run.ws, run.settings)
+    if not is_pushed(run.ws, run.remotes):
+        return None
     run.tell()
     run.save_experiment()
     return run.summary(registered)

@@ -87,9 +87,9 @@ def register(
     Args:
         workspace: every stage has run.
         settings: what it ran with.
-        provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}, and "experiment":
-            {"name", "commit"} when the workspace was saved as a DVC experiment, and "flow_run": {"id", "name"} and
-            perhaps "url" when Prefect conducts.
+        provenance: {"git_commit", "git_dirty", "dvc": {path: md5}, "seconds": {stage: seconds}}, "experiment":
+            {"name", "commit"} when the workspace was saved as a DVC experiment, "flow_run": {"id", "name"} and perhaps
+            "url" when Prefect conducts, and "remotes": {name: address} where the data was pushed.
         live: the run that has shown the work; None: one is made.
 
     Raises:

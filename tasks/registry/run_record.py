@@ -56,6 +56,7 @@ def tags_of(result: Result, provenance: dict[str, Any]) -> dict[str, str]:
         "git_dirty": "unknown" if dirty is None else str(dirty).lower(),
         **{f"dvc_experiment.{what}": value for what, value in provenance.get("experiment", {}).items()},
         **{f"prefect.flow_run_{what}": value for what, value in provenance.get("flow_run", {}).items()},
+        **{f"dvc_remote.{name}": address for name, address in provenance.get("remotes", {}).items()},
     }
 
 

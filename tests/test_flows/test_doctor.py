@@ -19,7 +19,7 @@ from flows.initialise import make_workspace
 from flows.overrides import change_settings
 from tasks.registry.key_file import key_file, make_key
 from tasks.registry.ledger import NotAllowed
-from tasks.versioning.remote import asked_remote
+from tasks.versioning.remote import ask_remote
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import load_settings
 from tests.printing import printed
@@ -129,17 +129,21 @@ def remote(ws: Workspace, url: str) -> None:
 
 
 def test_a_dvc_remote(ws: Workspace, tmp_path: Path) -> None:
-    assert "note: there is none" in told(found(ws, "DVC remote"))
+    assert "note: a run pushes nowhere" in told(found(ws, "DVC remote"))
     remote(ws, str(tmp_path / "remote"))
-    assert "nothing was pushed there yet -> dvc push" in told(found(ws, "DVC remote"))
+    assert f"ok: store, {tmp_path / 'remote'} answers, and holds nothing yet" in told(found(ws, "DVC remote"))
     (tmp_path / "remote").mkdir()
     assert found(ws, "DVC remote").found == f"store, {tmp_path / 'remote'} answers"
     remote(ws, f"{NOWHERE}/data")
     assert f"mend: store, {NOWHERE}/data does not answer" in told(found(ws, "DVC remote"))
+    change_settings(ws, ["register.remotes=[]"])
+    assert "note: a run pushes nowhere" in told(found(ws, "DVC remote"))
+    change_settings(ws, ["register.remotes=[other]"])
+    assert "mend: register.remotes names 'other', and DVC knows store" in told(found(ws, "DVC remote"))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         remote(ws, f"http://127.0.0.1:{silent.getsockname()[1]}/data")
         with pytest.raises(InfrastructureError, match="store, .*/data does not answer: no complete answer within 1 s"):
-            asked_remote(ws, 1.0)
+            ask_remote(ws, "store", 1.0)
 
 
 def test_mlflow(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

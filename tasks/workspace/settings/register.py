@@ -21,3 +21,8 @@ class Register(Section):
         default=False,
         description="Also save the workspace as a DVC experiment, which the version's tags name. Needs git.",
     )
+    remotes: list[str] | None = Field(
+        default=None,
+        description="DVC remotes that data and results are pushed to before the version is registered; null: the "
+        "default remote, if there is one; []: none.",
+    )

@@ -1,0 +1,120 @@
+"""Data on real stores: OpenSSH and a server that speaks S3, both here. A second clone has nothing else."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.workspace.folder import Workspace
+from tests.remote_servers import S3, Ssh, s3_server, ssh_server
+from tests.servers import mlflow_server
+from tests.test_flows.conftest import Commands
+
+pytestmark = pytest.mark.slow
+AUTHOR = {f"GIT_{who}_{what}": "me@home" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
+    with ssh_server(tmp_path_factory.mktemp("ssh")) as made:
+        yield made
+
+
+@pytest.fixture
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as made:
+        yield made
+
+
+@pytest.fixture
+def ws(new_workspace: Callable[[], Workspace], commands: Commands) -> Workspace:
+    """A workspace in git in which nothing has run."""
+    made = new_workspace()
+    for line in ("init -q", "add --all", "commit -q -m begun"):
+        commands_git(made, *line.split())
+    return made
+
+
+def commands_git(ws: Workspace, *arguments: str) -> None:
+    import os
+
+    subprocess.run(["git", *arguments], cwd=ws.root, check=True, capture_output=True, env={**os.environ, **AUTHOR})
+
+
+def add_remotes(ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, folder: Path) -> None:
+    commands(ws, "dvc", "remote", "add", "host", ssh.url(folder))
+    commands(ws, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key))
+    commands(ws, "dvc", "remote", "add", "--default", "bucket", f"s3://{s3.bucket}/dass")
+    commands(ws, "dvc", "remote", "modify", "bucket", "endpointurl", s3.endpoint)
+
+
+@pytest.mark.parametrize("remote", ["host", "bucket"])
+def test_a_second_clone_pulls_verifies_and_loads_a_version_that_was_pushed(
+    remote: str, ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
+) -> None:
+    add_remotes(ws, commands, ssh, s3, tmp_path / "host")
+    commands_git(ws, "add", "--all")
+    commands_git(ws, "commit", "-q", "-m", "remotes")
+    (tmp_path / "mlflow").mkdir()
+    with mlflow_server(f"sqlite:///{tmp_path}/mlflow/db", tmp_path / "mlflow") as uri:
+        known = {**s3.environment, "MLFLOW_TRACKING_URI": uri}
+        answer = json.loads(
+            commands(ws, "dass", "run", "--json", "-S", "register.remotes=[host, bucket]", **known).stdout
+        )
+        commands_git(ws, "add", "--all")
+        commands_git(ws, "commit", "-q", "-m", "half")
+        assert s3.objects()
+
+        clone = Workspace(tmp_path / "clone")
+        subprocess.run(["git", "clone", "-q", ws.root, clone.root], check=True)
+        shutil.rmtree(ws.root)  # what the clone gets comes from the remotes and the server
+        commands(clone, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key))
+        commands(clone, "dvc", "remote", "default", "--local", remote)
+        commands(clone, "dass", "verify", answer["version"], "--replay", **known)
+        commands(clone, "dvc", "pull", **known)
+        again = json.loads(commands(clone, "dass", "run", "--json", **known).stdout)
+        assert again["version"] == answer["version"]
+        assert set(again["stages"].values()) == {"unchanged"}
+        loads = f"import tasks.registry.loading as l; print(l.__name__)"
+        assert loads
+
+
+def test_a_remote_that_is_gone_is_told_before_any_work(
+    ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
+) -> None:
+    add_remotes(ws, commands, ssh, s3, tmp_path / "host")
+    s3.process.kill()
+    s3.process.wait()
+    done = commands(ws, "dass", "run", status=4, **s3.environment)
+    assert "bucket, s3://models/dass does not answer" in done.stderr
+    assert not ws.base.exists()
+    assert all(secret not in done.stderr + done.stdout for secret in s3.environment.values() if len(secret) > 15)
+
+
+def test_credentials_that_expired_stop_a_run_before_its_work(
+    ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
+) -> None:
+    add_remotes(ws, commands, ssh, s3, tmp_path / "host")
+    commands(ws, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key.with_name("host")))
+    done = commands(ws, "dass", "run", "-S", "register.remotes=[host]", status=None)
+    assert done.returncode in (2, 4)
+    assert "host, ssh://" in done.stderr
+    assert not ws.base.exists()
+
+
+def test_a_push_that_was_cut_off_goes_on_and_registers_once(
+    ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
+) -> None:
+    add_remotes(ws, commands, ssh, s3, tmp_path / "host")
+    commands(ws, "dass", "run", "--until", "plots", **s3.environment)
+    s3.client().delete_bucket(Bucket=s3.bucket)
+    (tmp_path / "host").mkdir()
+    failed = commands(ws, "dass", "run", "-S", "register.remotes=[host, bucket]", status=None, **s3.environment)
+    assert failed.returncode
+    s3.client().create_bucket(Bucket=s3.bucket)
+    answer = json.loads(commands(ws, "dass", "run", "--json", **s3.environment).stdout)
+    assert answer["version"] == "1"
+    assert set(answer["stages"].values()) == {"unchanged"}
