@@ -1,10 +1,13 @@
 """Data on real stores: OpenSSH and a server that speaks S3, both here. A second clone has nothing else."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,13 +37,11 @@ def ws(new_workspace: Callable[[], Workspace], commands: Commands) -> Workspace:
     """A workspace in git in which nothing has run."""
     made = new_workspace()
     for line in ("init -q", "add --all", "commit -q -m begun"):
-        commands_git(made, *line.split())
+        in_git(made, *line.split())
     return made
 
 
-def commands_git(ws: Workspace, *arguments: str) -> None:
-    import os
-
+def in_git(ws: Workspace, *arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=ws.root, check=True, capture_output=True, env={**os.environ, **AUTHOR})
 
 
@@ -56,16 +57,16 @@ def test_a_second_clone_pulls_verifies_and_loads_a_version_that_was_pushed(
     remote: str, ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
 ) -> None:
     add_remotes(ws, commands, ssh, s3, tmp_path / "host")
-    commands_git(ws, "add", "--all")
-    commands_git(ws, "commit", "-q", "-m", "remotes")
+    in_git(ws, "add", "--all")
+    in_git(ws, "commit", "-q", "-m", "remotes")
     (tmp_path / "mlflow").mkdir()
     with mlflow_server(f"sqlite:///{tmp_path}/mlflow/db", tmp_path / "mlflow") as uri:
         known = {**s3.environment, "MLFLOW_TRACKING_URI": uri}
         answer = json.loads(
             commands(ws, "dass", "run", "--json", "-S", "register.remotes=[host, bucket]", **known).stdout
         )
-        commands_git(ws, "add", "--all")
-        commands_git(ws, "commit", "-q", "-m", "half")
+        in_git(ws, "add", "--all")
+        in_git(ws, "commit", "-q", "-m", "half")
         assert s3.objects()
 
         clone = Workspace(tmp_path / "clone")
@@ -78,8 +79,42 @@ def test_a_second_clone_pulls_verifies_and_loads_a_version_that_was_pushed(
         again = json.loads(commands(clone, "dass", "run", "--json", **known).stdout)
         assert again["version"] == answer["version"]
         assert set(again["stages"].values()) == {"unchanged"}
-        loads = f"import tasks.registry.loading as l; print(l.__name__)"
-        assert loads
+        assert parameters_of(clone, commands, answer, known) > 0
+
+
+def test_another_machine_needs_the_server_a_remote_and_the_trusted_keys(
+    new_workspace: Callable[[], Workspace], ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
+) -> None:
+    """No clone, no signing key, nothing that its user has seen before."""
+    add_remotes(ws, commands, ssh, s3, tmp_path / "host")
+    commands(ws, "dass", "keys", "init")
+    (tmp_path / "mlflow").mkdir()
+    with mlflow_server(f"sqlite:///{tmp_path}/mlflow/db", tmp_path / "mlflow") as uri:
+        known = {**s3.environment, "MLFLOW_TRACKING_URI": uri}
+        answer = json.loads(commands(ws, "dass", "run", "--json", **known).stdout)
+        there = new_workspace()
+        (there.root / "dass.keys").write_bytes((ws.root / "dass.keys").read_bytes())
+        (there.root / ".dvc" / "config").write_bytes((ws.root / ".dvc" / "config").read_bytes())
+        shutil.rmtree(ws.root)
+        known |= {"XDG_CONFIG_HOME": str(tmp_path / "config"), "DASS_SIGNING_KEY": str(tmp_path / "no-key.pem")}
+        verified = commands(there, "dass", "verify", answer["version"], "--replay", **known)
+        assert not (tmp_path / "no-key.pem").exists()
+        assert "believed" not in verified.stderr  # dass.keys says how the ledger begins
+        assert parameters_of(there, commands, answer, known) > 0
+
+
+def parameters_of(ws: Workspace, commands: Commands, answer: dict[str, Any], known: dict[str, str]) -> int:
+    """Of the version as `dass.load` gives it in a process of its own."""
+    loads = "import dass, sys; print(sum(each.numel() for each in dass.load(sys.argv[1]).parameters()))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", loads, f"models:/{answer['model']}/{answer['version']}"],
+        cwd=ws.root,
+        env={**commands.environment, **known},
+        capture_output=True,
+        text=True,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    return int(loaded.stdout.split()[-1])
 
 
 def test_a_remote_that_is_gone_is_told_before_any_work(
@@ -88,7 +123,7 @@ def test_a_remote_that_is_gone_is_told_before_any_work(
     add_remotes(ws, commands, ssh, s3, tmp_path / "host")
     s3.process.kill()
     s3.process.wait()
-    done = commands(ws, "dass", "run", status=4, **s3.environment)
+    done = commands(ws, "dass", "run", status=3, **s3.environment)
     assert "bucket, s3://models/dass does not answer" in done.stderr
     assert not ws.base.exists()
     assert all(secret not in done.stderr + done.stdout for secret in s3.environment.values() if len(secret) > 15)
@@ -99,9 +134,9 @@ def test_credentials_that_expired_stop_a_run_before_its_work(
 ) -> None:
     add_remotes(ws, commands, ssh, s3, tmp_path / "host")
     commands(ws, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key.with_name("host")))
-    done = commands(ws, "dass", "run", "-S", "register.remotes=[host]", status=None)
-    assert done.returncode in (2, 4)
+    done = commands(ws, "dass", "run", "-S", "register.remotes=[host]", status=3)
     assert "host, ssh://" in done.stderr
+    assert "Permission denied" in done.stderr
     assert not ws.base.exists()
 
 
@@ -112,8 +147,8 @@ def test_a_push_that_was_cut_off_goes_on_and_registers_once(
     commands(ws, "dass", "run", "--until", "plots", **s3.environment)
     s3.client().delete_bucket(Bucket=s3.bucket)
     (tmp_path / "host").mkdir()
-    failed = commands(ws, "dass", "run", "-S", "register.remotes=[host, bucket]", status=None, **s3.environment)
-    assert failed.returncode
+    failed = commands(ws, "dass", "run", "-S", "register.remotes=[host, bucket]", status=3, **s3.environment)
+    assert "bucket" in failed.stderr
     s3.client().create_bucket(Bucket=s3.bucket)
     answer = json.loads(commands(ws, "dass", "run", "--json", **s3.environment).stdout)
     assert answer["version"] == "1"
