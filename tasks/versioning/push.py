@@ -1,7 +1,7 @@
 """What the stages made goes to DVC's remotes before it is registered: no version whose data cannot be pulled.
 
-DVC sends file by file, so what was cut off goes on with the files that are missing. DVC takes a file that bears the right
-name for whole; here every file's size is asked for afterwards, and what is missing or cut off is sent again.
+DVC sends file by file, so what was cut off goes on with the files that are missing. DVC takes a file that bears the
+right name for whole; here every file's size is asked for, and what is missing or cut off is sent again.
 """
 
 from collections.abc import Mapping
