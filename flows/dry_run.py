@@ -17,6 +17,7 @@ from tasks.registry.place import database
 from tasks.registry.tracking import is_embedded
 from tasks.versioning.experiments import check_experiments
 from tasks.versioning.planned import Planned, plan_stages
+from tasks.versioning.remote import remotes_of
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import duration
@@ -140,13 +141,15 @@ def dry_run(ws: Workspace, changes: Sequence[tuple[str, Any]], until: str | None
         until: the last stage that is wanted; None: all, and the result is registered.
 
     Raises:
-        InputError: as the run itself would before any work; MLflow and Prefect are not asked.
+        InputError: as the run itself would before any work; MLflow, Prefect and
+            remotes are not asked.
     """
     with settings_once(ws, changes, always=True) as once:
         settings = load_settings(once.params)
         check_device(settings.engine.device)
         check_model_fits(once, settings)
         check_experiments(ws, settings)
+        remotes_of(ws, settings.register_.remotes)
         stages = plan_stages(once, settings)
         check_tasks(once, settings)
         wanted = wanted_stages(until)
