@@ -105,6 +105,26 @@ def _ask(path: Path) -> None:
         may(path)
 
 
+def remove_whole(path: Path) -> None:
+    """Remove a file or folder so that it is whole or gone: a kill leaves nothing under its name that looks complete."""
+    if path.is_dir() and not path.is_symlink():
+        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        os.replace(path, aside)
+        shutil.rmtree(aside)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, name: str = "") -> list[Path]:
+    """What `clear_leftovers` would undo, in its order."""
+    found = []
+    for path in sorted(folder.glob(f".{glob.escape(name)}*"), reverse=True):  # .retired comes before .partial
+        named = _TEMPORARY.fullmatch(path.name)
+        if named is not None and (not name or named["name"] == name) and not is_alive(int(named["process"])):
+            found.append(path)
+    return found
+
+
 def clear_leftovers(folder: Path, name: str = "") -> None:
     """Undo in `folder` what processes that are gone were writing when they were killed.
 
@@ -115,10 +135,9 @@ def clear_leftovers(folder: Path, name: str = "") -> None:
         folder: where to look; not in its subfolders.
         name: only what belongs to this file or folder; "" is everything.
     """
-    for leftover in sorted(folder.glob(f".{glob.escape(name)}*"), reverse=True):  # .retired comes before .partial
+    for leftover in leftovers(folder, name):
         named = _TEMPORARY.fullmatch(leftover.name)
-        if named is None or (name and named["name"] != name) or is_alive(int(named["process"])):
-            continue
+        assert named is not None
         target = folder / named["name"]
         if named["kind"] == "retired" and not target.exists():
             os.replace(leftover, target)

@@ -4,6 +4,7 @@ What is tried again, and when, the tasks themselves say (`flows.retries`).
 """
 
 from flows.compress import compress
+from flows.gc import gc
 from flows.promote import promote
 from flows.sweep import sweep
 from flows.verify import verify_all
@@ -19,3 +20,6 @@ promotion = promote.with_options(timeout_seconds=6 * _HOUR)
 
 many = sweep.with_options(timeout_seconds=7 * 24 * _HOUR)
 weekly = verify_all.with_options(timeout_seconds=24 * _HOUR)
+
+freeing = gc.with_options(timeout_seconds=6 * _HOUR)
+"""A store on a server answers file by file."""

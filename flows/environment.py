@@ -37,10 +37,10 @@ def configure(root: Path) -> None:
     The profiles are then still those that the user's `prefect` command has.
     """
     defaults = {**NOTHING_LEAVES, **_DEFAULTS}
-    if not _is_chosen(_HOME):
+    if not is_chosen(_HOME):
         defaults[_HOME] = str(root / ".dass" / "prefect")
         profiles = Path("~/.prefect/profiles.toml").expanduser()
-        if profiles.exists() and not _is_chosen(_PROFILES):
+        if profiles.exists() and not is_chosen(_PROFILES):
             defaults[_PROFILES] = str(profiles)
     for name, value in defaults.items():
         if not os.environ.get(name):
@@ -50,7 +50,7 @@ def configure(root: Path) -> None:
         os.environ.setdefault(_DATABASE, sqlite_url("sqlite+aiosqlite", home / "prefect.db"))
 
 
-def _is_chosen(name: str) -> bool:
+def is_chosen(name: str) -> bool:
     """Whether one of the places that Prefect reads names the setting. What is wrong with a file is told later."""
     if os.environ.get(name):
         return True

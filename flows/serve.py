@@ -21,7 +21,8 @@ from flows.timetable import Timetable
 from flows.watch import Watch
 from tasks.versioning.checkout import can_check_out, checked_out
 from tasks.workspace.folder import Workspace
-from tasks.workspace.lease import take_lease
+from tasks.workspace.lease import Lease, take_lease
+from tasks.workspace.lock import schedule_file
 from tasks.workspace.redaction import shown_address
 from tasks.workspace.settings import Settings, load_settings
 
@@ -64,7 +65,7 @@ def serve_schedule(
     with checked_out(ws, revision) if checks_out else nullcontext() as checkout:
         place = ws if checkout is None else checkout.ws
         check_start(place, _settings_of(place, changes))
-    with _only_schedule(ws), prefect_server(ws, schedules=True, meanwhile=_import_flow) as server:
+    with _only_schedule(ws) as lease, prefect_server(ws, schedules=True, meanwhile=_import_flow) as server:
         from prefect.schedules import Cron
         from prefect.types.entrypoint import EntrypointType
 
@@ -86,8 +87,11 @@ def serve_schedule(
                 tell_when_due()
 
         def tell_when_due() -> None:
-            tell({"event": "due", "at": timetable.start_after(str(ws.root), datetime.now(UTC))})
+            at = timetable.start_after(str(ws.root), datetime.now(UTC))
+            lease.note(due=at.isoformat())  # for `dass status`
+            tell({"event": "due", "at": at})
 
+        lease.note(cron=timetable.cron, timezone=timetable.zone, jitter=str(timetable.jitter))
         tell_when_due()
         name = deployment_name(ws)
         crash_left(name)
@@ -104,16 +108,16 @@ def serve_schedule(
 
 
 @contextmanager
-def _only_schedule(ws: Workspace) -> Iterator[None]:
+def _only_schedule(ws: Workspace) -> Iterator[Lease]:
     """Two schedulers of one workspace would stop each other's runs. One that was taken for lost stops itself.
 
     Raises:
         InputError: there is one; the message names it.
     """
     ws.private.mkdir(exist_ok=True)
-    lease = take_lease(ws.private / "schedule", f"The schedule of {ws.root}", _stop)
+    lease = take_lease(schedule_file(ws), f"The schedule of {ws.root}", _stop)
     try:
-        yield
+        yield lease
     finally:
         lease.release()
 

@@ -36,6 +36,7 @@ STOREYS: dict[str, list[set[str]]] = {
         {"release"},
         {"report"},
         {"sweep"},
+        {"disk"},
     ],
 }
 # What `dass` itself offers is looked up when it is asked for; the names are there for type checkers.

@@ -12,7 +12,20 @@ from typing import Any
 
 import typer
 
-from flows.cli import answers, audit, doctor, keys, pipeline, registry, serving, settings, stages, study, sweep  # noqa: F401  (commands)
+from flows.cli import (  # noqa: F401  (commands)
+    answers,
+    audit,
+    doctor,
+    housekeeping,
+    keys,
+    pipeline,
+    registry,
+    serving,
+    settings,
+    stages,
+    study,
+    sweep,
+)
 from flows.cli.app import SHARED, app
 from flows.cli.log import say_from
 from flows.cli.output import escape_what_cannot_be_shown, print_json, tell

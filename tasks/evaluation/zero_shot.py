@@ -82,17 +82,13 @@ def evaluate_tasks(ws: Workspace, settings: Settings) -> None:
         if rows:
             record["answers"] = {"rows": len(rows), "sha256": sha256_file(folder / ANSWERS)}
     write_json(ws.metrics / RESULT, record)
-    shutil.rmtree(_work(ws), ignore_errors=True)
+    shutil.rmtree(ws.batches, ignore_errors=True)
 
 
 def _overlaps(ws: Workspace, asked: "list[AskedTask]", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """How much of each task the calibration windows hold, by name."""
     known = calibration_grams(ws)
     return {each.name: known.share_of(encode(tokenizer, text) for text in each.texts()) for each in asked}
-
-
-def _work(ws: Workspace) -> Path:
-    return ws.private / "tasks"
 
 
 @dataclass
@@ -169,7 +165,7 @@ class _Asking:
 
         key = digest_of(self._answers_depend_on(model, each))
         kept = kept_answers(key) if model.name == "dense" else None
-        log = RequestLog(kept or _work(self.ws) / f"{model.name}-{key}.jsonl")
+        log = RequestLog(kept or self.ws.batches / f"{model.name}-{key}.jsonl")
         name = f"{model.name} {each.name}"
         if kept is not None:
             logger.info("%s: answered before, as %s says", name, kept)

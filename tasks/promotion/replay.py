@@ -10,6 +10,7 @@ from dass.engine.pruner import ENGINE_VERSION
 from dass.errors import UnavailableError
 from dass.files import read_json, scratch_folder
 from dass.masks.proof import ProofError
+from tasks.promotion.replay_data import BASE, CALIBRATION, DRAWN
 from tasks.pruning import run, stages
 from tasks.pruning.recovered import RECOVERY
 from tasks.recovery import stages as recovery_stages
@@ -18,8 +19,6 @@ from tasks.sources.tokens import digest_of_ids
 from tasks.versioning.dvc_data import pull
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, validate_settings
-
-_DATA = ("artifacts/base", "artifacts/calibration")
 
 
 def replayed(ws: Workspace, folder: Path) -> str:
@@ -42,7 +41,7 @@ def replayed(ws: Workspace, folder: Path) -> str:
         )
     with scratch_folder(Path(gettempdir()), "dass-replay") as scratch:
         empty = Workspace(scratch.resolve())
-        pull(ws, {path: version["dvc"][path] for path in _DATA}, empty.root)
+        pull(ws, {path: version["dvc"][path] for path in (BASE, CALIBRATION)}, empty.root)
         stages.prune(empty, _settings(folder, engine))
         again, expected = read_json(empty.masks / run.MANIFEST), recorded["masks"]["digest"]
         recovered = _recovered(ws, folder, version, empty) if again["masks"]["digest"] == expected else None
@@ -78,8 +77,7 @@ def _recovered(ws: Workspace, folder: Path, version: dict[str, Any], empty: Work
     if record["text"]["drawn"]:
         kept = Workspace(empty.root / "drawn")
         kept.root.mkdir()
-        path = "artifacts/recovered"
-        pull(ws, {path: version["dvc"][path]}, kept.root)
+        pull(ws, {DRAWN: version["dvc"][DRAWN]}, kept.root)
         windows = load_file(kept.recovered / "tokens.safetensors")["input_ids"]
         if digest_of_ids(windows) != record["text"]["digest"]:
             raise ProofError("the windows that DVC kept are not those that recovery.json names.")

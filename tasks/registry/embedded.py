@@ -26,6 +26,8 @@ SCHEMA = "dc11669786a5"
 
 _BUSY_SECONDS = 1.0  # MLflow waits longer
 _IS_NAMED = re.compile(r"name = '([^']*)'")
+_IS_TAGGED = re.compile(r"tags\.`([^`]*)` = '([^']*)'")
+_IS_SEEN_AS = re.compile(r"attributes\.status = '([A-Z]*)'")
 # What MLflow treats in ways of its own: prompts, which it keeps among the models, and workspaces.
 _STRANGE = """
 select exists (select 1 from registered_model_tags where key = 'mlflow.prompt.is_prompt')
@@ -72,6 +74,14 @@ class _RunInfo:
     experiment_id: str
     status: str
     lifecycle_stage: str
+    start_time: int | None = None
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    experiment_id: str
+    name: str
+    lifecycle_stage: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def _version(row: tuple[Any, ...], tags: dict[str, str], aliases: list[str]) -> 
     return _Version(name, number, run, source, description, tags, aliases)
 
 
-class _Page(list[_Version]):
+class _Page(list[Any]):
     token = None
 
 
@@ -213,6 +223,62 @@ class EmbeddedClient:
         for model, version, key, value in tags:
             tags_of.setdefault((model, version), {})[key] = value
         return _Page(_version(row, tags_of.get((row[0], row[1]), {}), []) for row in found)
+
+    @_or_mlflow
+    def search_registered_models(self, filter_string: str | None = None, **page: Any) -> _Page:
+        if filter_string:
+            raise _NotPlain
+        found, tags, aliases = self._ask(
+            "select name, creation_time from registered_models",
+            "select name, key, value from registered_model_tags",
+            "select name, alias, version from registered_model_aliases",
+            about={},
+        )
+        made = {name: _Model(name, created, {}, {}) for name, created in found}
+        for name, key, value in tags:
+            made[name].tags[key] = value
+        for name, alias, version in aliases:
+            made[name].aliases[alias] = version
+        return _Page(made.values())
+
+    @_or_mlflow
+    def get_experiment_by_name(self, name: str) -> _Experiment | None:
+        (found,) = self._ask(
+            "select experiment_id, name, lifecycle_stage from experiments where name = :name", about={"name": name}
+        )
+        return _Experiment(str(found[0][0]), *found[0][1:]) if found else None
+
+    @_or_mlflow
+    def search_runs(self, experiment_ids: list[str], filter_string: str = "", **page: Any) -> _Page:
+        """Of one experiment, by one tag or by status; the newest first."""
+        tagged, seen_as = _IS_TAGGED.fullmatch(filter_string), _IS_SEEN_AS.fullmatch(filter_string)
+        if len(experiment_ids) != 1 or page or not (tagged or seen_as):
+            raise _NotPlain
+        wanted = (
+            "run_uuid in (select run_uuid from tags where key = :key and value = :value)"
+            if tagged
+            else "status = :status"
+        )
+        chosen = f"from runs where experiment_id = :experiment and lifecycle_stage = 'active' and {wanted}"
+        about = {"experiment": int(experiment_ids[0]), "key": "", "value": "", "status": ""}
+        about |= dict(zip(("key", "value"), tagged.groups(), strict=True)) if tagged else {}
+        about |= {"status": seen_as[1]} if seen_as else {}
+        found, params, tags = self._ask(
+            f"select run_uuid, name, experiment_id, status, lifecycle_stage, start_time {chosen} "
+            "order by start_time desc, run_uuid",
+            f"select run_uuid, key, value from params where run_uuid in (select run_uuid {chosen})",
+            f"select run_uuid, key, value from tags where run_uuid in (select run_uuid {chosen})",
+            about=about,
+        )
+        data = {row[0]: _RunData({}, {}) for row in found}
+        for run, key, value in params:
+            data[run].params[key] = value
+        for run, key, value in tags:
+            data[run].tags[key] = value
+        return _Page(
+            _Run(_RunInfo(run, name, str(experiment), status, stage, start), data[run])
+            for run, name, experiment, status, stage, start in found
+        )
 
     @_or_mlflow
     def get_run(self, run_id: str) -> _Run:

@@ -19,6 +19,7 @@ from tasks.registry.clearing import clear_attempt, clear_left, status_of, store_
 from tasks.registry.experiment import experiment_of
 from tasks.registry.run_record import log_in_batches, metric_name, param_text, run_name, source_tags
 from tasks.registry.tracking import tracking
+from tasks.sweep.left import KEY, PARENT, POINT, SWEEP
 from tasks.sweep.records import Record, Records
 from tasks.sweep.space import Point, Space, shown
 from tasks.workspace.flat import flat
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 logger = logging.getLogger("dass")
-
-SWEEP, POINT, KEY = "sweep", "sweep.point", "sweep.key"
-_PARENT = "parent"
 
 
 class TrackedSweep:
@@ -59,8 +57,8 @@ class TrackedSweep:
             clear_left(ws, client)
             self._experiment = experiment_of(ws, client, self.experiment_name)
             runs = self._runs(client)
-            self._points = {run.data.tags[POINT]: run for run in runs if run.data.tags[POINT] != _PARENT}
-            found = [run for run in runs if run.data.tags[POINT] == _PARENT]
+            self._points = {run.data.tags[POINT]: run for run in runs if run.data.tags[POINT] != PARENT}
+            found = [run for run in runs if run.data.tags[POINT] == PARENT]
             self.parent = str((found[0] if found else self._make_parent(client, space)).info.run_id)
             if not found or found[0].info.status != "FINISHED":
                 self._begin(client)
@@ -139,7 +137,7 @@ class TrackedSweep:
         from mlflow.entities import Param
 
         asked = {**space.fixed, **{key: repr(values) for key, values in space.choices.items()}}
-        tags = {**_source_tags(), SWEEP: self._name, POINT: _PARENT}
+        tags = {**_source_tags(), SWEEP: self._name, POINT: PARENT}
         run = client.create_run(self._experiment, tags=tags, run_name=f"sweep {self._name}")
         params = [Param(metric_name(f"sweep.{key}"), param_text(value)[:_LONGEST]) for key, value in asked.items()]
         log_in_batches(client, run.info.run_id, params=params)

@@ -42,6 +42,18 @@ def can_check_out(ws: Workspace) -> bool:
     return git.is_tracked_place(ws.root) and git.commit_of(ws.root) is not None
 
 
+def lease_file(ws: Workspace) -> Path:
+    """The lease of whoever works in the checkout."""
+    return ws.private / f"{_FOLDER}.lock"
+
+
+def standing(ws: Workspace) -> Workspace | None:
+    """The checkout as the last run left it; None: there is none."""
+    tree = ws.private / _FOLDER
+    there = Workspace(tree / git.prefix(ws.root), keeper=ws.root)
+    return there if (tree / ".git").is_file() and there.params.is_file() else None
+
+
 @contextmanager
 def checked_out(ws: Workspace, revision: str) -> Iterator[Checkout]:
     """Hold the workspace's checkout, at a revision. One process at a time does.
@@ -54,7 +66,7 @@ def checked_out(ws: Workspace, revision: str) -> Iterator[Checkout]:
     if commit is None:
         raise InputError(f"--revision is {revision!r}: git knows no such commit in {ws.root}. See: git log")
     ws.private.mkdir(exist_ok=True)
-    lease = take_lease(ws.private / f"{_FOLDER}.lock", f"The checkout of {ws.root}")
+    lease = take_lease(lease_file(ws), f"The checkout of {ws.root}")
     try:
         yield Checkout(_made(ws, commit, revision), commit)
     finally:

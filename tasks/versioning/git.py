@@ -157,6 +157,44 @@ def blob(folder: Path, name: str) -> str | None:
     return done.stdout if done is not None and done.returncode == 0 else None
 
 
+def refs(folder: Path, prefix: str) -> list[str]:
+    """The refs that begin so; none outside git."""
+    done = _ask(folder, "for-each-ref", "--format=%(refname)", prefix)
+    return done.stdout.split() if done is not None and done.returncode == 0 else []
+
+
+def names_in(folder: Path, ref: str) -> list[str]:
+    """The files at the top of a ref's tree."""
+    done = _ask(folder, "ls-tree", "--name-only", "-z", ref)
+    return [name for name in done.stdout.split("\0") if name] if done is not None and done.returncode == 0 else []
+
+
+def every_text_of(folder: Path, endings: tuple[str, ...]) -> str:
+    """All texts, one behind the other, that git has under names that end so: in any commit of any ref or reflog, and
+    in every work tree's index.
+
+    Raises:
+        InputError: git refuses, in its own words.
+    """
+    listed = _run(folder, "rev-list", "--objects", "--all", "--reflog", "--indexed-objects")
+    named = (line.partition(" ") for line in listed.splitlines())
+    wanted = sorted({object_ for object_, _, name in named if name.endswith(endings)})
+    return _run(folder, "cat-file", "--batch", text="".join(f"{object_}\n" for object_ in wanted)) if wanted else ""
+
+
+def worktrees(folder: Path) -> list[Path]:
+    """The roots of every work tree of the folder's repository, its own too; none outside git."""
+    done = _ask(folder, "worktree", "list", "--porcelain")
+    lines = done.stdout.splitlines() if done is not None and done.returncode == 0 else []
+    return [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+
+
+def is_shallow(folder: Path) -> bool:
+    """Whether a repository was cloned without its whole history."""
+    done = _ask(folder, "rev-parse", "--is-shallow-repository")
+    return done is not None and done.stdout.strip() == "true"
+
+
 def commit_file(folder: Path, ref: str, name: str, text: str, message: str) -> bool:
     """Put a file into the tree of a ref of ours, as one more commit. Neither the index nor a branch is touched.
 

@@ -139,6 +139,11 @@ class Workspace:
         return self.private / "sweeps"
 
     @property
+    def batches(self) -> Path:
+        """Answers to zero-shot tasks, batch by batch, until all of them are there."""
+        return self.private / "tasks"
+
+    @property
     def _made_in(self) -> Path:
         return self.point or self.root
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from dass.errors import InfrastructureError, InputError
 
@@ -35,6 +35,7 @@ _SHORTEST, _LONGEST = 1.0, 3_600.0
 _BEATS = 12  # within the silence that an owner may keep
 _FAREWELL_SECONDS = 2.0
 _TRIES = 5  # the file may be exchanged while we open it
+_LOOKS, _LOOK_SECONDS = 3, 0.01  # who only looks has it locked for a moment
 
 logger = logging.getLogger("dass")
 
@@ -181,6 +182,45 @@ class Lease:
         os.pwrite(self._file.fileno(), text.ljust(size), 0)
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, for one who only looks.
+
+    Attributes:
+        owner: what the file says.
+        state: "alive"; "lost"; "elsewhere": on another machine, where only its heartbeat could tell, which takes as
+            long as it may be silent.
+        reason: why it was lost.
+    """
+
+    owner: Owner
+    state: Literal["alive", "lost", "elsewhere"]
+    reason: str | None = None
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds a lease; None: nobody. Nothing is taken, written or waited for."""
+    try:
+        file = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        else:
+            fcntl.flock(file, fcntl.LOCK_UN)
+            is_free = True
+        owner = Owner.read(file.read())
+    if owner is None:
+        return None
+    if owner.boot != _boot() and not (is_free and owner.machine == _machine()):
+        return Holder(owner, "elsewhere")
+    reason = fate(owner, is_free, lambda: owner)
+    return Holder(owner, "alive") if reason is None else Holder(owner, "lost", reason)
+
+
 def take_lease(path: Path, what: str, on_loss: Callable[[], object] = lambda: None) -> Lease:
     """Take the lease, over from an owner that was lost where it was.
 
@@ -276,11 +316,14 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _flock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return True
+    return False
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -32,7 +32,7 @@ def workspace_lock(ws: Workspace) -> Iterator[None]:
         yield
         return
     ws.private.mkdir(exist_ok=True)
-    lease = take_lease(ws.private / "lock", str(ws.root), lambda: _tell_loss(ws.root))
+    lease = take_lease(lease_file(ws), str(ws.root), lambda: _tell_loss(ws.root))
     if lease.lost is not None:
         logger.warning("The run before was lost (%s): %s. Its finished layers are kept.", lease.reason, lease.lost.told)
     _held_here[ws.root] = lease
@@ -42,6 +42,16 @@ def workspace_lock(ws: Workspace) -> Iterator[None]:
     finally:
         del _held_here[ws.root]
         lease.release()
+
+
+def lease_file(ws: Workspace) -> Path:
+    """The lease of whoever works in the workspace."""
+    return ws.private / "lock"
+
+
+def schedule_file(ws: Workspace) -> Path:
+    """The lease of whoever keeps a schedule of it."""
+    return ws.private / "schedule"
 
 
 def holds(ws: Workspace) -> bool:

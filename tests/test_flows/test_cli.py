@@ -50,6 +50,8 @@ COMMANDS = (
     "verify",
     "promote",
     "rollback",
+    "status",
+    "gc",
 )
 
 

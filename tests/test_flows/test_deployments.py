@@ -22,7 +22,14 @@ from tasks.workspace.lease import LeaseLostError
 from tests.test_flows.conftest import Commands
 
 ROOT = Path(__file__).parents[2]
-NAMES = {"nightly": "compress", "by-hand": "compress", "promote": "promote", "sweep": "sweep", "weekly": "verify all"}
+NAMES = {
+    "nightly": "compress",
+    "by-hand": "compress",
+    "promote": "promote",
+    "sweep": "sweep",
+    "weekly": "verify all",
+    "gc": "gc",
+}
 
 
 def told() -> dict[str, dict[str, Any]]:
@@ -45,7 +52,9 @@ def test_every_deployment_is_one_of_ours_with_a_limit_of_one_and_a_time_limit() 
         assert env["DASS_SERVED_WORKSPACE"] == "{{ $PWD }}"
         for schedule in each.get("schedules", []):
             Timetable.read(schedule["cron"], schedule["timezone"])
-    assert [name for name, each in told().items() if each.get("schedules")] == ["nightly", "weekly"]
+    active = {name: [at.get("active", True) for at in each.get("schedules", [])] for name, each in told().items()}
+    assert {name: each for name, each in active.items() if each} == {"nightly": [True], "weekly": [True], "gc": [False]}
+    assert told()["gc"]["parameters"]["dry_run"] is True  # nobody is asked there
     night = told()["nightly"]["work_pool"]["job_variables"]["env"]
     assert (night["DASS_SERVED_CHANGES"], night["DASS_SERVED_REVISION"]) == ("[]", "HEAD")
 
@@ -72,6 +81,7 @@ def test_prefect_takes_the_deployments(commands: Commands) -> None:
             assert made.tags == each["tags"]
             crons = [json.loads(schedule.schedule.model_dump_json())["cron"] for schedule in made.schedules]
             assert crons == [schedule["cron"] for schedule in each.get("schedules", [])]
+            assert [at.active for at in made.schedules] == [at.get("active", True) for at in each.get("schedules", [])]
 
 
 @pytest.mark.parametrize(
