@@ -67,6 +67,7 @@ bench: $(READY)
 	@.venv/bin/python -m benchmarks.evaluation $(FRESH)
 	@.venv/bin/python -m benchmarks.shape_7b $(FRESH)
 	@.venv/bin/python -m benchmarks.block_memory $(FRESH)
+	@.venv/bin/python -m benchmarks.registry $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 
 # make bench-gpu  the same on a GPU, at the shape of a 7B model (without one: a dry run on the CPU)

@@ -20,6 +20,7 @@ from benchmarks import (
     many_masks,
     quality,
     refits,
+    registry,
     shape_7b,
     speed,
 )
@@ -111,6 +112,16 @@ SECTIONS = (
         "float32. One epoch, and one step of conjugate gradients in the closed forms before it: more of either takes "
         "time, not memory. Two buffers: hidden states of the pruned and of the dense model. A layer's MLP: its three "
         "matrices once in float32. Growth is that of peak memory over the row above.",
+    ),
+    Section(
+        "A large registry",
+        "registry.json",
+        "python -m benchmarks.registry",
+        registry.table,
+        "Each command in a process of its own on the workspace's own store, its start counted. The product made the "
+        "store: a tiny random model pruned with other settings again and again, every result registered (masks only), "
+        "then entries of proofs. Promotions prove the version first, and each has another version become champion. "
+        "CPU is that of all of the command's processes; on a machine that does other work, time is longer than it.",
     ),
     Section(
         "LLaMA-2-7B's shape on a GPU",

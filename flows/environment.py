@@ -27,6 +27,13 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+_ELSEWHERE = (
+    "PREFECT_API_URL",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_NAME",
+    "PREFECT_SERVER_DATABASE_DRIVER",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+)
 _HOME, _PROFILES = "PREFECT_HOME", "PREFECT_PROFILES_PATH"
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 
@@ -48,6 +55,22 @@ def configure(root: Path) -> None:
     home = Path(os.environ.get(_HOME, "")).expanduser()
     if "?" in str(home):  # Prefect's own URL of its database would end there
         os.environ.setdefault(_DATABASE, sqlite_url("sqlite+aiosqlite", home / "prefect.db"))
+
+
+def own_prefect_database() -> Path | None:
+    """Where Prefect servers of our own keep past runs; None where Prefect's settings may name a server, or another
+    database. Found out without Prefect, which takes a second to import. Call behind `configure`."""
+    home = os.environ.get(_HOME)
+    if not home or any(is_chosen(name) for name in _ELSEWHERE):
+        return None
+    profiles = Path(os.environ.get(_PROFILES) or Path(home) / "profiles.toml").expanduser()
+    try:
+        named = tomllib.loads(profiles.read_text(encoding="utf-8")).get("profiles", {}) if profiles.is_file() else {}
+        if any(name in values for values in named.values() for name in _ELSEWHERE):
+            return None
+    except (OSError, ValueError, AttributeError, TypeError):  # Prefect says what is wrong with it
+        return None
+    return Path(home).expanduser() / "prefect.db"
 
 
 def is_chosen(name: str) -> bool:

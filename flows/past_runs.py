@@ -5,31 +5,22 @@ Where Prefect's settings name a server or another database, Prefect is asked.
 """
 
 import json
-import os
 import sqlite3
-import tomllib
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dass.errors import InputError
-from flows.environment import is_chosen
+from flows.environment import own_prefect_database
 from flows.watch import VERSION_TAG
 from tasks.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-_ELSEWHERE = (
-    "PREFECT_API_URL",
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
-    "PREFECT_SERVER_DATABASE_NAME",
-    "PREFECT_SERVER_DATABASE_DRIVER",
-    "PREFECT_API_DATABASE_CONNECTION_URL",
-)
 _LOOKED_AT = 200  # runs that a server is asked for: those of other workspaces are among them
 _BUSY_SECONDS = 1.0
 _SHOWN = "'RUNNING', 'PENDING', 'CANCELLING', 'COMPLETED', 'FAILED', 'CRASHED', 'CANCELLED', 'PAUSED'"
@@ -92,7 +83,7 @@ def past_runs(ws: Workspace, limit: int) -> Runs:
         InputError: Prefect's settings cannot be used, the server they name does not answer, or the database that holds
             the runs cannot be read.
     """
-    own = _own_database()
+    own = own_prefect_database()
     if own is not None:
         return Runs(_in_database(own, ws, limit), None)
     from flows.prefect_api import check_api
@@ -107,21 +98,6 @@ def past_runs(ws: Workspace, limit: int) -> Runs:
     if database.file is None:
         raise InputError(f"Prefect's runs are in {database.name}: start its server, and set PREFECT_API_URL.")
     return Runs(_in_database(database.file, ws, limit), None)
-
-
-def _own_database() -> Path | None:
-    """The database of our own servers; None where Prefect's settings may name another place."""
-    home = os.environ.get("PREFECT_HOME")
-    if not home or any(is_chosen(name) for name in _ELSEWHERE):
-        return None
-    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or Path(home) / "profiles.toml").expanduser()
-    try:
-        named = tomllib.loads(profiles.read_text(encoding="utf-8")).get("profiles", {}) if profiles.is_file() else {}
-        if any(name in values for values in named.values() for name in _ELSEWHERE):
-            return None
-    except (OSError, ValueError, AttributeError, TypeError):  # Prefect says what is wrong with it
-        return None
-    return Path(home).expanduser() / "prefect.db"
 
 
 def _in_database(file: Path, ws: Workspace, limit: int) -> list[PastRun]:
@@ -158,7 +134,7 @@ def _past(
 ) -> PastRun:
     version = next((tag.removeprefix(VERSION_TAG) for tag in tags if tag.startswith(VERSION_TAG)), None)
     told = " ".join((message or "").split()) if state not in ("Completed", "Running") else ""
-    seconds = round(max(0.0, (ended - began) / timedelta(seconds=1)), 1)
+    seconds = round(max(0.0, (ended - began).total_seconds()), 1)
     by = "schedule" if is_scheduled else "hand"
     return PastRun(flow, name, by, state or "", began.isoformat(timespec="seconds"), seconds, version, told or None)
 

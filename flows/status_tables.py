@@ -51,7 +51,7 @@ def _standing(record: dict[str, Any], width: int) -> "Table":
     lines["next run"] = "none is planned: dass serve" if due is None else _due(due)
     for part, why in record["unknown"].items():
         lines[f"{part} ?"] = why
-    made = table(width, "", "", title="Status", whole=("",))
+    made = table(width, "", "", title="Status")
     for name, told in lines.items():
         made.add_row(name, escape(plain(told)))
     return made

@@ -18,6 +18,7 @@ from flows.cli.options import (
     open_workspace,
 )
 from flows.cli.output import print_json, show_decision, show_table, tell
+from flows.environment import own_prefect_database
 from flows.exit_status import DONE, FAILED
 
 
@@ -178,17 +179,28 @@ def promote(
 ) -> int:
     """Make a version champion if every rule under `promote` in params.yaml holds. Status 1 when it is refused.
 
+    Where Prefect's settings name a server, the promotion is a flow run there. The ledger has it in any case.
+
     dass promote
     dass promote 3
     dass promote 3 --force --reason "demo on Friday"
     """
     ws = open_workspace(workspace)
-    from flows.prefect_api import prefect_server
+    if own_prefect_database() is not None:
+        from tasks.promotion.decision import promoted
+        from tasks.registry.registration import check_reachable
+        from tasks.workspace.settings import load_settings
 
-    with prefect_server(ws, meanwhile=_import_flows):
-        from flows.promote import promote as promote_flow
+        check_reachable(ws)
+        settings = load_settings(ws.params)
+        decision = promoted(ws, settings.register_.model, settings.promote, version, force=force, reason=reason)
+    else:
+        from flows.prefect_api import prefect_server
 
-        decision = promote_flow(str(ws.root), version, force, reason)
+        with prefect_server(ws, meanwhile=_import_flows):
+            from flows.promote import promote as promote_flow
+
+            decision = promote_flow(str(ws.root), version, force, reason)
     if as_json:
         print_json(decision.as_json())
     else:
@@ -248,12 +260,19 @@ def rollback(
     dass rollback --to 2 --reason "..."
     """
     ws = open_workspace(workspace)
-    from flows.prefect_api import prefect_server
+    if own_prefect_database() is not None:
+        from tasks.promotion.decision import go_back
+        from tasks.registry.registration import check_reachable
 
-    with prefect_server(ws, meanwhile=_import_flows):
-        from flows.promote import rollback as rollback_flow
+        check_reachable(ws)
+        done = go_back(ws, model_of(ws), reason, to)
+    else:
+        from flows.prefect_api import prefect_server
 
-        done = rollback_flow(str(ws.root), reason, to)
+        with prefect_server(ws, meanwhile=_import_flows):
+            from flows.promote import rollback as rollback_flow
+
+            done = rollback_flow(str(ws.root), reason, to)
     if done.told:
         tell(done.told)
     if as_json:

@@ -15,7 +15,7 @@ from tasks.registry.checked import CheckedVersion, checked_version, registration
 from tasks.registry.ledger import Ledger
 from tasks.registry.publishing import anchor_ledger
 from tasks.registry.timeline import plain
-from tasks.registry.tracking import tracking
+from tasks.registry.tracking import reading
 from tasks.registry.version_folder import EVALUATION, MANIFEST, VERSION
 from tasks.registry.versions import find_version
 from tasks.workspace.folder import Workspace
@@ -80,6 +80,14 @@ def _shown(value: Any) -> str:
     return "not measured" if value is None else shown(value)
 
 
+def promoted(
+    ws: Workspace, model: str, rules: Promote, version: str, *, force: bool = False, reason: str | None = None
+) -> Decision:
+    """All steps: which version is meant, its proof, the decision. As `number_of`, `prove` and `decide`."""
+    number = number_of(ws, model, version)  # once: an alias may be moved while the proof is made
+    return decide(ws, model, number, rules, prove(ws, model, number, rules), force=force, reason=reason)
+
+
 def number_of(ws: Workspace, model: str, version: str) -> str:
     """The version that a number or alias means now: what is proved from here on is what is judged and made champion.
 
@@ -87,7 +95,7 @@ def number_of(ws: Workspace, model: str, version: str) -> str:
         UnknownVersionError: there is no such version.
         TrackingError: MLflow failed.
     """
-    with tracking(ws) as client:
+    with reading(ws) as client:
         return str(find_version(client, model, version).version)
 
 
@@ -134,7 +142,7 @@ def decide(
     if force and not (reason or "").strip():
         raise InputError('--force needs a reason, which goes to the ledger. Add: --reason "..."')
     rulings: list[Ruling] = []
-    with tracking(ws) as client:
+    with reading(ws) as client:
         ledger = Ledger.open(client, model, ws)
         ledger.check_allowed("promoted", ledger.chain())
         repaired = settle(client, model, ws)
@@ -193,7 +201,7 @@ def go_back(ws: Workspace, model: str, reason: str, to: str | None) -> RolledBac
             told = next(step.told for step in proof.steps if step.passed is False)
             raise ProofError(f"{model} version {version} is not proved ({proof.failed}: {told}); nothing was changed.")
 
-    with tracking(ws) as client:
+    with reading(ws) as client:
         done = roll_back(client, model, to, reason, check, ws)
         anchor_ledger(ws, client, model)
         return done

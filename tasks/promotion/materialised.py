@@ -13,7 +13,7 @@ from tasks.registry.checked import CheckedVersion, held_to
 from tasks.registry.ledger import Ledger
 from tasks.registry.loading import materialize_version
 from tasks.registry.signing import SIGNATURE
-from tasks.registry.tracking import tracking
+from tasks.registry.tracking import reading
 from tasks.registry.version_folder import BOM, CARD, CHECKPOINT, RECORDS
 from tasks.registry.versions import version_numbered
 from tasks.workspace.folder import Workspace
@@ -41,7 +41,7 @@ def verify_materialised(ws: Workspace, model: str, folder: Path) -> Proof:
         UnavailableError: the version's files or its base are not to be had.
         TrackingError: MLflow failed.
     """
-    with tracking(ws) as client:
+    with reading(ws) as client:
         version = _written_from(ws, client, model, folder)
         if version is None:
             told = f"no version of {model} has this {CARD} or {RECORD}: another model's, or edited"

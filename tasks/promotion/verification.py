@@ -15,7 +15,7 @@ from dass.files import sha256_file
 from dass.masks.pruned_record import RECORD
 from tasks.promotion.proof import Proof, take_step
 from tasks.registry.ledger import BrokenLedger, Ledger, NotAllowed
-from tasks.registry.tracking import reading, tracking
+from tasks.registry.tracking import reading
 from tasks.registry.version_folder import MANIFEST, SIGNATURE
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
@@ -42,7 +42,7 @@ def verify_version(ws: Workspace, model: str, version: str, *, replay: bool = Fa
         TrackingError: MLflow failed.
         OSError: this machine refused (permissions, a full disk). Nothing was recorded.
     """
-    with tracking(ws) as client:
+    with reading(ws) as client:
         made = find_version(client, model, version)
         with folder_of(client, made) as folder:
             number = str(made.version)
@@ -138,7 +138,7 @@ def verify_folder(ws: Workspace, model: str, folder: Path, *, replay: bool = Fal
 
         return verify_materialised(ws, model, folder)
     signature = sha256_file(folder / SIGNATURE) if (folder / SIGNATURE).is_file() else None
-    with tracking(ws) as client:
+    with reading(ws) as client:
         return _proof(ws, client, str(folder), model, folder, _registered_with(ws, client, model, signature), replay)
 
 

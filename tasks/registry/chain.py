@@ -5,6 +5,7 @@ Pure: lines in, entries out. Whether these are the lines that were seen before i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tasks.registry.entry import CROWNINGS, NOTHING, Entry, parse
 from tasks.registry.keyring import Keyring
@@ -54,6 +55,12 @@ def checked_chain(model: str, lines: Sequence[str], *, unsigned: bool = False) -
         BrokenLedger: one is not what was written.
         UnsignedLedger: none is signed.
     """
+    chain = _checked(model, tuple(lines), unsigned)
+    return replace(chain, entries=list(chain.entries))
+
+
+@lru_cache(maxsize=8)  # one command reads the same ledger twenty times
+def _checked(model: str, lines: tuple[str, ...], unsigned: bool) -> Chain:
     entries = [_read(model, n, line) for n, line in enumerate(lines)]
     # From the end: a line that is still what the one behind it says can be believed about the one before it.
     for entry, following in zip(reversed(entries[:-1]), reversed(entries[1:]), strict=True):

@@ -120,7 +120,9 @@ def dsse_key(public_pem: str) -> "Key":
     from securesystemslib.signer import SSlibKey
 
     public = _public_key(public_pem)
-    return SSlibKey.from_crypto(public, _fingerprint(public))
+    key = SSlibKey.from_crypto(public, _fingerprint(public))
+    key._crypto_key = lambda: public  # type: ignore[method-assign]  # it would read the PEM again for each signature
+    return key
 
 
 def _token_uri() -> str | None:

@@ -1,11 +1,13 @@
 """What `dass gc` frees and what it leaves, in a workspace in which `dass run` has run: real DVC, git and MLflow."""
 
 import json
+import logging
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import pytest
 
 from dass.errors import InputError, UnavailableError
 from dass.files import canonical_json, read_json
+from flows.run import run_of
+from flows.stages import wanted_stages
 from tasks.disk.freeing import Asked, Plan, free, look
 from tasks.promotion.replay_data import data_of
+from tasks.promotion.verification import verify_all
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.ledger import BrokenLedger
 from tasks.registry.tracking import tracking
@@ -24,6 +29,7 @@ from tasks.versioning import git
 from tasks.versioning.dvc_data import pull
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import lease_file
+from tasks.workspace.sizes import size_of
 from tests.test_flows.conftest import ROOT, Commands
 
 MODEL = "tiny-dass"
@@ -66,13 +72,10 @@ def test_of_a_version_that_nothing_else_names_only_its_replay_s_data_stays(finis
     plan = look(finished, Asked())
     assert {"artifacts/pruned of earlier results", "artifacts/measures of earlier results"} <= what(plan)
     assert not {"artifacts/base of earlier results", "artifacts/calibration of earlier results"} & what(plan)
-    held = sum(
-        path.stat().st_size for path in (finished.root / ".dvc" / "cache" / "files").rglob("*") if path.is_file()
-    )
+    cache = finished.root / ".dvc" / "cache" / "files"
+    held = size_of(cache).bytes
     freed = free(finished, Asked(), plan.names)
-    left = sum(
-        path.stat().st_size for path in (finished.root / ".dvc" / "cache" / "files").rglob("*") if path.is_file()
-    )
+    left = size_of(cache).bytes
     rows = [row.bytes for row in plan.rows if row.store == "DVC cache"]
     assert sum(rows) == held - left > 0
     assert freed.bytes == plan.bytes
@@ -272,3 +275,38 @@ with workspace_lock(Workspace(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.slow
+def test_after_twenty_runs_what_nothing_needs_is_freed_and_every_version_left_is_replayed(
+    new_workspace: Callable[[], Workspace],
+) -> None:
+    """Twenty results with other settings each; two of their versions are deleted in MLflow, and a run was killed."""
+    ws = new_workspace()
+    for n in range(20):
+        changes = [f"prune.alpha={n / 20}", f"calibration.seed={n % 4}", "calibration.samples=8"]
+        with run_of(str(ws.root), changes) as run:
+            for stage in wanted_stages(None):
+                run.stage(stage)
+            assert run.register().version == str(n + 1)
+    with tracking(ws) as client:
+        for number in ("3", "7"):
+            client.delete_model_version(MODEL, number)
+    asked = Asked(deleted_versions=True)
+    plan, before = look(ws, asked), size_of(ws.root)
+    assert {"artifacts/pruned of earlier results", "deleted versions", "work of finished runs"} <= what(plan)
+    freed, after = free(ws, asked, plan.names), size_of(ws.root)
+    told = f"{before.bytes:,} bytes before, {after.bytes:,} behind, {freed.bytes:,} freed"
+    logging.getLogger(__name__).warning(told)  # shown with -o log_cli=true: docs/disk.md has it
+    assert freed.bytes == plan.bytes
+    assert before.bytes - after.bytes == pytest.approx(freed.bytes, abs=100_000)  # MLflow's own rows and notes
+    assert freed.bytes > 0.2 * before.bytes
+    assert look(ws, asked).candidates == []
+    proofs = list(verify_all(ws, MODEL, replay=True))
+    assert len(proofs) == 18
+    assert [proof.what for proof in proofs if not all(step.passed for step in proof.steps)] == []
+    with run_of(str(ws.root), ["prune.alpha=0", "calibration.seed=0", "calibration.samples=8"]) as run:
+        for stage in wanted_stages(None):  # what was freed of the first result is made again, and is the same
+            run.stage(stage)
+        assert {run.outcomes[name] for name in ("sources", "prune", "materialize")} <= {"restored", "ran", "unchanged"}
+        assert run.register().created is False

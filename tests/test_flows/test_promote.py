@@ -44,6 +44,16 @@ def test_from_a_run_to_a_champion_and_back_and_a_webhook_hears_of_each_decision(
     assert all(0 < each["share"] < 1 for each in moved["masks"])
 
 
+def test_a_promotion_by_hand_starts_no_server_and_is_in_the_ledger(
+    finished: Workspace, commands: Commands, tmp_path: Path
+) -> None:
+    alone = commands.alone(tmp_path / "prefect")
+    promoted = json.loads(alone(finished, "dass", "promote", "--json").stdout)
+    assert (promoted["promoted"], promoted["version"]) == (True, "1")
+    assert not (tmp_path / "prefect" / "prefect.db").exists()
+    assert json.loads(alone(finished, "dass", "history", "--json").stdout)["champion"] == "1"
+
+
 @pytest.mark.slow
 def test_a_fresh_workspace_with_the_store_and_the_remote_proves_and_replays(
     finished: Workspace, commands: Commands, tmp_path: Path

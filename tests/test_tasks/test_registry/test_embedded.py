@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_latest_schema_revision
 
 from tasks.registry.embedded import SCHEMA, EmbeddedClient, NotThere, is_plain
+from tasks.registry.embedded import _RunData as _Data
 from tasks.registry.place import database, embedded_uri
 from tasks.registry.tracking import reading, tracking
 from tasks.registry.versions import all_versions, find_version
@@ -79,6 +80,15 @@ def test_the_answers_are_mlflow_s(filled: Workspace) -> None:
     logged = [client.get_logged_model(made[0].source.removeprefix("models:/")) for client in (ours, theirs)]
     assert logged[0].artifact_location == logged[1].artifact_location
     assert logged[0].tags == logged[1].tags
+    models = [{each.name: each.tags for each in client.search_registered_models()} for client in (ours, theirs)]
+    assert models[0] == models[1]
+    experiments = [client.get_experiment_by_name("Default") for client in (ours, theirs)]
+    assert experiments[0].experiment_id == experiments[1].experiment_id
+    assert ours.get_experiment_by_name("none") is None
+    for asked in ("tags.`a` = 'b'", "tags.`a` = 'c'", "attributes.status = 'RUNNING'", "attributes.status = 'FAILED'"):
+        found = [client.search_runs(["0"], asked) for client in (ours, theirs)]
+        assert [read(each, RUN_READ) for each in found[0]] == [read(each, RUN_READ) for each in found[1]]
+        assert [each.data for each in found[0]] == [_Data(each.data.params, each.data.tags) for each in found[1]]
 
 
 @pytest.mark.parametrize("asked", [("none", "1"), (MODEL, "2"), (MODEL, "7"), (MODEL, "9" * 30), (MODEL, "nobody")])
