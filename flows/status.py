@@ -63,7 +63,7 @@ def status(ws: Workspace, limit: int = _RUNS) -> dict[str, Any]:
             return otherwise
 
     model: dict[str, Any] | None = None
-    stuck = list(_stuck_here(ws, places, schedule))
+    stuck = looked("stuck", lambda: list(_stuck_here(ws, places, schedule)), [])
     if not is_embedded(ws) or database(ws).is_file():
 
         def ask() -> tuple[dict[str, Any] | None, list[dict[str, str]]]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dass.errors import InputError
 from tasks.disk.candidates import Candidate, Found, Left, Store
 from tasks.disk.needs import Needs, check_stores, needs_of, stores_of
 from tasks.disk.recorded import unneeded_records
-from tasks.disk.unfinished import begun_work
+from tasks.disk.unfinished import begun_points, begun_work
 from tasks.disk.work import unneeded_work
 from tasks.sweep.left import left_sweeps
-from tasks.sweep.records import SWEEP
 from tasks.versioning.cache import Cache, named_by_git, own_cache, remove_objects, run_cache
 from tasks.versioning.checkout import lease_file, standing
 from tasks.versioning.git import is_shallow
@@ -197,47 +197,40 @@ def _plan(ws: Workspace, clients: list["MlflowClient"], cache: Cache | None, ask
     needs, there = needs_of(ws, clients), standing(ws)
     places = [ws, *([there] if there is not None else [])]
     experiment = load_settings(ws.params).register_.experiment
-    stopped = _stopped_sweeps(ws, clients[0], experiment)
-    found = Found()
+    stopped = _stopped_sweeps(ws, clients, experiment)
+    found = Found(left=stopped)
     for place in places:
         found.add(unneeded_work(place, needs, sweeping=bool(stopped), sweeps=asked.sweeps))
     begun = [each for place in places for each in begun_work(place, needs.fingerprints)]
-    found.add(_unneeded_objects(ws, places, cache, needs, unfinished=bool(begun or stopped)))
-    found.add(
-        unneeded_records(
-            ws, clients[0], experiment, needs, sweeps=asked.sweeps, deleted_versions=asked.deleted_versions
+    found.add(_unneeded_objects(ws, cache, needs, unfinished=bool(begun or stopped)))
+    for client in clients[:1]:
+        found.add(
+            unneeded_records(
+                ws, client, experiment, needs, sweeps=asked.sweeps, deleted_versions=asked.deleted_versions
+            )
         )
-    )
-    found.left += [
-        Left("work", f"sweep {name}", "it was stopped: the same dass sweep goes on with it") for name in stopped
-    ]
     return Plan.of(found, needs)
 
 
-def _stopped_sweeps(ws: Workspace, client: "MlflowClient", experiment: str) -> list[str]:
-    """Sweeps that may go on: those that MLflow has as stopped, and whatever has work here and no end."""
-    named = client.get_experiment_by_name(experiment)
-    left = [] if named is None else [each.name for each in left_sweeps(client, str(named.experiment_id))]
-    ended = {path.parent.name for path in ws.sweeps.glob(f"*/{SWEEP}")}
-    if not left and not ended and any((ws.sweeps / "work").glob("*")):
-        return ["that was killed before its first point"]
-    return left
+def _stopped_sweeps(ws: Workspace, clients: list["MlflowClient"], experiment: str) -> list[Left]:
+    """Sweeps that may go on: those that MLflow has as stopped, and points with work and no end."""
+    goes_on = "it was stopped: the same dass sweep goes on with it"
+    names = [begun.what for begun in begun_points(ws)]
+    for client in clients[:1]:
+        named = client.get_experiment_by_name(experiment)
+        if named is not None:
+            names += [f"sweep {each.name}" for each in left_sweeps(client, str(named.experiment_id))]
+    return [Left("work", name, goes_on) for name in names]
 
 
-def _unneeded_objects(
-    ws: Workspace, places: list[Workspace], cache: Cache | None, needs: Needs, *, unfinished: bool
-) -> Found:
+def _unneeded_objects(ws: Workspace, cache: Cache | None, needs: Needs, *, unfinished: bool) -> Found:
     if cache is None:
         told = "it lies outside the workspace, where others may use it: dvc gc there"
         return Found(left=[Left("DVC cache", "DVC's cache", told)])
-    named = set(needs.data)
-    for place in places:
-        named |= named_by_git(place)
-    made = {digest: path for place in places for digest, path in run_cache(place).items()}
+    named, made = needs.data | named_by_git(ws), run_cache(ws)
     if unfinished:
         named |= {digest for digest, path in made.items() if path in _FIRST_STAGES}
-    kept = cache.with_contents(named)
-    kind = _kinds(cache, made)
+    kept, kind = cache.with_contents(named), _kinds(cache, made)
     why = "no version, commit or work tree names it; a run that wants it makes it again"
     candidates = [
         Candidate("DVC cache", kind.get(digest, "objects"), why, str(path), _removing(path), (path,))
@@ -260,7 +253,11 @@ def _kinds(cache: Cache, made: dict[str, str]) -> dict[str, str]:
     """Digest -> "artifacts/pruned of earlier results" and the like, as far as DVC's run-cache remembers."""
     kinds: dict[str, str] = {}
     for digest, path in made.items():
-        for each in cache.with_contents([digest]) if digest in cache.objects else [digest]:
+        try:
+            of = cache.with_contents([digest])
+        except InputError:  # a damaged list of something that nothing needs
+            of = {digest}
+        for each in of:
             kinds.setdefault(each, f"{path} of earlier results")
     return kinds
 

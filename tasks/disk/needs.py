@@ -18,9 +18,9 @@ from tasks.registry.checked import CheckedVersion, check_names, check_registered
 from tasks.registry.embedded import EmbeddedClient, is_plain
 from tasks.registry.ledger import HEAD, PENDING, Ledger
 from tasks.registry.ledger_run import TAG
-from tasks.registry.place import database, embedded_uri
+from tasks.registry.place import artifacts, database, embedded_uri
 from tasks.registry.signing import SIGNATURE, SignatureError, signed_files
-from tasks.registry.tracking import is_embedded, tracking
+from tasks.registry.tracking import is_embedded, reading
 from tasks.registry.version_folder import MANIFEST, VERSION
 from tasks.registry.versions import all_versions, file_of
 from tasks.versioning import git
@@ -55,14 +55,24 @@ class Needs:
 
 @contextmanager
 def stores_of(ws: Workspace) -> Iterator[list["MlflowClient"]]:
-    """The MLflow that the workspace uses, and behind it its own mlflow.db where that holds versions of before.
+    """The MLflow that the workspace uses, and behind it its own mlflow.db where that holds versions of before; none
+    where nothing was registered yet.
 
     Raises:
-        InputError: mlflow.db is there, another store is used, and it cannot be read.
+        InputError: mlflow.db is gone and its versions' files are there; or it is there, another store is used, and it
+            cannot be read.
         TrackingError: MLflow cannot be reached.
     """
     with ExitStack() as opened:
-        clients: list[Any] = [opened.enter_context(tracking(ws))]
+        if is_embedded(ws) and not database(ws).is_file():
+            if any(artifacts(ws).glob("models/*")):
+                raise InputError(
+                    f"{database(ws)} is gone, though {artifacts(ws)} holds versions: what they need is unknown. Put it "
+                    "back, or move that folder away."
+                )
+            yield []
+            return
+        clients: list[Any] = [opened.enter_context(reading(ws))]
         path = database(ws)
         if not is_embedded(ws) and path.is_file():
             if not is_plain(path):

@@ -37,6 +37,18 @@ def begun_work(ws: Workspace, done: Collection[str]) -> list[Begun]:
     return [*found, *batches]
 
 
+def begun_points(ws: Workspace) -> list[Begun]:
+    """Folders of points of sweeps that were not finished: neither their record nor their masks are there."""
+    found = []
+    for folder in _folders(ws.sweeps / "work"):
+        is_done = (ws.sweeps / "points" / f"{folder.name}.json").is_file() or (
+            ws.sweeps / "masks" / folder.name / "manifest.json"
+        ).is_file()
+        if not is_done and any(path.is_file() for path in folder.rglob("*")):
+            found.append(Begun(f"a sweep's point, {folder.name[:12]}", folder))
+    return found
+
+
 def fingerprints_here(ws: Workspace) -> set[str]:
     """Of the pruning and the recovery whose results lie in artifacts/, as far as they can be read."""
     records = ws.masks / "manifest.json", ws.recovered / "recovery.json"

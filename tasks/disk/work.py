@@ -41,7 +41,7 @@ def unneeded_work(ws: Workspace, needs: Needs, *, sweeping: bool, sweeps: bool) 
     if sweeping:
         return found
     for folder in _inside(ws.sweeps / "work"):
-        _add(found, folder, "work of sweeps", "no sweep is unfinished")
+        _add(found, folder, "work of sweeps", "every point of it is finished")
     if sweeps:
         _add_masks(found, ws)
     elif any(_inside(ws.sweeps / "masks")):
