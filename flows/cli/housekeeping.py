@@ -105,16 +105,17 @@ def _agreed(size: int) -> bool:
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         tell("Nothing was removed: there is no terminal to ask at. To free it: dass gc --yes")
         return False
-    if typer.confirm(f"Free {in_words(size)}?", default=False, err=True):
-        return True
-    tell("Nothing was removed.")
-    return False
+    try:
+        is_agreed = typer.confirm(f"Free {in_words(size)}?", default=False, err=True)
+    except typer.Abort:  # Ctrl-D
+        is_agreed = False
+    if not is_agreed:
+        tell("Nothing was removed.")
+    return is_agreed
 
 
 def _told(freed: "Freed") -> int:
-    tell(f"Freed {in_words(freed.bytes)}: {freed.count} things are gone.")
-    if freed.kept:
-        tell(f"{freed.kept} that were shown are needed by now, and stay.")
+    tell(f"Freed {in_words(freed.bytes)}: files and folders gone, {freed.count}; needed by now and kept, {freed.kept}.")
     for line in freed.failed:
         tell(f"could not be removed: {line}")
     return INFRASTRUCTURE if freed.failed else DONE

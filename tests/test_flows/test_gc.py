@@ -20,7 +20,7 @@ from flows.run import run_of
 from flows.stages import wanted_stages
 from tasks.disk.freeing import Asked, Plan, free, look
 from tasks.promotion.replay_data import data_of
-from tasks.promotion.verification import verify_all
+from tasks.promotion.verification import verify_all, verify_version
 from tasks.registry.attempts import TAG as ATTEMPT
 from tasks.registry.ledger import BrokenLedger
 from tasks.registry.tracking import tracking
@@ -30,6 +30,7 @@ from tasks.versioning.dvc_data import pull
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import lease_file
 from tasks.workspace.sizes import size_of
+from tests.servers import mlflow_server
 from tests.test_flows.conftest import ROOT, Commands
 
 MODEL = "tiny-dass"
@@ -275,6 +276,56 @@ with workspace_lock(Workspace(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_of_sweeps_what_may_go_on_stays_and_masks_go_behind_the_records_that_name_them(finished: Workspace) -> None:
+    sweeps = finished.sweeps
+    for name in ("points/k1.json", "masks/f1/manifest.json", "masks/f1/masks.safetensors", "feed/sweep.json"):
+        (sweeps / name).parent.mkdir(parents=True, exist_ok=True)
+        (sweeps / name).write_text(json.dumps({"fingerprint": "f1"}))
+    for name in (
+        "work/k1/left.txt",
+        "work/f2/work/f2/layer_000.safetensors",
+    ):  # a finished point's, and one that is not
+        (sweeps / name).parent.mkdir(parents=True, exist_ok=True)
+        (sweeps / name).write_text("x")
+    plan = look(finished, Asked())
+    assert not [each.name for each in plan.candidates if str(sweeps) in each.name]
+    assert "a sweep's point, f2" in {each.what for each in plan.left}
+    shutil.rmtree(sweeps / "work" / "f2")
+    kept = look(finished, Asked(sweeps=False))
+    assert [each.name for each in kept.candidates if str(sweeps) in each.name] == [str(sweeps / "work" / "k1")]
+    free(finished, Asked())
+    assert not any((sweeps / each).exists() for each in ("work/k1", "masks/f1", "points/k1.json"))
+    assert (sweeps / "feed" / "sweep.json").exists()
+
+
+@pytest.mark.slow
+def test_on_a_server_the_same_goes_and_versions_of_the_workspace_s_own_store_are_not_forgotten(
+    finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "at").mkdir()
+    with mlflow_server(f"sqlite:///{tmp_path / 'at' / 'server.db'}", tmp_path / "at") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with run_of(str(finished.root), ["register.model=elsewhere"]) as run:
+            for stage in wanted_stages(None):
+                run.stage(stage)
+            run.register()
+        with tracking(finished) as client:
+            experiment = client.get_run(client.get_model_version("elsewhere", "1").run_id).info.experiment_id
+            failed = client.create_run(experiment, tags={ATTEMPT: "a"}).info
+            client.log_text(failed.run_id, "x" * 1000, "note.txt")
+            client.set_terminated(failed.run_id, "FAILED")
+        plan = look(finished, Asked())
+        assert plan.needs.versions == 2
+        (found,) = [each for each in plan.candidates if each.store == "MLflow"]
+        assert (found.bytes, failed.run_id in found.name) == (1000, True)
+        freed = free(finished, Asked(), plan.names)
+        assert (freed.failed, freed.bytes) == ([], plan.bytes)
+        with tracking(finished) as client:
+            assert client.list_artifacts(failed.run_id) == []
+        assert look(finished, Asked()).candidates == []
+        assert not verify_version(finished, "elsewhere", "1").failed
 
 
 @pytest.mark.slow
