@@ -20,6 +20,7 @@ from flows.cli.options import (
 from flows.cli.output import print_json, show_decision, show_table, tell
 from flows.environment import own_prefect_database
 from flows.exit_status import DONE, FAILED
+from tasks.workspace.folder import Workspace
 
 
 @app.command(rich_help_panel=REGISTRY_PANEL)
@@ -163,6 +164,13 @@ def verify(
     return FAILED if any(proof.failed for proof in proofs) else DONE
 
 
+def _works_alone(ws: Workspace) -> bool:
+    """Whether nobody but the ledger is to hear of it: no server that Prefect's settings name, and no webhook."""
+    from tasks.workspace.settings import load_settings
+
+    return own_prefect_database() is not None and not load_settings(ws.params).notify.urls
+
+
 def _import_flows() -> None:
     import flows.promote  # noqa: F401  (it takes seconds)
 
@@ -186,7 +194,7 @@ def promote(
     dass promote 3 --force --reason "demo on Friday"
     """
     ws = open_workspace(workspace)
-    if own_prefect_database() is not None:
+    if _works_alone(ws):
         from tasks.promotion.decision import promoted
         from tasks.registry.registration import check_reachable
         from tasks.workspace.settings import load_settings
@@ -260,7 +268,7 @@ def rollback(
     dass rollback --to 2 --reason "..."
     """
     ws = open_workspace(workspace)
-    if own_prefect_database() is not None:
+    if _works_alone(ws):
         from tasks.promotion.decision import go_back
         from tasks.registry.registration import check_reachable
 
