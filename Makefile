@@ -27,7 +27,7 @@ PACKAGES := .venv/.packages
 READY := .venv/.ready
 DOCS := .venv-docs/.packages
 
-.PHONY: help run test test-slow check format docs bench bench-gpu clean
+.PHONY: help run test test-slow check format docs bench bench-gpu stack stack-down clean
 
 help:
 	@sed -n -e 's/^# make/make/p' -e 's/^#             /            /p' Makefile
@@ -74,6 +74,14 @@ bench: $(READY)
 bench-gpu: $(READY)
 	@.venv/bin/python -m benchmarks.gpu $(FRESH)
 	@.venv/bin/python -m benchmarks.render
+
+# make stack  Postgres, MLflow with roles, Prefect and a worker on this machine; make stack OPTIONS='--host ADDRESS'
+stack: $(READY)
+	@.venv/bin/dass stack up $(OPTIONS)
+
+# make stack-down  stop what make stack started; the data stays, unless OPTIONS=--purge
+stack-down: $(READY)
+	@.venv/bin/dass stack down $(OPTIONS)
 
 # make clean  remove the environments
 clean:

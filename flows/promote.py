@@ -15,6 +15,7 @@ from tasks.promotion import decision
 from tasks.promotion.champion import RolledBack
 from tasks.promotion.proof import Proof
 from tasks.registry import registration
+from tasks.registry.rights import RELEASE, check_right
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote, load_settings
 
@@ -40,6 +41,7 @@ def promote(
     model, rules = settings.register_.model, settings.promote
     check_notify(settings.notify)
     registration.check_reachable(ws)
+    check_right(ws, model, RELEASE)
     number = decision.number_of(ws, model, version)  # once: an alias may be moved while the proof is made
     with log_of(model, number):
         proof = prove(ws, model, number, rules)
@@ -74,6 +76,7 @@ def rollback(workspace: str, reason: str, to: str | None = None) -> RolledBack:
     settings = load_settings(ws.params)
     check_notify(settings.notify)
     registration.check_reachable(ws)
+    check_right(ws, settings.register_.model, RELEASE)
     done = go_back(ws, settings.register_.model, reason, to)
     tell_rollback(settings.notify, done)
     return done

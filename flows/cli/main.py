@@ -22,6 +22,7 @@ from flows.cli import (  # noqa: F401  (commands)
     registry,
     serving,
     settings,
+    stack,
     stages,
     study,
     sweep,

@@ -15,7 +15,7 @@ from dass.files import sha256_file
 from dass.masks.pruned_record import RECORD
 from tasks.promotion.proof import Proof, take_step
 from tasks.registry.ledger import BrokenLedger, Ledger, NotAllowed
-from tasks.registry.tracking import reading
+from tasks.registry.tracking import is_denied, reading
 from tasks.registry.version_folder import MANIFEST, SIGNATURE
 from tasks.registry.versions import UnknownVersionError, all_versions, find_version, folder_of, is_a_path
 from tasks.workspace.folder import Workspace
@@ -167,6 +167,10 @@ def record_proof(ws: Workspace, client: "MlflowClient", made: "ModelVersion", pr
         return  # the proof says so
     except NotAllowed as error:
         logger.warning(f"The outcome is not recorded. {error}")
+    except Exception as error:
+        if not is_denied(error):
+            raise
+        logger.warning("The outcome is not recorded: this account only reads what is in MLflow.")
 
 
 def _proof(

@@ -10,6 +10,7 @@ from tasks.registry.key_file import public_key
 from tasks.registry.ledger_run import EXPERIMENT
 from tasks.registry.place import database, local_path
 from tasks.registry.publishing import check_may_register
+from tasks.registry.rights import REGISTER, check_right
 from tasks.registry.tracking import check_reachable, is_embedded, tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
@@ -33,6 +34,7 @@ def check_ready(workspace: Workspace, settings: Settings) -> None:
     """
     check_reachable(workspace)
     check_names(settings)
+    check_right(workspace, settings.register_.model, REGISTER)
     public_key()
     if is_embedded(workspace) and not database(workspace).exists():
         return

@@ -148,6 +148,11 @@ def code_of(error: Exception) -> str | None:
     return code
 
 
+def is_denied(error: Exception) -> bool:
+    """Whether MLflow's server answered that this account may not do it."""
+    return code_of(error) == "PERMISSION_DENIED"
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an error says only that something did not answer, and nothing about what was asked."""
     from mlflow.exceptions import MlflowException
