@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from dass.errors import InputError
+from flows.stack.postgres import account, programs
+
 
 def free_port() -> int:
     """A port that nothing listens on."""
@@ -49,19 +52,19 @@ def postgres() -> Generator[Postgres]:
     """A Postgres with an empty database. Skips the test where Postgres is not installed."""
     import psycopg2
 
-    programs, account = _postgres_programs(), _account()
+    found, who = installed()
     folder = Path(tempfile.mkdtemp(prefix="dass-postgres-"))  # not in pytest's, which only its own user may enter
     try:
         password, port = secrets.token_hex(16), free_port()
         (folder / "password").write_text(password)
         for path in (folder, folder / "password"):
-            if account:
-                shutil.chown(path, account["user"], account["group"])
-        make: list[str | Path] = [programs / "initdb", "--pgdata", folder / "data", "--username", "dass", "--no-sync"]
+            if who:
+                shutil.chown(path, who["user"], who["group"])
+        make: list[str | Path] = [found / "initdb", "--pgdata", folder / "data", "--username", "dass", "--no-sync"]
         make += ["--auth", "scram-sha-256", "--pwfile", folder / "password", "--encoding", "UTF8", "--locale", "C"]
-        subprocess.run(make, cwd=folder, check=True, stdout=subprocess.DEVNULL, **account)
+        subprocess.run(make, cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
         run: list[str | Path] = [
-            programs / "postgres",
+            found / "postgres",
             "-D",
             folder / "data",
             "-h",
@@ -73,7 +76,7 @@ def postgres() -> Generator[Postgres]:
         ]
         run += ["-c", "fsync=off"]
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, **account)
+            process = subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, **who)
         try:
             made = Postgres(port, password)
             for _ in range(240):
@@ -94,28 +97,12 @@ def postgres() -> Generator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _postgres_programs() -> Path:
-    """The folder of initdb and postgres."""
-    on_path = shutil.which("initdb")
-    known = [Path(on_path).resolve().parent] if on_path else []
-    known += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda found: int(found.parent.name), reverse=True)
-    for folder in known:
-        if (folder / "initdb").is_file() and (folder / "postgres").is_file():
-            return folder
-    pytest.skip("Postgres is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
-
-
-def _account() -> dict[str, Any]:
-    """Postgres refuses to run as root: then it runs as the user that its package makes."""
-    if os.geteuid() != 0:
-        return {}
-    import pwd
-
+def installed() -> tuple[Path, dict[str, Any]]:
+    """The folder of initdb and postgres, and whom they run as."""
     try:
-        found = pwd.getpwnam("postgres")
-    except KeyError:
-        pytest.skip("Postgres does not run as root, and there is no user postgres")
-    return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
+        return programs(), account()
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 @contextmanager

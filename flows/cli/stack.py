@@ -1,10 +1,12 @@
 """`dass stack`: Postgres, MLflow with roles, Prefect and a worker on this machine."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dass.errors import InputError
 from flows.cli.app import app
 from flows.cli.options import JsonOption, WorkspaceOption, open_workspace
 from flows.cli.output import print_json, show_table, tell
@@ -123,18 +125,40 @@ def account(
             help="reader sees, runner registers, releaser also sets the champion.",
         ),
     ],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Another MLflow server that was started with --app-name dass. The administrator's password is taken "
+            "from MLFLOW_ADMIN_PASSWORD, the account's from DASS_ACCOUNT_PASSWORD, and no file is written.",
+        ),
+    ] = None,
     workspace: WorkspaceOption = Path(),
 ) -> None:
     """Give somebody an account on the stack's MLflow server. Its login is a file that only you read: hand it over.
 
     dass stack account kim --role releaser
+    dass stack account runner --role runner --server https://mlflow.example
     """
+    if server is not None:
+        from flows.stack.accounts import Server, give_role
+
+        own, theirs = _from_environment("MLFLOW_ADMIN_PASSWORD"), _from_environment("DASS_ACCOUNT_PASSWORD")
+        give_role(Server(server.rstrip("/"), own), name, role, theirs)
+        tell(f"{name} is a {role} at {server}.")
+        return
     ws = open_workspace(workspace)
     from flows.stack.whole import account as make
 
     print(f". {make(ws, name, role)}")
     if role != "reader":
         tell("The file also holds the login to Prefect, which all accounts share.")
+
+
+def _from_environment(name: str) -> str:
+    if not (value := os.environ.get(name)):
+        raise InputError(f"{name} is not set: --server needs it.")
+    return value
 
 
 def _show(found: "Stack") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InfrastructureError, InputError
-from flows.stack.place import Place, environment_file, read_environment, write_private
+from flows.stack.place import Place, Ports, environment_file, read_environment, write_private
 from flows.stack.services import ADMIN, logins
 
 _ALL_OF_ITS_OWN = (("run", "MANAGE"), ("logged_model", "MANAGE"), ("registered_model_version", "MANAGE"))
@@ -102,7 +102,7 @@ def make_roles(server: Server) -> dict[str, int]:
     return made
 
 
-def make_account(place: Place, host: str, ports: Any, name: str, role: str) -> Path:
+def make_account(place: Place, host: str, ports: Ports, name: str, role: str) -> Path:
     """An account with this role and no other of the three, and the file of its login.
 
     Args:
@@ -117,28 +117,47 @@ def make_account(place: Place, host: str, ports: Any, name: str, role: str) -> P
         InputError: the name or role is none, or MLflow refuses.
         InfrastructureError: MLflow fails.
     """
-    if role not in ROLES:
-        raise InputError(f"--role is {role!r}: expected one of {', '.join(ROLES)}.")
-    if not _NAME.fullmatch(name) or name == ADMIN:
-        raise InputError(
-            f"The account's name is {name!r}: expected letters, digits, dots and dashes, and not {ADMIN!r}."
-        )
+    _check(name, role)
     to_mlflow, to_prefect = logins(place, host, ports)
-    server = Server(to_mlflow["MLFLOW_TRACKING_URI"], place.secret("mlflow-admin"))
-    roles = make_roles(server)
     file = place.account(name)
     known = read_environment(file).get("MLFLOW_TRACKING_PASSWORD") if file.exists() else None
     password = known or secrets.token_urlsafe(24)
+    server = Server(to_mlflow["MLFLOW_TRACKING_URI"], place.secret("mlflow-admin"))
+    give_role(server, name, role, password, renew=known is None)
+    login = {**to_mlflow, "MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
+    # Who may speak to Prefect may have the worker run something as the worker's account.
+    write_private(file, environment_file(login if role == "reader" else {**login, **to_prefect}))
+    return file
+
+
+def give_role(server: Server, name: str, role: str, password: str, *, renew: bool = True) -> None:
+    """An account with this role and no other of the three, made when there is none.
+
+    Args:
+        server: MLflow's, with the app of `flows.stack.mlflow_app`.
+        name, role: as for `make_account`.
+        password: of an account that is made.
+        renew: give it to one that is there, too.
+
+    Raises:
+        InputError: the name or role is none, or MLflow refuses.
+        InfrastructureError: MLflow fails.
+    """
+    _check(name, role)
+    roles = make_roles(server)
     if server("GET", "2.0/mlflow/users/get", username=name) is None:
         server("POST", "2.0/mlflow/users/create", username=name, password=password)
-    elif known is None:
+    elif renew:
         server("PATCH", "2.0/mlflow/users/update-password", username=name, password=password)
     has = {each["name"] for each in (server("GET", "3.0/mlflow/users/roles/list", username=name) or {})["roles"]}
     for other in has & set(roles) - {role}:
         server("DELETE", "3.0/mlflow/roles/unassign", username=name, role_id=roles[other])
     if role not in has:
         server("POST", "3.0/mlflow/roles/assign", username=name, role_id=roles[role])
-    login = {**to_mlflow, "MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
-    # Who may speak to Prefect may have the worker run something as the worker's account.
-    write_private(file, environment_file(login if role == "reader" else {**login, **to_prefect}))
-    return file
+
+
+def _check(name: str, role: str) -> None:
+    if role not in ROLES:
+        raise InputError(f"--role is {role!r}: expected one of {', '.join(ROLES)}.")
+    if not _NAME.fullmatch(name) or name == ADMIN:
+        raise InputError(f"The name is {name!r}: expected letters, digits, dots and dashes, and not {ADMIN!r}.")

@@ -93,6 +93,7 @@ def up(ws: Workspace, host: str | None, asked: dict[str, int | None], tell: Call
         before = place.state()
         state = _agreed(before, host, asked)
         running = {name for name, each in state.services.items() if each.is_alive}
+        _end(state, set(state.services) - running, tell=lambda _: None)  # what outlived one that was killed
         _check_ports(state, running)
         begun: list[str] = []
         try:
