@@ -85,6 +85,11 @@ def work(ws: Workspace, once: list[str], until: str | None, then_promote: bool) 
     from flows.run import aliases_of, finished
     from flows.summary import Summary
 
+    if then_promote:
+        from tasks.registry.rights import RELEASE, check_right
+        from tasks.workspace.settings import load_settings
+
+        check_right(ws, load_settings(ws.params).register_.model, RELEASE)
     summary = finished(str(ws.root), once, until)
     if summary is not None and not then_promote:
         return Ended(summary, None, once)

@@ -153,4 +153,4 @@ def environment_file(values: Mapping[str, str]) -> str:
 def read_environment(path: Path) -> dict[str, str]:
     """What such a file holds."""
     lines = read_private(path, "an account's login", _LONGEST_SECRET).decode().splitlines()
-    return dict(line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)  # type: ignore[misc]
+    return dict(line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)

@@ -29,6 +29,7 @@ _STARTUP_SECONDS = 180.0  # databases are made first, beside whatever else the m
 _PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+    *("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"),
 )
 _OURS = ("MLFLOW_", "PREFECT_", "PG", "DASS_SERVED_", "DASS_OWN_")
 

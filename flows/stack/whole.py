@@ -14,7 +14,7 @@ from dass.errors import InfrastructureError, InputError
 from flows.stack import postgres
 from flows.stack.accounts import ROLES, make_account
 from flows.stack.place import Place, Ports, State
-from flows.stack.processes import stop
+from flows.stack.processes import Started, stop
 from flows.stack.services import MLFLOW, PREFECT, WORKER, services
 from tasks.workspace.folder import Workspace
 
@@ -25,6 +25,7 @@ ORDER = (POSTGRES, MLFLOW, PREFECT, WORKER)
 
 _END_SECONDS = {POSTGRES: 60.0, WORKER: 30.0}
 _OTHERWISE = 20.0
+_NOBODY = Started(0, "")
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def up(ws: Workspace, host: str | None, asked: dict[str, int | None], tell: Call
 
     Args:
         ws: whose stack it is. The worker's runs begin in its folder.
-        host: the address for MLflow and Prefect to listen at; None: the one of before, else loopback.
-        asked: ports, as `Ports` has them; None: the one of before, else the usual one.
+        host: the address for MLflow and Prefect to listen at; None: the one that is listened at, else loopback.
+        asked: ports, as `Ports` has them; None: the one that is listened at, else the usual one.
         tell: gets a line when something was started.
 
     Raises:
@@ -91,10 +92,12 @@ def up(ws: Workspace, host: str | None, asked: dict[str, int | None], tell: Call
     with place.held():
         place.make()
         before = place.state()
-        state = _agreed(before, host, asked)
-        running = {name for name, each in state.services.items() if each.is_alive}
-        _end(state, set(state.services) - running, tell=lambda _: None)  # what outlived one that was killed
+        running = {name for name, each in before.services.items() if each.is_alive} if before else set()
+        state = _agreed(before, bool(running), host, asked)
+        if before is not None:
+            _end(before, set(ORDER) - running)  # what outlived one that was killed, or a start that was
         _check_ports(state, running)
+        place.note(state)
         begun: list[str] = []
         try:
             for name, begin in _steps(ws, place, state):
@@ -105,7 +108,7 @@ def up(ws: Workspace, host: str | None, asked: dict[str, int | None], tell: Call
                 place.note(state)
                 tell(f"{name}: started (log: {place.log(name)})")
         except BaseException:
-            _end(state, set(state.services) - running, tell=lambda _: None)
+            _end(state, set(ORDER) - running)
             place.note(state if running else None)
             raise
         stack = _look(ws, place, state, begun)
@@ -135,7 +138,7 @@ def down(ws: Workspace, purge: bool, tell: Callable[[str], None]) -> Path | None
     with place.held():
         state = place.state()
         if state is not None:
-            _end(state, set(state.services), tell)
+            _end(state, set(ORDER), tell)
             place.note(None)
         if purge:
             shutil.rmtree(place.root)
@@ -163,18 +166,23 @@ def account(ws: Workspace, name: str, role: str) -> Path:
         return make_account(place, state.host, state.ports, name, role)
 
 
-def _agreed(before: State | None, host: str | None, asked: dict[str, int | None]) -> State:
-    """Where this start listens: where it did, else as asked, else as usual."""
-    if before is not None and any(each.is_alive for each in before.services.values()):
-        wanted = {"host": host, **asked}
+def _agreed(before: State | None, runs: bool, host: str | None, asked: dict[str, int | None]) -> State:
+    """Where this start listens: where it did, else as asked, else as usual.
+
+    Args:
+        before: what was noted.
+        runs: whether any of that runs.
+        host, asked: as for `up`.
+    """
+    if before is not None and runs:
         has = {"host": before.host, **asdict(before.ports)}
-        for name, value in wanted.items():
+        for name, value in {"host": host, **asked}.items():
             if value is not None and value != has[name]:
                 raise InputError(
                     f"The stack that runs has {name} {has[name]}, not {value}. Run: dass stack down, then start it anew"
                 )
         return before
-    known = asdict(PORTS if before is None else before.ports)
+    known = asdict(PORTS)
     ports = Ports(**{name: asked.get(name) or port for name, port in known.items()})
     if len(set(asdict(ports).values())) < len(known):
         raise InputError(f"Two services have one port: {asdict(ports)}. Give each its own.")
@@ -219,12 +227,13 @@ def _steps(ws: Workspace, place: Place, state: State) -> list[tuple[str, Callabl
     return [(name, begin[name]) for name in ORDER]
 
 
-def _end(state: State, names: set[str], tell: Callable[[str], None]) -> None:
-    """The last that was started first."""
+def _end(state: State, names: set[str], tell: Callable[[str], None] = lambda _: None) -> None:
+    """The last that was started first; also what was not noted any more, by its mark."""
     for name in reversed(ORDER):
         if name in names:
             ask = postgres.STOP if name == POSTGRES else signal.SIGTERM
-            if stop(state.services[name], f"{state.mark}/{name}", _END_SECONDS.get(name, _OTHERWISE), ask):
+            noted = state.services.get(name, _NOBODY)
+            if stop(noted, f"{state.mark}/{name}", _END_SECONDS.get(name, _OTHERWISE), ask):
                 tell(f"{name}: stopped")
 
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -68,7 +69,7 @@ def test_a_schedule_of_every_minute_fires_twice_and_registers_to_postgres(clone:
 
 def _wait_for_two_runs(login: dict[str, str]) -> list[dict[str, object]]:
     user, _, password = login["PREFECT_API_AUTH_STRING"].partition(":")
-    asked = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}, "sort": "START_TIME_ASC"}
+    asked: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}, "sort": "START_TIME_ASC"}
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         page = f"{login['PREFECT_API_URL']}/flow_runs/filter"
