@@ -69,7 +69,10 @@ def test_a_schedule_of_every_minute_fires_twice_and_registers_to_postgres(clone:
 
 def _wait_for_two_runs(login: dict[str, str]) -> list[dict[str, object]]:
     user, _, password = login["PREFECT_API_AUTH_STRING"].partition(":")
-    asked: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}, "sort": "START_TIME_ASC"}
+    asked: dict[str, Any] = {
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}},
+        "sort": "START_TIME_ASC",
+    }
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         page = f"{login['PREFECT_API_URL']}/flow_runs/filter"
