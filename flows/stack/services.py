@@ -31,6 +31,7 @@ _PASSED_ON = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
     *("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"),
 )
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is behind no proxy
 _OURS = ("MLFLOW_", "PREFECT_", "PG", "DASS_SERVED_", "DASS_OWN_")
 
 
@@ -219,7 +220,7 @@ def _asks_for_login(page: str, what: str, uri: str) -> bool:
 def _status(url: str | urllib.request.Request) -> int | None:
     """The status of an answer; None: nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with _DIRECTLY.open(url, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

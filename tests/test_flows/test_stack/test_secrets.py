@@ -113,7 +113,7 @@ def test_planted_tokens_are_found_nowhere(stack: RunningStack) -> None:
     looked_for = {**stack.tokens, **wrong, "runner": password, **{name: stack.place.secret(name) for name in ours}}
     places = {str(path): path.read_bytes() for path in files(stack)}
     places |= {f"database {name}": text.encode() for name, text in stack.databases().items()}
-    places |= {" ".join(done.args[4:]): (done.stdout + done.stderr).encode() for done in told}
+    places |= {f"said {n}: {done.args[4:]}": (done.stdout + done.stderr).encode() for n, done in enumerate(told)}
     assert len(places) > 100
     assert sum(len(text) for name, text in places.items() if name.startswith("database")) > 50_000
     assert b"tiny-dass" in places["database mlflow"]
