@@ -8,7 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 from check_jsonschema.builtin_schemas import get_builtin_schema
-from jsonschema.validators import validator_for
+from jsonschema.validators import validator_for  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
 from flows.environment import NOTHING_LEAVES
