@@ -60,7 +60,7 @@ def test_planted_tokens_are_found_nowhere(stack: RunningStack) -> None:
         name: f"wr0ng-{name}-{secrets.token_hex(8)}" for name in ("password", "token", "address", "remote", "prefect")
     }
     remote = ["remote", "modify", "--local", "away"]
-    runner(ws, "dvc", "remote", "add", "--default", "away", f"http://{NOWHERE}/store")
+    runner(ws, "dvc", "remote", "add", "away", f"http://{NOWHERE}/store")
     runner(ws, "dvc", *remote, "auth", "basic")
     runner(ws, "dvc", *remote, "user", "kim")
     runner(ws, "dvc", *remote, "password", wrong["remote"])
@@ -107,7 +107,7 @@ def test_planted_tokens_are_found_nowhere(stack: RunningStack) -> None:
         HF_HUB_OFFLINE="0",
         HF_ENDPOINT=f"http://{NOWHERE}",
     )
-    say("dvc", "push", status=None)
+    say("dvc", "push", "--remote", "away", status=None)
 
     ours = ("mlflow-admin", "mlflow-forms", "prefect-login", "postgres-dass", "postgres-mlflow", "postgres-prefect")
     looked_for = {**stack.tokens, **wrong, "runner": password, **{name: stack.place.secret(name) for name in ours}}
