@@ -197,10 +197,12 @@ def promote(
     if _works_alone(ws):
         from tasks.promotion.decision import promoted
         from tasks.registry.registration import check_reachable
+        from tasks.registry.rights import RELEASE, check_right
         from tasks.workspace.settings import load_settings
 
         check_reachable(ws)
         settings = load_settings(ws.params)
+        check_right(ws, settings.register_.model, RELEASE)
         decision = promoted(ws, settings.register_.model, settings.promote, version, force=force, reason=reason)
     else:
         from flows.prefect_api import prefect_server
@@ -271,8 +273,10 @@ def rollback(
     if _works_alone(ws):
         from tasks.promotion.decision import go_back
         from tasks.registry.registration import check_reachable
+        from tasks.registry.rights import RELEASE, check_right
 
         check_reachable(ws)
+        check_right(ws, model_of(ws), RELEASE)
         done = go_back(ws, model_of(ws), reason, to)
     else:
         from flows.prefect_api import prefect_server
