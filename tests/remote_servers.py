@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,8 +101,8 @@ class S3:
         found = self.client().list_objects_v2(Bucket=self.bucket).get("Contents", [])
         return {each["Key"]: each["Size"] for each in found}
 
-    def client(self):  # type: ignore[no-untyped-def]  # boto3 makes its classes as it goes
-        """boto3's client."""
+    def client(self) -> Any:
+        """boto3's client; boto3 makes its classes as it goes."""
         import boto3
 
         return boto3.client(

@@ -63,7 +63,7 @@ def test_a_second_clone_pulls_verifies_and_loads_a_version_that_was_pushed(
     with mlflow_server(f"sqlite:///{tmp_path}/mlflow/db", tmp_path / "mlflow") as uri:
         known = {**s3.environment, "MLFLOW_TRACKING_URI": uri}
         answer = json.loads(
-            commands(ws, "dass", "run", "--json", "-S", "register.remotes=[host, bucket]", **known).stdout
+            commands(ws, "dass", "run", "--json", "-S", "register.remotes=[host, bucket]", status=0, **known).stdout
         )
         in_git(ws, "add", "--all")
         in_git(ws, "commit", "-q", "-m", "half")
@@ -74,9 +74,9 @@ def test_a_second_clone_pulls_verifies_and_loads_a_version_that_was_pushed(
         shutil.rmtree(ws.root)  # what the clone gets comes from the remotes and the server
         commands(clone, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key))
         commands(clone, "dvc", "remote", "default", "--local", remote)
-        commands(clone, "dass", "verify", answer["version"], "--replay", **known)
-        commands(clone, "dvc", "pull", **known)
-        again = json.loads(commands(clone, "dass", "run", "--json", **known).stdout)
+        commands(clone, "dass", "verify", answer["version"], "--replay", status=0, **known)
+        commands(clone, "dvc", "pull", status=0, **known)
+        again = json.loads(commands(clone, "dass", "run", "--json", status=0, **known).stdout)
         assert again["version"] == answer["version"]
         assert set(again["stages"].values()) == {"unchanged"}
         assert parameters_of(clone, commands, answer, known) > 0
@@ -91,13 +91,13 @@ def test_another_machine_needs_the_server_a_remote_and_the_trusted_keys(
     (tmp_path / "mlflow").mkdir()
     with mlflow_server(f"sqlite:///{tmp_path}/mlflow/db", tmp_path / "mlflow") as uri:
         known = {**s3.environment, "MLFLOW_TRACKING_URI": uri}
-        answer = json.loads(commands(ws, "dass", "run", "--json", **known).stdout)
+        answer = json.loads(commands(ws, "dass", "run", "--json", status=0, **known).stdout)
         there = new_workspace()
         (there.root / "dass.keys").write_bytes((ws.root / "dass.keys").read_bytes())
         (there.root / ".dvc" / "config").write_bytes((ws.root / ".dvc" / "config").read_bytes())
         shutil.rmtree(ws.root)
         known |= {"XDG_CONFIG_HOME": str(tmp_path / "config"), "DASS_SIGNING_KEY": str(tmp_path / "no-key.pem")}
-        verified = commands(there, "dass", "verify", answer["version"], "--replay", **known)
+        verified = commands(there, "dass", "verify", answer["version"], "--replay", status=0, **known)
         assert not (tmp_path / "no-key.pem").exists()
         assert "believed" not in verified.stderr  # dass.keys says how the ledger begins
         assert parameters_of(there, commands, answer, known) > 0
@@ -144,12 +144,12 @@ def test_a_push_that_was_cut_off_goes_on_and_registers_once(
     ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
 ) -> None:
     add_remotes(ws, commands, ssh, s3, tmp_path / "host")
-    commands(ws, "dass", "run", "--until", "plots", **s3.environment)
+    commands(ws, "dass", "run", "--until", "plots", status=0, **s3.environment)
     s3.client().delete_bucket(Bucket=s3.bucket)
     (tmp_path / "host").mkdir()
     failed = commands(ws, "dass", "run", "-S", "register.remotes=[host, bucket]", status=3, **s3.environment)
     assert "bucket" in failed.stderr
     s3.client().create_bucket(Bucket=s3.bucket)
-    answer = json.loads(commands(ws, "dass", "run", "--json", **s3.environment).stdout)
+    answer = json.loads(commands(ws, "dass", "run", "--json", status=0, **s3.environment).stdout)
     assert answer["version"] == "1"
     assert set(answer["stages"].values()) == {"unchanged"}
