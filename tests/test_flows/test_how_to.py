@@ -63,8 +63,9 @@ def test_the_shell_waits_for_what_runs_on(tmp_path: Path) -> None:
     assert lines[4] == "dass show"
 
 
-def test_pages_without_a_line_to_type_need_a_card_or_a_login() -> None:
-    assert {name for name, blocks in TYPED.items() if not blocks} == {"gpu.md", "private-model.md"}
+def test_pages_without_a_line_to_type_need_a_card_a_login_or_servers() -> None:
+    servers = "stack.md"  # its commands are those of tests/test_flows/test_stack
+    assert {name for name, blocks in TYPED.items() if not blocks} == {"gpu.md", "private-model.md", servers}
 
 
 @pytest.mark.slow
