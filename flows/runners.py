@@ -1,5 +1,6 @@
 """Who works on a sweep's points: threads of this process, or a cluster of Dask or Ray, here or at an address."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -49,6 +50,10 @@ def runner_of(asked: Sweep) -> Any:
         from prefect.task_runners import ThreadPoolTaskRunner
 
         return ThreadPoolTaskRunner(max_workers=asked.parallel)
+    if asked.address is None:
+        # Its processes have more threads together than there are cores. OpenMP's wait for one another by spinning, on
+        # the cores that the others need; asleep they are three times as fast. Read when a process first loads torch.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return _cluster(asked.runner).runner(asked)
 
 
