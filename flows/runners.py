@@ -52,7 +52,7 @@ def runner_of(asked: Sweep) -> Any:
         return ThreadPoolTaskRunner(max_workers=asked.parallel)
     if asked.address is None:
         # Its processes have more threads together than there are cores. OpenMP's wait for one another by spinning, on
-        # the cores that the others need; asleep they are three times as fast. Read when a process first loads torch.
+        # the cores that the others need, unless they are to sleep. Read when a process first loads torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return _cluster(asked.runner).runner(asked)
 

@@ -25,12 +25,6 @@ stages:
 FILES = {"a.txt": "made", "b.txt": "also made", "empty.txt": ""}
 
 
-@pytest.fixture(autouse=True)
-def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-
-
 @pytest.fixture
 def ws(tmp_path: Path) -> Workspace:
     """A stage has run, and there are two remotes: store, the default, and other."""
