@@ -152,6 +152,7 @@ def test_after_a_run_dvc_is_clean_and_a_second_run_does_nothing(commands: Comman
     assert not home.exists()  # Prefect was not even asked
 
 
+@pytest.mark.slow
 def test_dvc_repro_alone_makes_the_same_bytes(
     commands: Commands, finished: Workspace, new_workspace: Callable[[], Workspace]
 ) -> None:
@@ -162,6 +163,7 @@ def test_dvc_repro_alone_makes_the_same_bytes(
     assert digests(ws) == digests(finished)
 
 
+@pytest.mark.slow
 def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
     commands: Commands, finished: Workspace, first_answer: dict[str, Any]
 ) -> None:

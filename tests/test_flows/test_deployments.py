@@ -66,6 +66,7 @@ def test_stages_are_picked_from_a_list() -> None:
     assert "register" in asked["description"]
 
 
+@pytest.mark.slow
 def test_prefect_takes_the_deployments(commands: Commands) -> None:
     root = Workspace(ROOT)
     commands(root, "prefect", "work-pool", "create", "dass", "--type", "process")

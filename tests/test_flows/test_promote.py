@@ -12,6 +12,7 @@ from tests.receivers import receiver
 from tests.test_flows.conftest import Commands
 
 
+@pytest.mark.slow
 def test_from_a_run_to_a_champion_and_back_and_a_webhook_hears_of_each_decision(
     finished: Workspace, commands: Commands
 ) -> None:

@@ -77,6 +77,7 @@ def test_settings_for_one_run_leave_the_files_alone(capsys: Capture, finished: W
     assert not list(finished.private.glob(".once*"))
 
 
+@pytest.mark.slow
 def test_settings_for_one_run_are_what_dvc_and_mlflow_record(
     capsys: Capture, commands: Commands, finished: Workspace
 ) -> None:

@@ -209,7 +209,7 @@ def test_a_record_that_says_something_else_is_told(
             path.write_bytes(before)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_have_the_losses_of_one(
     sharded: bool, pruned: Workspace, template: Workspace, tmp_path: Path
 ) -> None:
