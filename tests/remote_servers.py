@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from tasks.workspace.folder import Workspace
 from tests.servers import free_port
+from tests.test_flows.conftest import Commands
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,14 @@ def s3_server(folder: Path) -> Generator[S3]:
         yield made
     finally:
         _end(process)
+
+
+def add_remotes(ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, folder: Path) -> None:
+    """DVC's remotes `host`, that folder by SSH, and `bucket`, the default. The key's file is named in config.local."""
+    commands(ws, "dvc", "remote", "add", "host", ssh.url(folder))
+    commands(ws, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key))
+    commands(ws, "dvc", "remote", "add", "--default", "bucket", f"s3://{s3.bucket}/dass")
+    commands(ws, "dvc", "remote", "modify", "bucket", "endpointurl", s3.endpoint)
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

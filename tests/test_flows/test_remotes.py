@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.workspace.folder import Workspace
-from tests.remote_servers import S3, Ssh, s3_server, ssh_server
+from tests.remote_servers import S3, Ssh, add_remotes, s3_server, ssh_server
 from tests.servers import mlflow_server
 from tests.test_flows.conftest import Commands
 
@@ -43,13 +43,6 @@ def ws(new_workspace: Callable[[], Workspace], commands: Commands) -> Workspace:
 
 def in_git(ws: Workspace, *arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=ws.root, check=True, capture_output=True, env={**os.environ, **AUTHOR})
-
-
-def add_remotes(ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, folder: Path) -> None:
-    commands(ws, "dvc", "remote", "add", "host", ssh.url(folder))
-    commands(ws, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key))
-    commands(ws, "dvc", "remote", "add", "--default", "bucket", f"s3://{s3.bucket}/dass")
-    commands(ws, "dvc", "remote", "modify", "bucket", "endpointurl", s3.endpoint)
 
 
 @pytest.mark.parametrize("remote", ["host", "bucket"])
