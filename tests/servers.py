@@ -107,14 +107,26 @@ def installed() -> tuple[Path, dict[str, Any]]:
 
 @contextmanager
 def mlflow_server(
-    database: str, folder: Path, environment: dict[str, str] | None = None, app: str | None = None
+    database: str,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    app: str | None = None,
+    files: str | None = None,
 ) -> Generator[str]:
-    """MLflow's server in front of a database, keeping files in `folder`; yields its address. `app`: its --app-name."""
+    """MLflow's server in front of a database; yields its address.
+
+    Args:
+        database: what SQLAlchemy connects to.
+        folder: where it works.
+        environment: what it has besides ours.
+        app: its --app-name.
+        files: where it keeps artifacts; None: in `folder`.
+    """
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", database, "--workers", "1"]
-    command += ["--artifacts-destination", (folder / "server").as_uri(), "--serve-artifacts"]
+    command += ["--artifacts-destination", files or (folder / "server").as_uri(), "--serve-artifacts"]
     command += ["--app-name", app] if app else []
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     quiet = {

@@ -95,6 +95,24 @@ def test_another_machine_needs_the_server_a_remote_and_the_trusted_keys(
         assert parameters_of(there, commands, answer, known) > 0
 
 
+def test_versions_whose_files_mlflow_keeps_on_s3(ws: Workspace, commands: Commands, s3: S3, tmp_path: Path) -> None:
+    """Behind its server, which alone has the login: a version is registered, proved and loaded like any other."""
+    (tmp_path / "mlflow").mkdir()
+    login = {**s3.environment, "MLFLOW_S3_ENDPOINT_URL": s3.endpoint}
+    with mlflow_server(
+        f"sqlite:///{tmp_path}/mlflow/db", tmp_path / "mlflow", login, files=f"s3://{s3.bucket}/mlflow"
+    ) as uri:
+        known = {"MLFLOW_TRACKING_URI": uri}
+        answer = json.loads(commands(ws, "dass", "run", "--json", **known).stdout)
+        kept = s3.objects()
+        assert any(key.endswith("/dass/manifest.json") for key in kept)
+        commands(ws, "dass", "verify", answer["version"], "--replay", **known)
+        assert parameters_of(ws, commands, answer, known) > 0
+        commands(ws, "dass", "gc", "--yes", **known)
+        assert s3.objects().keys() >= {key for key in kept if "/models/" in key}
+        commands(ws, "dass", "verify", answer["version"], **known)
+
+
 def parameters_of(ws: Workspace, commands: Commands, answer: dict[str, Any], known: dict[str, str]) -> int:
     """Of the version as `dass.load` gives it in a process of its own."""
     loads = "import dass, sys; print(sum(each.numel() for each in dass.load(sys.argv[1]).parameters()))"
