@@ -60,7 +60,7 @@ class Bench:
     """A workspace's base, ready to be studied.
 
     Attributes:
-        model: what the base is called.
+        model: what the base is called: as the models made from it are registered, whatever its file is called.
         parameters: how many it has.
         decoder: the base, whose layers are read when they are wanted.
     """
@@ -91,7 +91,7 @@ class Bench:
             )
         self.held_out_WL = self.held_out_WL[:windows]
         checkpoint = Checkpoint(ws.base)
-        self.model = source_name(source["uri"])
+        self.model = settings.register_.model.removesuffix("-dass")
         self.parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.stored)
         device = choose_device(settings.engine.device)
         self.decoder = StreamedDecoder(
@@ -147,9 +147,7 @@ class Bench:
         if name == SELF:
             told |= {"made_by": self._made_by, "temperature": asked.temperature, "top_k": asked.top_k}
         else:
-            role = "calibration" if name == MAIN_SET else f"calibration_texts.{name}"
-            source = settings.sources.calibration if name == MAIN_SET else asked.texts[name]
-            told |= {"pin": pinned(self._ws, role, source), "tokenizer": read_json(self._ws.base / "source.json")}
+            told |= {"pin": self.pin(name), "tokenizer": read_json(self._ws.base / "source.json")}
         path = self.folder / "windows" / f"{digest_of(told)}.safetensors"
         if not path.exists():
             windows_WL = windows_of_set(self._ws, settings, name)
@@ -157,6 +155,17 @@ class Bench:
             with complete_file(path) as temporary:
                 save_file({"input_ids": windows_WL[order_W].contiguous()}, temporary)
         return Drawn(name, seed, load_file(path)["input_ids"])
+
+    def pin(self, name: str) -> dict[str, Any]:
+        """What dass.lock.json says of a text that windows are drawn from.
+
+        Raises:
+            InputError: it says nothing of the text's uri.
+        """
+        settings = self._settings
+        if name == MAIN_SET:
+            return pinned(self._ws, "calibration", settings.sources.calibration)
+        return pinned(self._ws, f"calibration_texts.{name}", settings.calibration.texts[name])
 
     def pieces(self, drawn: Drawn, sizes: Sequence[int]) -> dict[int, list[Path]]:
         """For each size, the folders of statistics that together are those of so many windows.

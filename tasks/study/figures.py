@@ -1,6 +1,7 @@
-"""The pictures of a study of outliers, in the style of a run's own. Equal rows give equal bytes."""
+"""The pictures of studies of outliers, in the style of a run's own. Equal rows give equal bytes."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,69 @@ from matplotlib.figure import Figure
 
 from tasks.plots import STYLE, number_layers, save_figure
 from tasks.study.cells import MAGNITUDE, PARTS, PUBLISHED, WANDA
-from tasks.study.verdict import Mean, Rows, main_rows, mean, measured, where
+from tasks.study.verdict import Mean, Rows, Study, against_wanda, main_rows, mean, measured, shared_patterns, where
 
+ACROSS = "across.png"
 OUTLIERS, ABLATION, ALPHA, WINDOWS = "outliers.png", "ablation.png", "alpha.png", "windows.png"
 _ACTIVATIONS = {"input": "#0072B2", "intermediate": "#E69F00"}
 _SCORES = ("#999999", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7")
+_PATTERNS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+_SHIFTS = (1.0, 1.02, 0.98, 1.04, 0.96, 1.06, 0.94)
+"""So that error bars of one model lie beside each other."""
+
 _KL = "KL(dense ‖ pruned), nats a token"
+
+
+def names(about: Mapping[str, Any]) -> list[str]:
+    """The files that `draw` writes for a study."""
+    more = [WINDOWS] if any(size != about["samples"] for size in about["sizes"]) else []
+    return [OUTLIERS, ABLATION, ALPHA, *more]
 
 
 def draw(folder: Path, about: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[str]:
     """Draw what the tables hold; returns the files' names."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):  # the style is read when axes are made
-        figures = {
-            OUTLIERS: outliers_figure(about, tables["outliers"]),
-            ABLATION: ablation_figure(about, tables["ablation"]),
-            ALPHA: alpha_figure(about, tables["ablation"]),
-        }
-        if any(size != about["samples"] for size in about["sizes"]):
-            figures[WINDOWS] = windows_figure(about, tables["ablation"])
-        for name, figure in figures.items():
-            save_figure(figure, folder / name)
-    return list(figures)
+    made = {
+        OUTLIERS: lambda: outliers_figure(about, tables["outliers"]),
+        ABLATION: lambda: ablation_figure(about, tables["ablation"]),
+        ALPHA: lambda: alpha_figure(about, tables["ablation"]),
+        WINDOWS: lambda: windows_figure(about, tables["ablation"]),
+    }
+    with _style():
+        for name in names(about):
+            save_figure(made[name](), folder / name)
+    return names(about)
+
+
+def draw_across(folder: Path, studies: Sequence[Study]) -> str:
+    """Draw how DaSS against Wanda moves with the size of the model; returns the file's name."""
+    with _style():
+        save_figure(across_figure(studies), folder / ACROSS)
+    return ACROSS
+
+
+def _style() -> AbstractContextManager[None]:
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE})  # it is read when axes are made
+
+
+def across_figure(studies: Sequence[Study]) -> Figure:
+    """KL of DaSS over Wanda's on gate and up by the model's parameters, a line a pattern, error bars over seeds."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    sizes = [about["parameters"] for about, _ in studies]
+    for pattern, colour, shift in zip(shared_patterns(studies), _PATTERNS, _SHIFTS, strict=False):
+        found = [against_wanda(about, tables["ablation"], pattern) for about, tables in studies]
+        ratios = [each.ratio for each in found]
+        below = [0.0 if each.low is None else each.ratio - each.low for each in found]
+        above = [0.0 if each.high is None else each.high - each.ratio for each in found]
+        across = [size * shift for size in sizes]
+        axes.errorbar(across, ratios, [below, above], color=colour, marker="o", markersize=4, capsize=3, label=pattern)
+    axes.axhline(1.0, color="#999999", linestyle="--", label="Wanda")
+    axes.set(xscale="log", ylim=(0, None), ylabel="KL of DaSS, α = 0.5, over Wanda's")
+    axes.set_xticks(sizes, [about["model"] for about, _ in studies], rotation=20, ha="right")
+    axes.minorticks_off()
+    axes.set_title("only gate and up pruned; below 1 DaSS is ahead", loc="left", fontsize="medium")
+    axes.legend()
+    return figure
 
 
 def outliers_figure(about: Mapping[str, Any], rows: Rows) -> Figure:

@@ -1,15 +1,19 @@
 """The Markdown page of one or several studies of outliers: tables with error bars, and what follows from them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tasks.study.cells import MAGNITUDE, PARTS, PUBLISHED, WANDA
 from tasks.study.markdown import table
 from tasks.study.verdict import (
     CONFIDENCE,
+    Mean,
     Rows,
+    Study,
     across_models,
     against_wanda,
+    by_size,
     concentrated,
     main_rows,
     mean,
@@ -17,9 +21,6 @@ from tasks.study.verdict import (
     paragraph,
     where,
 )
-
-Study = tuple[Mapping[str, Any], Mapping[str, Rows]]
-"""What was studied, and its tables."""
 
 _INTRODUCTION = """The paper behind DaSS says that in GLU MLPs outlier channels play a small part in the **input** of
 gate and up, so that Wanda's factor ‖x‖ can be left out there. This page tries that claim on {models}: how much of an
@@ -31,14 +32,17 @@ KL is that of the dense model's predictions from the pruned one's, in nats a tok
 those of the dense model (`propagation: dense`), so one pass serves every cell. Made by:"""
 
 
-def page(studies: Sequence[Study], command: str) -> str:
+def page(studies: Sequence[Study], command: str, pictures: Sequence[Sequence[str]], across: str | None = None) -> str:
     """The page of several models, smallest first.
 
     Args:
         studies: at least one.
         command: what makes the page again.
+        pictures: of each study, as the page refers to them.
+        across: the picture of all of them.
     """
-    ordered = sorted(studies, key=lambda study: study[0]["parameters"])
+    whose = {about["model"]: some for (about, _), some in zip(studies, pictures, strict=True)}
+    ordered = by_size(studies)
     abouts = [about for about, _ in ordered]
     windows = sorted({f"{a['held_out_windows']} × {a['held_out_length']} held-out tokens" for a in abouts})
     parts = [
@@ -54,12 +58,14 @@ def page(studies: Sequence[Study], command: str) -> str:
     parts += [paragraph(about, tables) for about, tables in ordered]
     if len(ordered) > 1:
         parts += ["### Across sizes", across_models(ordered)]
+    if across is not None:
+        parts.append(_shown(across))
     for about, tables in ordered:
-        parts += _of_model(about, tables, pictures=len(ordered) == 1)
+        parts += _of_model(about, tables, whose[about["model"]])
     return "\n\n".join(parts) + "\n"
 
 
-def _of_model(about: Mapping[str, Any], tables: Mapping[str, Rows], pictures: bool) -> list[str]:
+def _of_model(about: Mapping[str, Any], tables: Mapping[str, Rows], pictures: Sequence[str]) -> list[str]:
     seeds = about["seeds"]
     parts = [
         f"## {about['model']}",
@@ -83,14 +89,13 @@ def _of_model(about: Mapping[str, Any], tables: Mapping[str, Rows], pictures: bo
             "### Mask stability",
             "Jaccard index of what two seeds' masks keep, the mean over all two of them and all matrices. Masks drawn "
             "at random with half of the weights kept come to 0.333.",
-            _stability_table(about, tables["stability"]),
+            *_stability_tables(about, tables["stability"]),
         ]
-    if pictures:
-        names = ["outliers.png", "ablation.png", "alpha.png"]
-        if any(size != about["samples"] for size in about["sizes"]):
-            names.append("windows.png")
-        parts += ["### Plots", *(f"![{name.removesuffix('.png')}]({name})" for name in names)]
-    return parts
+    return [*parts, "### Plots", *map(_shown, pictures)]
+
+
+def _shown(picture: str) -> str:
+    return f"![{Path(picture).stem}]({picture})"
 
 
 def _outliers_table(about: Mapping[str, Any], rows: Rows) -> str:
@@ -160,12 +165,27 @@ def _side_tables(about: Mapping[str, Any], rows: Rows) -> list[str]:
     return [f"KL at {pattern}:", *found] if found else []
 
 
-def _stability_table(about: Mapping[str, Any], rows: Rows) -> str:
-    body = []
-    for part, score, samples in dict.fromkeys((row["part"], row["score"], row["samples"]) for row in rows):
-        cells = []
-        for pattern in about["patterns"]:
-            found = measured(rows, "jaccard", part=part, score=score, samples=samples, pattern=pattern)
-            cells.append("not measured" if found is None else f"{found.value:.3f}")
-        body.append([part, score, str(samples), *cells])
-    return table(["pruned", "score", "windows", *about["patterns"]], body)
+def _stability_tables(about: Mapping[str, Any], rows: Rows) -> list[str]:
+    """By pattern at the study's number of windows; by number of windows at its first pattern."""
+    patterns, samples = about["patterns"], about["samples"]
+    sizes = sorted({row["samples"] for row in rows})
+    scores = dict.fromkeys((row["part"], row["score"]) for row in rows)
+
+    def cells(columns: Sequence[dict[str, Any]]) -> list[list[str]]:
+        return [
+            [part, score, *(_share(measured(rows, "jaccard", part=part, score=score, **each)) for each in columns)]
+            for part, score in scores
+        ]
+
+    head = ["pruned", "score"]
+    by_pattern = [{"pattern": pattern, "samples": samples} for pattern in patterns]
+    found = [f"On {samples} windows:", table([*head, *patterns], cells(by_pattern))]
+    if len(sizes) > 1:
+        by_size_of_set = [{"pattern": patterns[0], "samples": size} for size in sizes]
+        columns = [f"{size} windows" for size in sizes]
+        found += [f"At {patterns[0]}:", table([*head, *columns], cells(by_size_of_set))]
+    return found
+
+
+def _share(found: Mean | None) -> str:
+    return "not measured" if found is None else f"{found.value:.3f}"

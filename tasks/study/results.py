@@ -1,5 +1,6 @@
 """What the commands of `dass study` leave behind: tables, pictures and a page in one folder."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 from dass.errors import InputError
 from dass.files import complete_file
 from tasks.study.cells import Asked
-from tasks.study.figures import draw
+from tasks.study.figures import draw, draw_across
 from tasks.study.outliers import OutlierStudy
-from tasks.study.page import Study, page
+from tasks.study.page import page
 from tasks.study.tables import check_ours, read_study, write_study
-from tasks.study.verdict import across_models, paragraph
+from tasks.study.verdict import Study, across_models, by_size, paragraph
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -37,7 +38,7 @@ def study_outliers(ws: Workspace, settings: Settings, asked: Asked, folder: Path
     about, tables = OutlierStudy(ws, settings, asked).measure()
     write_study(folder, OUTLIERS, about, tables)
     pictures = draw(folder, about, tables)
-    text = page([(about, tables)], command)
+    text = page([(about, tables)], command, [pictures])
     file = folder / f"{OUTLIERS}.md"
     with complete_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -52,7 +53,7 @@ def study_outliers(ws: Workspace, settings: Settings, asked: Asked, folder: Path
 
 
 def write_page(folders: Sequence[Path], file: Path, command: str) -> dict[str, Any]:
-    """One page of several studies of outliers.
+    """One page of several studies of outliers, with its pictures in a folder beside it, NAME-plots.
 
     Raises:
         InputError: a folder without such a study; two studies of one model.
@@ -61,10 +62,20 @@ def write_page(folders: Sequence[Path], file: Path, command: str) -> dict[str, A
     names = [about["model"] for about, _ in studies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"Two of the folders are studies of {', '.join(sorted(twice))}: expected one a model.")
-    text = page(studies, command)
+    studies = by_size(studies)
+    plots = file.parent / f"{file.stem}-plots"
+    folders = [plots / re.sub(r"[^\w.-]+|^\.+", "-", about["model"]) for about, _ in studies]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        [f"{plots.name}/{folder.name}/{name}" for name in draw(folder, *study)]
+        for folder, study in zip(folders, studies, strict=True)
+    ]
+    across = f"{plots.name}/{draw_across(plots, studies)}" if len(studies) > 1 else None
+    text = page(studies, command, pictures, across)
     with complete_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-    told = [paragraph(about, tables) for about, tables in sorted(studies, key=lambda study: study[0]["parameters"])]
+    told = [paragraph(about, tables) for about, tables in studies]
     return {
         "models": names,
         "page": str(file),

@@ -8,6 +8,9 @@ from typing import Any
 from tasks.study.cells import MAGNITUDE, PUBLISHED, WANDA
 
 Rows = Sequence[Mapping[str, Any]]
+Study = tuple[Mapping[str, Any], Mapping[str, Rows]]
+"""What was studied, and its tables."""
+
 CONFIDENCE = 0.95
 
 
@@ -186,14 +189,24 @@ def _norms_matter(about: Mapping[str, Any], ablation: Rows) -> str:
     return f"Wanda's KL there is {', '.join(told)} of magnitude's, which looks at no activation."
 
 
-def across_models(studies: Sequence[tuple[Mapping[str, Any], Mapping[str, Rows]]]) -> str:
+def by_size(studies: Sequence[Study]) -> list[Study]:
+    """The smallest model first."""
+    return sorted(studies, key=lambda study: study[0]["parameters"])
+
+
+def shared_patterns(studies: Sequence[Study]) -> list[str]:
+    """Patterns that every study has, in the first one's order."""
+    return [
+        pattern for pattern in studies[0][0]["patterns"] if all(pattern in about["patterns"] for about, _ in studies)
+    ]
+
+
+def across_models(studies: Sequence[Study]) -> str:
     """How DaSS against Wanda moves with the size of the model."""
     from scipy import stats
 
-    ordered = sorted(studies, key=lambda study: study[0]["parameters"])
-    shared = [
-        pattern for pattern in ordered[0][0]["patterns"] if all(pattern in about["patterns"] for about, _ in ordered)
-    ]
+    ordered = by_size(studies)
+    shared = shared_patterns(ordered)
     told = []
     for pattern in shared:
         ratios = [against_wanda(about, tables["ablation"], pattern) for about, tables in ordered]

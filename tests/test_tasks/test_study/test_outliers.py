@@ -1,5 +1,6 @@
 """A study of outliers on a tiny workspace: what it measures, that it goes on where it was, what it refuses."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tasks.study.results import study_outliers, write_page
 from tasks.study.tables import read_study
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
+from tasks.workspace.settings.calibration import Calibration
 
+NAME = "tiny"  # as it is registered
 SMALL: dict[str, Any] = {
     "patterns": ("2:4", "50%"),
     "seeds": (0, 1),
@@ -61,7 +64,7 @@ def test_every_cell_is_there_and_down_is_measured_once_for_wanda_and_dass(study:
         ("calibration", 2, 0),
         ("self", 4, 0),
     }
-    assert all(row["kl"] > 0.0 and row["model"] == "model" for row in rows)
+    assert all(row["kl"] > 0.0 and row["model"] == NAME for row in rows)
 
 
 def test_a_cell_is_what_pruning_that_part_alone_costs(study: tuple[Workspace, Path]) -> None:
@@ -174,8 +177,12 @@ def test_studies_of_two_models_share_a_page(study: tuple[Workspace, Path], tmp_p
     (other / "study.json").write_text(json.dumps({**about, "model": "larger", "parameters": 10**9}))
     done = write_page([other, folder], tmp_path / "page.md", "dass study page")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert text.index("## model") < text.index("## larger")
+    assert text.index(f"## {NAME}") < text.index("## larger")
     assert "Across sizes" in text
+    pictures = re.findall(r"\]\((.*?\.png)\)", text)
+    assert len(pictures) == 1 + 2 * 4
+    for picture in pictures:
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     assert len(done["verdict"]) == 3
 
 
@@ -206,6 +213,12 @@ def test_what_the_workspace_cannot_give_is_refused_before_any_work(finished: Wor
     ):
         with pytest.raises(InputError, match=told):
             OutlierStudy(finished, settings, Asked(**{**SMALL, **changes}))
+    other = {"code": {"uri": "./model/config.json", "share": 0.5}}
+    unpinned = settings.model_copy(
+        update={"calibration": Calibration.model_validate({**settings.calibration.model_dump(), "texts": other})}
+    )
+    with pytest.raises(InputError, match=r"calibration\.texts\.code\. Run: dass pin"):
+        OutlierStudy(finished, unpinned, Asked(**{**SMALL, "sources": ("code",)}))
     (finished.evaluation / "tokens.safetensors").unlink()
     with pytest.raises(InputError, match="dass run --until baseline"):
         OutlierStudy(finished, settings, Asked(**SMALL))
