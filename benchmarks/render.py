@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    allocations,
     block_memory,
     command,
     cost,
@@ -142,6 +143,13 @@ _COST = (
     "bootstrap interval in points, documents that only the dense (lost) or only the pruned model (gained) has right, "
     "and the exact two-sided p-value of McNemar's test."
 )
+_ALLOCATIONS = (
+    "Under one total some matrices take more than others. Sensitivity: the least sum of the divergences of the whole "
+    "model with one matrix pruned alone, solved exactly; guess: the same with each matrix's own relative output error, "
+    "which costs no walk through the model. Uniform and OWL at 2:4 prune whole matrices until the total is reached, "
+    "spread over the depth or in layers with the fewest outliers. Divergences that choose are taken on calibration "
+    "windows, those of the table on held-out ones."
+)
 _NO_GPU = "Not measured: no GPU was at hand. `make bench-gpu` on a machine with one fills this section."
 
 
@@ -159,27 +167,30 @@ def page(folder: Path) -> str:
 def quality_page(folder: Path) -> str:
     """docs/results.md as markdown: what the methods cost in quality, from the results in `folder`."""
     perplexities, costs = read_json(folder / "quality.json"), read_json(folder / "cost.json")
-    file = folder / "refits.json"
-    brought_back = read_json(file) if file.exists() else None
     return (
         "\n\n".join(
             [
                 "# Results",
                 quality.section(perplexities["records"]),
-                *([] if brought_back is None else _brought_back(brought_back)),
+                *_measured("What re-fits and recovery bring back", folder / "refits.json", refits.section),
                 "## What it cost besides perplexity",
                 textwrap.fill(_COST, width=120),
                 cost.section(costs["records"]),
                 _provenance(costs),
+                *_measured("Which matrices are spared", folder / "allocations.json", allocations.section, _ALLOCATIONS),
             ]
         )
         + "\n"
     )
 
 
-def _brought_back(content: dict[str, Any]) -> list[str]:
-    heading = "## What re-fits and recovery bring back"
-    return [heading, refits.section(content["records"]), _provenance(content)]
+def _measured(title: str, file: Path, section: Callable[[list[Record]], str], note: str = "") -> list[str]:
+    """A part of the page; nothing where it was not measured."""
+    if not file.exists():
+        return []
+    content = read_json(file)
+    told = [textwrap.fill(note, width=120)] if note else []
+    return [f"## {title}", *told, section(content["records"]), _provenance(content)]
 
 
 def _section(section: Section, folder: Path) -> str:

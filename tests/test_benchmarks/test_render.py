@@ -81,6 +81,19 @@ def test_what_was_not_measured_is_said_and_no_figure_stands_for_it(tmp_path: Pat
     assert "987" not in text
 
 
+def test_the_best_allocation_stands_beside_the_others(tmp_path: Path) -> None:
+    for name in ("quality.json", "cost.json"):
+        (tmp_path / name).write_bytes((RESULTS / name).read_bytes())
+    assert "Which matrices are spared" not in quality_page(tmp_path)
+    found = {"total": 0.4, "allocation": "sensitivity", "removed": 0.40123, "kl": 0.45678, "loss": 3.2}
+    measured = {"score": "dass", "layout": "paper", "held_out": [4, 512], "rank_correlation": 0.876}
+    what = {"model": "tiny", "what": "2:4 or dense", "allocations": [found | {"top1_agreement": 0.7}]}
+    _write(tmp_path, "allocations.json", what | measured)
+    text = quality_page(tmp_path)
+    assert "| tiny, dass, 2:4 or dense | 40 % | sensitivity | 40.12 % | 0.4568 | 3.2000 | 70.0% |" in text
+    assert "tiny, 2:4 or dense: 0.88, judged on 4 × 512 held-out tokens" in text
+
+
 def test_nothing_measured_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No results in .* Run: make bench"):
         page(tmp_path)
