@@ -19,14 +19,22 @@ SHARD_BYTES = 10**9
 _STANDARD_DEVIATION = 0.02  # LLaMA's initialisation
 
 
-def llama_config(layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int, context: int) -> LlamaConfig:
-    """A LLaMA with untied embeddings, bfloat16."""
+def llama_config(
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    vocabulary: int,
+    context: int,
+    key_heads: int | None = None,
+) -> LlamaConfig:
+    """A LLaMA with untied embeddings, bfloat16; heads share no keys unless `key_heads` says so."""
     return LlamaConfig(
         num_hidden_layers=layers,
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=key_heads or heads,
         vocab_size=vocabulary,
         max_position_embeddings=context,
         tie_word_embeddings=False,

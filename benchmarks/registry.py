@@ -12,6 +12,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks import command, markdown
 from benchmarks.job import JobFailed
@@ -62,13 +63,14 @@ _SETTINGS = (
     *("calibration.samples=8", "calibration.sequence_length=32", "evaluate.samples=4", "evaluate.sequence_length=32"),
     *("engine.device=cpu", f"register.model={MODEL}", "register.artifact=masks", "promote.proof=true"),
 )
+TINY = llama_config(2, 32, 64, 4, _VOCABULARY, 128)
 _FIRST = (fetch_base, cache_windows, evaluate_dense)
 _AGAIN = (prune, recover, materialize, evaluate_pruned, evaluate_tasks, draw_plots)
 
 
 def store(folder: Path, versions: int, entries: int) -> Workspace:
     """A workspace whose registry is as large as asked, made by the product; what is there is gone on with."""
-    ws = Workspace.at(folder) if (folder / "dvc.yaml").exists() else _new(folder)
+    ws = Workspace.at(folder) if (folder / "dvc.yaml").exists() else new_workspace(folder)
     with workspace_lock(ws):
         settings = load_settings(ws.params)
         pin_inputs(ws)
@@ -81,15 +83,16 @@ def store(folder: Path, versions: int, entries: int) -> Workspace:
     return ws
 
 
-def _new(folder: Path) -> Workspace:
+def new_workspace(folder: Path, config: LlamaConfig = TINY, changes: Sequence[str] = ()) -> Workspace:
+    """A workspace of a random model, which knows 300 tokens, with texts that repeat themselves."""
     sources = folder.with_name(f"{folder.name}-sources")
-    write_checkpoint(sources / "model", llama_config(2, 32, 64, 4, _VOCABULARY, 128))
+    write_checkpoint(sources / "model", config)
     lines = [" ".join(_WORDS[(n * k) % len(_WORDS)] for k in range(1, 40)) + f" {n}." for n in range(400)]
     for name, some in (("calibration.txt", lines[:300]), ("evaluation.txt", lines[300:])):
         (sources / name).write_text("\n\n".join(some), encoding="utf-8")
     _tokenizer(lines).save_pretrained(sources / "model")
     named = [str(sources / name) for name in ("model", "calibration.txt", "evaluation.txt")]
-    return make_workspace(folder, named[0], named[1], named[2], changes=_SETTINGS)
+    return make_workspace(folder, named[0], named[1], named[2], changes=(*_SETTINGS, *changes))
 
 
 def _tokenizer(lines: list[str]) -> PreTrainedTokenizerFast:

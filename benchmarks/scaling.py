@@ -85,9 +85,9 @@ WIKITEXT = Tokens(windows=128, length=2048, held_out=166, held_out_length=2048)
 """The paper's calibration, and WikiText-2's test split (about 341,000 of LLaMA-2's tokens) in windows of 2048."""
 _READS = 3
 """Times that a point reads the MLP weights: masks are made from them, and the zeros of base and pruned counted."""
-_SCORE_PASSES = 30
+SCORE_PASSES = 30
 """Times that scores (float32) move through memory while a mask is chosen: a sort, mostly."""
-_LOGIT_PASSES = 8
+LOGIT_PASSES = 8
 """Times that logits (float32) move through memory: soft maxima of two models, and their divergence."""
 
 
@@ -107,11 +107,11 @@ def costs_of(config: LlamaConfig, tokens: Tokens, machine: Machine, workers: int
     def judged(windows: int, length: int) -> float:
         logits = windows * length * config.vocab_size
         head = 2 * logits * config.hidden_size / machine.operations
-        return forward(windows, length) + head + 4 * logits * _LOGIT_PASSES / machine.memory
+        return forward(windows, length) + head + 4 * logits * LOGIT_PASSES / machine.memory
 
     evaluation = judged(tokens.held_out, tokens.held_out_length)
     statistics = read(stored, 1) + forward(tokens.windows, tokens.length)
-    masks = 4 * mlp * _SCORE_PASSES / machine.memory
+    masks = 4 * mlp * SCORE_PASSES / machine.memory
     return Costs(
         once=read(stored, 1) + evaluation + statistics,
         point=masks + evaluation + _READS * read(2 * mlp, workers),

@@ -7,6 +7,7 @@ from flows.runners import check_runner
 from tasks.evaluation.task_check import check_tasks
 from tasks.notify import check_notify
 from tasks.pruning.fits import check_model_fits
+from tasks.pruning.nodes import check_endpoint
 from tasks.registry.readiness import check_ready
 from tasks.sweep.search import Listed, search_of
 from tasks.sweep.space import Space
@@ -18,14 +19,15 @@ from tasks.workspace.settings import Settings, Sweep
 
 
 def check_start(ws: Workspace, settings: Settings) -> None:
-    """Ask all that a run needs later: device, a model the plan can prune, tasks, a registry, git and DVC remotes
-    where they are wanted.
+    """Ask all that a run needs later: device, where nodes meet, a model the plan can prune, tasks, a registry, git and
+    DVC remotes where they are wanted.
 
     Raises:
         InputError: one of them is not to be had.
         InfrastructureError: MLflow or a remote does not answer.
     """
     check_device(settings.engine.device)
+    check_endpoint(settings.engine)
     check_model_fits(ws, settings)
     check_tasks(ws, settings)
     check_ready(ws, settings)

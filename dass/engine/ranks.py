@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dass.errors import InputError
 
+_TOLD_BYTES = 1024
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -25,10 +27,12 @@ class Ranks:
     Attributes:
         rank: its number, 0 to `size` − 1. Rank 0 writes.
         size: how many there are.
+        nodes: on how many machines.
     """
 
     rank: int = 0
     size: int = 1
+    nodes: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -64,6 +68,16 @@ class Ranks:
         self.sum_(told)
         return told.item()
 
+    def told(self, text: str, device: torch.device) -> list[str]:
+        """What each rank says, by rank: at most `_TOLD_BYTES` of UTF-8 each. `device` as `of_first`."""
+        said = text.encode()
+        assert len(said) <= _TOLD_BYTES, "too long to be told"
+        told = torch.zeros(self.size, _TOLD_BYTES, dtype=torch.uint8)
+        told[self.rank, : len(said)] = torch.tensor(list(said), dtype=torch.uint8)
+        told = told.to(device)
+        self.sum_(told)
+        return [bytes(row).rstrip(b"\0").decode() for row in told.tolist()]
+
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:
@@ -96,6 +110,7 @@ def joined_ranks(meet_in: Path | None = None) -> Iterator[Ranks]:
         place = {"store": store, "rank": int(os.environ["RANK"]), "world_size": size}
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo", **place)
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), nodes)
     finally:
         torch.distributed.destroy_process_group()

@@ -34,6 +34,7 @@ dass rollback --reason "..."          back to the champion before
 dass publish org/name                 the champion, to a hub repository
 dass export-audit history.zip         signed, in one file, for an auditor
 dass serve --cron "0 2 * * *"         run every night at two
+dass join                             be one of the machines that a run works on
 dass status                           what runs, what is stuck, who is champion, the disk
 dass gc                               free what nothing needs
 dass --install-completion             the Tab key completes, from now on

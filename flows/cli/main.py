@@ -18,6 +18,7 @@ from flows.cli import (  # noqa: F401  (commands)
     doctor,
     housekeeping,
     keys,
+    nodes,
     pipeline,
     registry,
     serving,

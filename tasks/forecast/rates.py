@@ -40,7 +40,7 @@ def kind_of(stage: str, settings: Settings) -> str:
     parts = [stage, device_of(settings), engine.dtype]
     if stage == "prune":
         prune = settings.prune
-        parts += [prune.method, prune.update, prune.refine, prune.allocation, prune.propagation, str(engine.processes)]
+        parts += [prune.method, prune.update, prune.refine, prune.allocation, prune.propagation, str(engine.ranks)]
         parts.append("N:M" if ":" in prune.pattern else prune.pattern)
     elif stage == "recover":
         parts.append("off" if not settings.recover.steps else f"{settings.recover.train} {settings.recover.teacher}")

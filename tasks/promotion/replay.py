@@ -94,10 +94,11 @@ def _loss(recovered: dict[str, Any]) -> str:
 def _settings(folder: Path, engine: dict[str, Any]) -> Settings:
     """The version's settings, computed as it was: the same kind of device, type and batches.
 
-    Pruning gives the same masks with any number of processes; a record that names a number wants that one.
+    Pruning gives the same masks with any number of processes; a record that names a number wants that one, all on this
+    machine.
     """
     values = read_json(folder / SETTINGS)
-    values["engine"] |= {"processes": 1} | {
+    values["engine"] |= {"processes": 1, "nodes": 1} | {
         name: engine[name] for name in ("device", "dtype", "batch_tokens", "processes") if name in engine
     }
     return validate_settings(values, "the version's settings.json")

@@ -1,15 +1,18 @@
-"""Work shared by several processes of this machine, from a process that only waits: `engine.processes`.
+"""Work shared by several processes, from a process that only waits: `engine.processes`, `engine.nodes`.
 
 torchrun starts the ranks; each is a program such as `tasks.pruning.rank`. They write what is finished into the run's
 work folder, and whoever waits sees it appear there.
 
-Nothing of it listens to a network. By default torchrun does, on every interface, and unpickles what it is sent there:
-its ranks meet in files of this user instead, and send each other tensors over the loopback.
+On one machine nothing of it listens to a network. By default torchrun does, on every interface, and unpickles what it
+is sent there: its ranks meet in files of this user instead, and send each other tensors over the loopback. On several
+they meet at an address, and exchange tensors over the interface that leads there (`tasks.pruning.nodes`).
 """
 
 import json
+import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,15 +23,19 @@ import psutil
 
 from dass.engine.ranks import Ranks, joined_ranks
 from dass.errors import InfrastructureError, InputError, NumericalError
+from tasks.pruning.nodes import Job, StageName, ask_for_nodes, split, wait_for_nodes, withdraw
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, validate_settings
 from tasks.workspace.tied import end_with, tied
 
-_TORCHRUN = ("torch.distributed.run", "--nnodes", "1", "--local-addr", "127.0.0.1")
-_IN_A_FILE = ("--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint")
+_PROGRAMS: dict[StageName, str] = {"prune": "tasks.pruning.rank", "recover": "tasks.recovery.rank"}
+_LOOPBACK = "127.0.0.1"
+_HERE = ("--nnodes", "1", "--local-addr", _LOOPBACK, "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file")
 _POLL_SECONDS = 0.05
 _END_SECONDS = 1.5
 STARTER, MEETING = "DASSSTARTER", "DASSMEETING"
+
+logger = logging.getLogger("dass")
 
 
 class ProcessesError(InfrastructureError):
@@ -41,18 +48,19 @@ def is_rank() -> bool:
 
 
 class JoinedProcesses:
-    """`engine.processes` ranks at work on a run. Started when the first thing is waited for that is not there."""
+    """`engine.ranks` ranks at work on a run. Started when the first thing is waited for that is not there."""
 
-    def __init__(self, workspace: Workspace, settings: Settings, folder: Path, program: str) -> None:
+    def __init__(self, workspace: Workspace, settings: Settings, folder: Path, stage: StageName) -> None:
         """Nothing is started yet.
 
         Args:
             workspace, settings: what each rank is given.
             folder: the run's work folder.
-            program: the module that each rank runs; it calls `work_as_rank`.
+            stage: what the ranks do.
         """
-        self._workspace, self._settings, self._folder, self._program = workspace, settings, folder, program
-        self._job: subprocess.Popen[bytes] | None = None
+        self._workspace, self._settings, self._folder, self._stage = workspace, settings, folder, stage
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._job: Job | None = None
         self._log = folder / "processes.log"
         self._meeting = folder / "meeting"
 
@@ -66,68 +74,100 @@ class JoinedProcesses:
 
         Raises:
             ProcessesError: a process died.
+            InputError, InfrastructureError: as `ask_for_nodes` and `wait_for_nodes`.
         """
         while not is_there():
-            if self._job is None:
-                self._job = self._start()
-            status = self._job.poll()
-            if status is not None and not is_there():
-                processes = self._settings.engine.processes
+            if self._agent is None:
+                self._agent = self._start()
+            status, elsewhere = self._agent.poll(), self._job and self._job.failure(self._workspace)
+            if (status is not None or elsewhere) and not is_there():
+                reason = elsewhere or f"(status {status}): {reason_in(self._log)}"
                 raise ProcessesError(
-                    f"{doing} with {processes} processes stopped {where()} (status {status}): {self._reason()}. "
+                    f"{doing} with {self._settings.engine.ranks} processes stopped {where()} {reason}. "
                     f"What was finished is kept; run again to go on. Log: {self._log}"
                 )
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
         """Stop the processes, if they still run."""
-        if self._job is None:
-            return
-        if sys.exc_info()[0] is not None:
-            self._job.terminate()
-            try:
-                self._job.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:  # its processes end with it
-                self._job.kill()
-        self._job.wait()
-        shutil.rmtree(self._meeting, ignore_errors=True)
+        if self._agent is not None:
+            if sys.exc_info()[0] is not None:
+                end(self._agent)
+            self._agent.wait()
+            shutil.rmtree(self._meeting, ignore_errors=True)
+        if self._job is not None:
+            withdraw(self._workspace, self._job)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        processes = self._settings.engine.processes
         settings = self._folder / "settings.json"  # what the flow has read: params.yaml may change meanwhile
         settings.write_text(self._settings.model_dump_json(by_alias=True), encoding="utf-8")
-        threads = max(1, (os.cpu_count() or 1) // processes)
+        if self._settings.engine.nodes > 1:
+            self._job = ask_for_nodes(self._workspace, self._settings, self._stage, settings)
+            logger.info("Waiting for %d more node(s); on each: dass join", self._job.nodes - 1)
+            wait_for_nodes(self._workspace, self._job)
+            return start_node(self._workspace, self._job, 0, self._log)
         shutil.rmtree(self._meeting, ignore_errors=True)  # of a run that was killed
         self._meeting.mkdir(mode=0o700)
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [
-                    *tied(*_TORCHRUN, *_IN_A_FILE, str(self._meeting / "torchrun")),
-                    *("--nproc-per-node", str(processes), "-m"),
-                    self._program,
-                    str(self._workspace.root),
-                    str(settings),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us
-                # The ranks, too, take no module from the folder they are started in: a user's tasks.py may lie there.
-                env={
-                    "OMP_NUM_THREADS": str(threads),
-                    **dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback()),
-                    **os.environ,
-                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-                    MEETING: str(self._meeting / "ranks"),
-                    "PYTHONSAFEPATH": "1",
-                    STARTER: str(os.getpid()),
-                },
-            )
+        return _start(
+            [*_HERE, "--rdzv-endpoint", str(self._meeting / "torchrun")],
+            (_PROGRAMS[self._stage], str(self._workspace.root), str(settings)),
+            self._settings.engine.processes,
+            self._log,
+            _LOOPBACK,
+            {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", MEETING: str(self._meeting / "ranks")},
+        )
 
-    def _reason(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line.removeprefix("dass: ") for line in lines if line.startswith("dass: ")]
-        return (told or ["a process died"])[0]
+
+def start_node(ws: Workspace, job: Job, number: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start this machine's ranks of a job that several nodes share; `number` is this node's."""
+    return _start(
+        [*job.rendezvous, "--node-rank", str(number)],
+        (_PROGRAMS[job.stage], str(ws.root), str(ws.root / job.settings)),
+        job.processes,
+        log,
+        split(job.endpoint)[0],
+        {},
+    )
+
+
+def end(agent: subprocess.Popen[bytes]) -> None:
+    """Stop a torchrun that was started here, and its ranks."""
+    agent.terminate()
+    try:
+        agent.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:  # its processes end with it
+        agent.kill()
+        agent.wait()
+
+
+def reason_in(log: Path) -> str:
+    """What the ranks said before they stopped."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    told = [line.removeprefix("dass: ") for line in lines if line.startswith("dass: ")]
+    return (told or ["a process died"])[0]
+
+
+def _start(
+    options: list[str], program: tuple[str, ...], processes: int, log: Path, leads_to: str, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*tied("torch.distributed.run", *options, "--nproc-per-node", str(processes), "-m"), *program],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us
+            # The ranks, too, take no module from the folder they are started in: a user's tasks.py may lie there.
+            env={
+                "OMP_NUM_THREADS": str(threads),
+                **_interface(leads_to),
+                **os.environ,
+                **environment,
+                "PYTHONSAFEPATH": "1",
+                STARTER: str(os.getpid()),
+            },
+        )
 
 
 def work_as_rank(root: str, settings_file: str, work: Callable[[Workspace, Settings, Ranks], None]) -> None:
@@ -136,13 +176,20 @@ def work_as_rank(root: str, settings_file: str, work: Callable[[Workspace, Setti
     end_with(os.getppid())
     settings = validate_settings(json.loads(Path(settings_file).read_text(encoding="utf-8")), settings_file)
     try:
-        with joined_ranks(Path(os.environ[MEETING])) as ranks:
+        meeting = os.environ.get(MEETING)
+        with joined_ranks(Path(meeting) if meeting else None) as ranks:
             work(Workspace(Path(root)), settings, ranks)
     except (InputError, NumericalError) as error:
         sys.exit(f"dass: {error}")
 
 
-def _loopback() -> str:
-    """The name of the interface that leads to this machine only: lo, or lo0."""
-    interfaces = psutil.net_if_addrs().items()
-    return next(name for name, addresses in interfaces if any(a.address == "127.0.0.1" for a in addresses))
+def _interface(host: str) -> dict[str, str]:
+    """The network interface that leads to a machine, as gloo and nccl want to be told; to this one's loopback: lo."""
+    family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as way:
+        way.connect(address)  # sends nothing
+        mine = way.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == mine for each in addresses):
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {}  # they look for one themselves

@@ -28,6 +28,7 @@ from dass.masks.updates import updates_in
 from dass.method.plan import Plan
 from dass.model.checkpoint import Checkpoint
 from dass.model.streaming import StreamedDecoder
+from tasks.pruning.nodes import check_nodes
 from tasks.pruning.processes import JoinedProcesses, is_rank
 from tasks.workspace.devices import choose_device, choose_dtype
 from tasks.workspace.folder import Workspace
@@ -49,7 +50,7 @@ class PruningRun:
         """Open the base checkpoint.
 
         Raises:
-            InputError: settings the model cannot be pruned with; the stages before have not run.
+            InputError: settings the model cannot be pruned with; the stages before have not run; nodes that differ.
         """
         engine, self._plan = settings.engine, settings.prune.plan
         self._base_folder = workspace.base
@@ -58,6 +59,7 @@ class PruningRun:
         inputs = inputs_of(workspace, settings)
         self._engine = inputs["engine"]
         device = choose_device(engine.device)
+        check_nodes(ranks, device, workspace, settings, "prune")
         decoder = StreamedDecoder(workspace.base, device, getattr(torch, self._engine["dtype"]))
         self.fingerprint = fingerprint_of(inputs, self._plan)
         self._work = workspace.work
@@ -77,8 +79,8 @@ class PruningRun:
         )
         self.layer_count = self._run.layer_count
         self._processes: JoinedProcesses | None = None
-        if engine.processes > 1 and not is_rank():
-            self._processes = JoinedProcesses(workspace, settings, folder, "tasks.pruning.rank")
+        if engine.ranks > 1 and not is_rank():
+            self._processes = JoinedProcesses(workspace, settings, folder, "prune")
 
     def collect(self, folders: dict[Path, Wanted]) -> bool:
         """Collect the dense statistics that are missing of several folders, in one pass; whether any were.

@@ -35,6 +35,7 @@ from dass.recovery.recipe import held_back_windows, windows_a_step
 from dass.recovery.student import Student
 from dass.recovery.teacher import LiveTeacher, StoredTeacher, Teacher, store_teacher
 from tasks.calibration import drawn_windows
+from tasks.pruning.nodes import check_nodes
 from tasks.pruning.processes import JoinedProcesses, is_rank
 from tasks.pruning.recovered import FORMAT
 from tasks.pruning.run import MANIFEST, MASKS, UPDATES, read_stage
@@ -94,17 +95,20 @@ class RecoveryRun:
         self._masks = MaskFile(workspace.masks / MASKS)
         self._pruned, _ = named_updates(self._masks, [(workspace.masks / UPDATES, manifest["updates"])])
         self._device = choose_device(settings.engine.device)
+        check_nodes(ranks, self._device, workspace, settings, "recover")
         dtype = choose_dtype(settings.engine.dtype, Checkpoint(workspace.base).main_dtype, self._device)
         if dtype == torch.float16:
             logger.info("Recovery computes in float32: small gradients are lost in float16")
         self._autocast = torch.bfloat16 if dtype == torch.bfloat16 else None
         self._windows, self._text = self._read_windows(calibration, windows)
         self.steps = self._recipe.steps
+        nodes = ranks.nodes if is_rank() else settings.engine.nodes
         self._engine = {
             "version": VERSION,
             "device": self._device.type,
             "dtype": "bfloat16" if self._autocast else "float32",
-            "processes": ranks.size if is_rank() else settings.engine.processes,
+            "processes": ranks.size if is_rank() else settings.engine.ranks,
+            **({"nodes": nodes} if nodes > 1 else {}),
             **({"sharded": True} if settings.recover.sharded else {}),
         }
         self._inputs = {
@@ -133,7 +137,7 @@ class RecoveryRun:
         if (self._folder / _RESULT).is_dir():
             return
         self._refuse_another_s()
-        if self._settings.engine.processes > 1 and not is_rank():
+        if self._settings.engine.ranks > 1 and not is_rank():
             self._watch(on_step)
             return
         if self._ranks.is_first:
@@ -318,7 +322,7 @@ class RecoveryRun:
         self._folder.mkdir(parents=True, exist_ok=True)
         told = self._folder / _STEPS
         told.unlink(missing_ok=True)  # of a run that was killed
-        processes = JoinedProcesses(self._ws, self._settings, self._folder, "tasks.recovery.rank")
+        processes = JoinedProcesses(self._ws, self._settings, self._folder, "recover")
         seen, step = 0, 0
 
         def is_done() -> bool:
@@ -352,6 +356,7 @@ class RecoveryRun:
             if begun["inputs"] == self._inputs and begun["engine"] != self._engine:
                 then, now = (
                     f"{each['device']} in {each['dtype']} with {each['processes']} process(es)"
+                    + (f" on {each['nodes']} nodes" if "nodes" in each else "")
                     + (", sharded," if "sharded" in each else "")
                     for each in (begun["engine"], self._engine)
                 )

@@ -109,11 +109,12 @@ class Space:
         told = _told(number, values)
         whole = {**self.fixed, **values}
         settings = validate_settings(_with(self._params, whole), told)
-        if settings.engine.processes > 1:
-            raise InputError(
-                f"{told}: engine.processes is {settings.engine.processes}: a point is worked on by one process. "
-                "Use 1, and sweep.parallel for several points at once."
-            )
+        for name in ("processes", "nodes"):
+            if (count := getattr(settings.engine, name)) > 1:
+                raise InputError(
+                    f"{told}: engine.{name} is {count}: a point is worked on by one process. "
+                    "Use 1, and sweep.parallel for several points at once."
+                )
         changes = tuple(f"{key}={json.dumps(value)}" for key, value in whole.items())
         return Point(number, dict(values), changes, settings)
 

@@ -24,6 +24,7 @@ STAGE_MODULES = {
 PLUMBING = frozenset(
     f"tasks.{name}"
     for name in (
+        "pruning.nodes",
         "sources.pinned",
         "sources.waiting",
         "versioning.code",

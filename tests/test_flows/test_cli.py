@@ -27,6 +27,7 @@ COMMANDS = (
     "run",
     "show",
     "serve",
+    "join",
     "ui",
     "pin",
     "sources",

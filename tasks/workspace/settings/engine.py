@@ -3,10 +3,13 @@
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.workspace.settings.section import Section, limits
 from tasks.workspace.settings.sources import DType
+
+ENDPOINT = re.compile(r"^(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}$")
+"""A host's name or address and a port; of IPv6 in brackets."""
 
 
 class Engine(Section):
@@ -34,7 +37,25 @@ class Engine(Section):
         gt=0,
         description="Also keep hidden states behind every so many layers, so that a resumed run replays less.",
     )
-    processes: int = Field(default=1, gt=0, le=1024, description="How many processes share the calibration windows.")
+    processes: int = Field(
+        default=1, gt=0, le=1024, description="How many processes of each node share the calibration windows."
+    )
+    nodes: int = Field(
+        default=1, gt=0, le=1024, description="How many machines work on a run; on each but the first: dass join."
+    )
+    rdzv_endpoint: str | None = Field(
+        default=None,
+        description="HOST:PORT at which nodes meet: of the machine where dass run works, as the others reach it.",
+        json_schema_extra=limits(pattern=ENDPOINT.pattern),
+    )
+    rdzv_timeout: int = Field(
+        default=600, gt=0, le=86_400, description="Seconds after which a node that has not come is given up."
+    )
+
+    @property
+    def ranks(self) -> int:
+        """How many processes work on a run, on all nodes."""
+        return self.nodes * self.processes
 
     @field_validator("device")
     @classmethod
@@ -42,6 +63,22 @@ class Engine(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError('expected "auto", "cpu", "cuda" or "cuda:N"')
         return value
+
+    @field_validator("rdzv_endpoint")
+    @classmethod
+    def _is_an_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and (not ENDPOINT.match(value) or not 0 < int(value.rpartition(":")[2]) < 65_536):
+            raise ValueError("expected HOST:PORT, for example node0:29500 or 10.0.0.1:29500, or null")
+        return value
+
+    @model_validator(mode="after")
+    def _nodes_know_where_to_meet(self) -> "Engine":
+        if self.nodes > 1 and self.rdzv_endpoint is None:
+            raise ValueError(
+                f"nodes is {self.nodes} without rdzv_endpoint: expected HOST:PORT of the machine where dass run works, "
+                "for example engine.rdzv_endpoint=node0:29500"
+            )
+        return self
 
     @field_validator("batch_tokens")
     @classmethod

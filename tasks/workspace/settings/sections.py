@@ -42,5 +42,5 @@ class Settings(Section):
         if self.recover.steps:
             windows = self.recover.windows or self.calibration.samples
             length = self.recover.sequence_length or self.calibration.sequence_length
-            check_enough(windows, length, self.recover.recipe, self.engine.processes)
+            check_enough(windows, length, self.recover.recipe, self.engine.ranks)
         return self
