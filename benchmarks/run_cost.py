@@ -7,7 +7,7 @@
                          + bytes read and written / disk + bytes digested / rate + mask bits packed / rate
     in prune, on a GPU, the next layer is read meanwhile: the longer of the two counts
 
-What a GPU and a disk give is assumed (`benchmarks.scaling.ASSUMED`). What one process of the host does alone, packing
+What a GPU and a disk give is assumed (`benchmarks.scaling.ASSUMED`). What one core of the host does alone, packing
 masks and digesting files, is measured (benchmarks/results/run_cost.json). With the same measurements the model says
 what `benchmarks.shape_7b` should have taken on a CPU, beside what it did take.
 """
@@ -41,14 +41,14 @@ _FLOAT32, _BFLOAT16 = 4, 2
 
 @dataclass(frozen=True)
 class Host:
-    """What one process does with a processor, a second.
+    """What one core of a processor does, a second.
 
     Attributes:
         packed: mask entries packed into bits or unpacked.
         digested: bytes that go through sha256.
         chosen: weights that a mask is chosen among.
-        operations: of products in bfloat16, all cores.
-        moved: bytes read or written.
+        operations: of products in bfloat16.
+        moved: bytes read or written, by the disk.
     """
 
     packed: float
@@ -155,13 +155,13 @@ def seconds_of(stage: Stage, machine: Machine, host: Host, gpus: int, windows: i
     return alone + (max(computing, reading) if stage.is_shared else computing + reading)
 
 
-def seconds_on_cpu(config: LlamaConfig, windows: int, length: int, host: Host) -> dict[str, float]:
+def seconds_on_cpu(config: LlamaConfig, windows: int, length: int, host: Host, cores: int) -> dict[str, float]:
     """`dass.prune_checkpoint` on a processor, by kind of work: nothing is read ahead there, nothing is measured."""
     stages = work_of(config, Tokens(windows, length, 1, 1))
     both = [stages["prune"], stages["materialize"]]
     return {
-        "products": stages["prune"].operations / host.operations,
-        "choosing": mlp_weights(config) / host.chosen,
+        "products": stages["prune"].operations / (cores * host.operations),
+        "choosing": mlp_weights(config) / (cores * host.chosen),
         "packing": 3 * mlp_weights(config) / host.packed,  # each layer's file, to be applied, to be counted
         "digests": sum(each.digested for each in both) / host.digested,
         "disk": sum(each.read + each.written for each in both) / host.moved,
@@ -205,7 +205,7 @@ def check_table(host: Host, measured: Sequence[Record]) -> str:
     """What the model says that 7B's shape takes on a CPU, beside what it took."""
     rows = []
     for each in measured:
-        parts = seconds_on_cpu(llama_2_7b(each["layers"]), each["windows"], each["length"], host)
+        parts = seconds_on_cpu(llama_2_7b(each["layers"]), each["windows"], each["length"], host, cores=2)
         said = sum(parts.values())
         told = [markdown.seconds(value) for value in parts.values()]
         took = each["seconds"]
@@ -214,8 +214,13 @@ def check_table(host: Host, measured: Sequence[Record]) -> str:
     return markdown.table(header, rows)
 
 
-def measure(rows: int = 11008, columns: int = 4096, tokens: int = 512) -> Record:
-    """How fast this machine is, each the best of three: a matrix of 7B's MLP, and as many tokens as shape_7b has."""
+def measure(rows: int = 11008, columns: int = 1024, tokens: int = 512) -> Record:
+    """How fast one core of this machine is, each the best of three: columns as long as those of 7B's gate, 512 tokens.
+
+    In processor time, which other work on the machine does not lengthen.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     score_IH = torch.rand(rows, columns, generator=torch.Generator().manual_seed(0))
     half = parse_pattern("unstructured")
     keep = keep_mask(score_IH, half, 0)
@@ -225,17 +230,19 @@ def measure(rows: int = 11008, columns: int = 4096, tokens: int = 512) -> Record
     def rate(amount: float, work: Callable[[], object]) -> float:
         took = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             work()
-            took.append(time.perf_counter() - began)
+            took.append(time.process_time() - began)
         return amount / min(took)
 
-    return {
+    rates = {
         "packed": rate(2 * size, lambda: (pack_mask(keep), unpack_mask(packed, keep.shape))),
         "digested": rate(len(data), lambda: hashlib.sha256(data).digest()),
         "chosen": rate(size, lambda: keep_mask(score_IH, half, 0)),
         "operations": rate(2 * tokens * size, lambda: x_TH @ weight_IH.T),
     }
+    torch.set_num_threads(threads)
+    return rates
 
 
 MOVED = 400e6

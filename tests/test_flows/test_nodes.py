@@ -10,7 +10,7 @@ from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import Commands
 from tests.test_tasks.test_pruning.test_nodes import free_port
 
-RECOVER = ("-S", "recover.steps=2", "-S", "recover.step_tokens=64", "-S", "recover.batch_tokens=32")
+FEW = ("-S", "calibration.samples=16", "-S", "recover.steps=2", "-S", "recover.step_tokens=64")
 
 
 def on_two_nodes() -> list[str]:
@@ -20,9 +20,9 @@ def on_two_nodes() -> list[str]:
 @pytest.mark.slow
 def test_a_run_on_two_nodes_makes_the_masks_of_one(commands: Commands, new_workspace: Callable[[], Workspace]) -> None:
     one, two = new_workspace(), new_workspace()
-    commands.run(one, *RECOVER)
+    commands.run(one, *FEW)
     other = commands.start(two, "dass", "join", "--json")
-    commands.run(two, *RECOVER, *on_two_nodes())
+    commands.run(two, *FEW, *on_two_nodes())
     assert json.loads(other.communicate(timeout=60)[0]) == {"stages": ["prune", "recover"]}
     masks = [read_json(ws.masks / "manifest.json")["masks"] for ws in (one, two)]
     assert masks[0] == masks[1]

@@ -83,7 +83,9 @@ def test_nodes_that_compute_with_something_else_are_refused_at_both_ends(
 ) -> None:
     ws, wanted, job = asked
     facts = facts_of(ws, wanted, "prune")
-    told = rf"Nodes differ in {name}: node 0 \({socket.gethostname()}\) has {re.escape(facts[name])}, and .* has another"
+    told = (
+        rf"Nodes differ in {name}: node 0 \({socket.gethostname()}\) has {re.escape(facts[name])}, and .* has another"
+    )
     with pytest.raises(InputError, match=told):
         answer(ws, job, {**facts, name: "another"})
     with pytest.raises(InputError, match=told):
