@@ -58,8 +58,8 @@ def test_settings_are_frozen() -> None:
     ("key", "value", "told"),
     [
         ("engine.nodes", 2, "nodes is 2 without rdzv_endpoint: expected HOST:PORT of the machine where dass run works"),
-        ("engine.rdzv_endpoint", "node0", "engine.rdzv_endpoint: expected HOST:PORT, for example node0:29500"),
-        ("engine.rdzv_endpoint", "node0:99999", "engine.rdzv_endpoint: expected HOST:PORT"),
+        ("engine.rdzv_endpoint", "node0", "rdzv_endpoint is 'node0': expected HOST:PORT, for example node0:29500"),
+        ("engine.rdzv_endpoint", "node0:99999", "rdzv_endpoint is 'node0:99999': expected HOST:PORT"),
         ("prune.methd", "dass", "prune.methd: unknown key. Expected one of method, pattern, sparsity, alpha"),
         ("prune.method", "obs", "prune.method is 'obs': expected 'dass', 'wanda', 'magnitude', 'sparsegpt' or 'auto'"),
         ("prune.auto_budget", -1, "auto_budget is -1: expected 0 or more changes of a layer"),
