@@ -101,7 +101,7 @@ def mlp_weights(config: LlamaConfig) -> int:
 def stored_weights(config: LlamaConfig) -> int:
     """Of the whole model, embeddings untied."""
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    keys = hidden // config.num_attention_heads * config.num_key_value_heads
+    keys = hidden // config.num_attention_heads * (config.num_key_value_heads or config.num_attention_heads)
     attention = 2 * hidden * hidden + 2 * hidden * keys
     norms = (2 * layers + 1) * hidden
     return layers * attention + mlp_weights(config) + norms + 2 * config.vocab_size * hidden
@@ -251,7 +251,8 @@ MOVED = 400e6
 
 def host_of(record: Record) -> Host:
     """A measurement, with what is assumed of the disk."""
-    return Host(*(record[name] for name in ("packed", "digested", "chosen", "operations")), MOVED)
+    packed, digested, chosen, operations = (record[name] for name in ("packed", "digested", "chosen", "operations"))
+    return Host(packed, digested, chosen, operations, MOVED)
 
 
 def _minutes(seconds: float) -> str:
