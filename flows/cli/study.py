@@ -160,8 +160,7 @@ def page(
     """
     from tasks.study.results import write_page
 
-    command = shlex.join(["dass", "study", "page", *map(str, folders), "--output", str(file)])
-    _show(write_page(folders, file, command), as_json)
+    _show(write_page(folders, file), as_json)
 
 
 def _show(done: dict[str, Any], as_json: bool) -> None:

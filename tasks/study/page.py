@@ -1,5 +1,6 @@
 """The Markdown page of one or several studies of outliers: tables with error bars, and what follows from them."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,17 @@ from tasks.study.verdict import (
     where,
 )
 
-_INTRODUCTION = """The paper behind DaSS says that in GLU MLPs outlier channels play a small part in the **input** of
-gate and up, so that Wanda's factor ‖x‖ can be left out there. This page tries that claim on {models}: how much of an
-activation sits in a few channels, and what happens to the whole model when only gate and up are pruned, by a score with
-that factor and by scores without it, or only down.
-
-KL is that of the dense model's predictions from the pruned one's, in nats a token, on {windows}; error bars are
-{confidence:.0f} % intervals by Student's t over seeds, each of which draws its own calibration windows. Statistics are
-those of the dense model (`propagation: dense`), so one pass serves every cell. Made by:"""
+_INTRODUCTION = (
+    "The paper behind DaSS says that in GLU MLPs outlier channels play a small part in the **input** of gate and up, "
+    "so that Wanda's factor ‖x‖ can be left out there. This page tries that claim on {models}: how much of an "
+    "activation sits in a few channels, and what happens to the whole model when only gate and up are pruned, by a "
+    "score with that factor and by scores without it, or only down."
+)
+_HOW = (
+    "KL is that of the dense model's predictions from the pruned one's, in nats a token, on {windows}; error bars are "
+    "{confidence:.0f} % intervals by Student's t over seeds, each of which draws its own calibration windows. "
+    "Statistics are those of the dense model (`propagation: dense`), so one pass serves every cell. Made by:"
+)
 
 
 def page(studies: Sequence[Study], command: str, pictures: Sequence[Sequence[str]], across: str | None = None) -> str:
@@ -37,27 +41,27 @@ def page(studies: Sequence[Study], command: str, pictures: Sequence[Sequence[str
 
     Args:
         studies: at least one.
-        command: what makes the page again.
+        command: what makes the page again, a line or several.
         pictures: of each study, as the page refers to them.
         across: the picture of all of them.
     """
     whose = {about["model"]: some for (about, _), some in zip(studies, pictures, strict=True)}
     ordered = by_size(studies)
     abouts = [about for about, _ in ordered]
-    windows = sorted({f"{a['held_out_windows']} × {a['held_out_length']} held-out tokens" for a in abouts})
+    windows = {about["model"]: f"{about['held_out_windows']} × {about['held_out_length']}" for about in abouts}
+    said = set(windows.values())
+    judged_on = said.pop() if len(said) == 1 else ", ".join(f"{each} ({model})" for model, each in windows.items())
+    how = _HOW.format(windows=f"{judged_on} held-out tokens", confidence=100 * CONFIDENCE)
     parts = [
         "# Outliers, and which score is right",
-        _INTRODUCTION.format(
-            models=", ".join(about["model"] for about in abouts),
-            windows=" or ".join(windows),
-            confidence=100 * CONFIDENCE,
-        ),
+        _wrapped(_INTRODUCTION.format(models=", ".join(windows))),
+        _wrapped(how),
         f"```sh\n{command}\n```",
         "## Verdict",
     ]
-    parts += [paragraph(about, tables) for about, tables in ordered]
+    parts += [_wrapped(paragraph(about, tables)) for about, tables in ordered]
     if len(ordered) > 1:
-        parts += ["### Across sizes", across_models(ordered)]
+        parts += ["### Across sizes", _wrapped(across_models(ordered))]
     if across is not None:
         parts.append(_shown(across))
     for about, tables in ordered:
@@ -92,6 +96,10 @@ def _of_model(about: Mapping[str, Any], tables: Mapping[str, Rows], pictures: Se
             *_stability_tables(about, tables["stability"]),
         ]
     return [*parts, "### Plots", *map(_shown, pictures)]
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def _shown(picture: str) -> str:

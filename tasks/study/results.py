@@ -36,6 +36,7 @@ def study_outliers(ws: Workspace, settings: Settings, asked: Asked, folder: Path
     """
     check_ours(folder, OUTLIERS)
     about, tables = OutlierStudy(ws, settings, asked).measure()
+    about["command"] = command
     write_study(folder, OUTLIERS, about, tables)
     pictures = draw(folder, about, tables)
     text = page([(about, tables)], command, [pictures])
@@ -52,7 +53,7 @@ def study_outliers(ws: Workspace, settings: Settings, asked: Asked, folder: Path
     }
 
 
-def write_page(folders: Sequence[Path], file: Path, command: str) -> dict[str, Any]:
+def write_page(folders: Sequence[Path], file: Path) -> dict[str, Any]:
     """One page of several studies of outliers, with its pictures in a folder beside it, NAME-plots.
 
     Raises:
@@ -72,7 +73,10 @@ def write_page(folders: Sequence[Path], file: Path, command: str) -> dict[str, A
         for folder, study in zip(folders, studies, strict=True)
     ]
     across = f"{plots.name}/{draw_across(plots, studies)}" if len(studies) > 1 else None
-    text = page(studies, command, pictures, across)
+    commands = [f"{about['command']} --workspace {about['model']}" for about, _ in studies]
+    places = " ".join(f"{about['model']}/study/{OUTLIERS}" for about, _ in studies)
+    commands.append(f"dass study page {places} --output {file.name}")
+    text = page(studies, "\n".join(commands), pictures, across)
     with complete_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     told = [paragraph(about, tables) for about, tables in studies]

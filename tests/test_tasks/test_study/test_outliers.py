@@ -172,13 +172,14 @@ def test_studies_of_two_models_share_a_page(study: tuple[Workspace, Path], tmp_p
     _, folder = study
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     with pytest.raises(InputError, match="one a model"):
-        write_page([folder, other], tmp_path / "page.md", "dass study page")
+        write_page([folder, other], tmp_path / "page.md")
     about = json.loads((other / "study.json").read_text())
     (other / "study.json").write_text(json.dumps({**about, "model": "larger", "parameters": 10**9}))
-    done = write_page([other, folder], tmp_path / "page.md", "dass study page")
+    done = write_page([other, folder], tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert text.index(f"## {NAME}") < text.index("## larger")
     assert "Across sizes" in text
+    assert "dass study outliers --workspace larger\ndass study page tiny/study/outliers larger/study/outliers" in text
     pictures = re.findall(r"\]\((.*?\.png)\)", text)
     assert len(pictures) == 1 + 2 * 4
     for picture in pictures:
