@@ -27,7 +27,7 @@ PACKAGES := .venv/.packages
 READY := .venv/.ready
 DOCS := .venv-docs/.packages
 
-.PHONY: help run test test-slow check format docs bench bench-gpu stack stack-down clean
+.PHONY: help run test test-slow test-faults check format docs bench bench-gpu stack stack-down clean
 
 help:
 	@sed -n -e 's/^# make/make/p' -e 's/^#             /            /p' Makefile
@@ -40,7 +40,11 @@ test: check
 
 # make test-slow  the tests that take long, build an environment of their own, or need an MLflow server on Postgres
 test-slow: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile -m 'slow or postgres'
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -m '(slow or postgres) and not faults'
+
+# make test-faults  break it while it works: disks, servers, remotes, clocks, kill -9; and count what was lost
+test-faults: $(READY)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -m faults
 
 # make check  lint and types only
 check: $(READY)

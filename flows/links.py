@@ -8,6 +8,7 @@ from urllib.parse import quote
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from flows.heard import if_heard
 from flows.prefect_api import OWN
 from tasks.registry.experiment import experiment_page
 from tasks.workspace.log_format import log_attributes
@@ -36,6 +37,7 @@ def log_of(model: str, version: str | None = None) -> AbstractContextManager[Non
     return log_attributes({"run.id": run, "model": model, "version": version})
 
 
+@if_heard
 def link_to_mlflow(registered: "Registration") -> None:
     """Leave an artifact with the flow run that says which version it made, and where MLflow shows it."""
     address = redacted(registered.tracking_uri)

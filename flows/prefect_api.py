@@ -38,9 +38,9 @@ _END_SECONDS = 2.0
 _URL = "PREFECT_API_URL"
 OWN = "DASS_OWN_PREFECT_SERVER"
 """Set while the server is one that a command started: its address is gone with it."""
-_PATIENCE = (  # with a server that falls silent while we work: Prefect's own is ten minutes
+_PATIENCE = (  # with a server that falls silent while we work: Prefect's own is ten minutes; a restart takes half a one
     ("APISettings", "request_timeout", "PREFECT_API_REQUEST_TIMEOUT", "30"),
-    ("ClientSettings", "max_retries", "PREFECT_CLIENT_MAX_RETRIES", "2"),
+    ("ClientSettings", "max_retries", "PREFECT_CLIENT_MAX_RETRIES", "4"),
 )
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -96,11 +96,9 @@ def prefect_server(
         try:
             yield server
         except Exception as error:
-            if reason := _silence(error, server.api):
+            if told := _outage(error, server.api):
                 where = shown_address(server.api)
-                raise ServerError(
-                    f"The Prefect server at {where} fell silent ({reason}). Finished layers are kept."
-                ) from error
+                raise ServerError(f"The Prefect server at {where} {told}. Finished layers are kept.") from error
             raise
 
 
@@ -117,13 +115,20 @@ def _given_server(settings: "Settings") -> Iterator[Server]:
         _finish_reports()
 
 
-def _silence(error: BaseException | None, api: str) -> str | None:
-    """What became of a request to the server, when that is why `error` came about."""
-    from httpx import RequestError
+def _outage(error: BaseException | None, api: str) -> str | None:
+    """What became of the server, when that is why `error` came about: it does not answer any more, fails, or does not
+    take the login that it took."""
+    from httpx import HTTPStatusError, RequestError
 
     while error is not None:
         if isinstance(error, RequestError) and str(error.request.url).startswith(api):
-            return _refusal(error)
+            return f"fell silent ({_refusal(error)})"
+        if isinstance(error, HTTPStatusError) and str(error.request.url).startswith(api):
+            status = error.response.status_code
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                return f"failed ({_refusal(error)})"
+            if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                return f"refuses the login ({_refusal(error)})"
         error = error.__cause__ or error.__context__
     return None
 

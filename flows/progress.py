@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.heard import if_heard
 from tasks.workspace.log_format import is_json, log_attributes
 from tasks.workspace.progress import TimeLeft
 
@@ -31,6 +32,7 @@ def progress_artifact(total: int, key: str, unit: str) -> Callable[[int, dict[st
     made: UUID | None = None
     shown, time_left = -1, TimeLeft(total)
 
+    @if_heard
     def note(done: int, figures: dict[str, Any]) -> None:
         nonlocal made, shown
         share = 100 * done // total

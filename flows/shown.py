@@ -7,6 +7,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
 from dass.files import read_json
+from flows.heard import if_heard
 from flows.watch import VERSION_TAG
 from tasks.registry.card import described, results, task_results
 from tasks.registry.run_record import run_name
@@ -32,6 +33,7 @@ def name_flow_run(settings: Settings) -> None:
     run.name = name  # `prefect.runtime` answers with it
 
 
+@if_heard
 def tag_version(version: str) -> None:
     """Tag the flow's run with the version that it registered: to find it by, and for whoever keeps the schedule."""
     context = FlowRunContext.get()
@@ -43,6 +45,7 @@ def tag_version(version: str) -> None:
         client.update_flow_run(run.id, tags=sorted({*tags, f"{VERSION_TAG}{version}"}))
 
 
+@if_heard
 def show_result(ws: Workspace, registered: "Registration") -> None:
     """Leave the result's table, and one with a row for each layer."""
     evaluation, tasks = (read_json(ws.metrics / name) for name in ("evaluation.json", "tasks.json"))

@@ -33,6 +33,7 @@ for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.injected import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: E402, F401
 from tests.models import save_tiny_checkpoint  # noqa: E402
 from tests.stores import Store, postgres_store, sqlite_store  # noqa: E402
 

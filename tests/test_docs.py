@@ -99,3 +99,11 @@ def test_the_messages_that_are_explained_are_in_the_code() -> None:
     known = [text.lower() for text in literals()]
     missing = [phrase for phrase in table if not any(phrase.lower() in text for text in known)]
     assert not missing
+
+
+def test_reliability_md_names_the_faults_that_are_injected_and_no_others() -> None:
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    injected = {fault for text in tests for fault in re.findall(r'mark\.faults\(\s*"([^"]+)"', text)}
+    said = re.findall(r"^\| ([^|`]+) \| \d+ \|", (DOCS / "reliability.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(said) == len(set(said))
+    assert set(said) == injected

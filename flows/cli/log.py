@@ -69,9 +69,7 @@ def log_of_run(ws: Workspace) -> Iterator[Path]:
         with suppress(OSError):
             old.unlink()
     path = folder / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
-    handler = RotatingFileHandler(
-        path, maxBytes=_LARGEST, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True
-    )
+    handler = _RunLog(path, maxBytes=_LARGEST, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(_formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(RedactingFilter())
     _LOG.addHandler(handler)
@@ -84,7 +82,17 @@ def log_of_run(ws: Workspace) -> Iterator[Path]:
         raise
     finally:
         _LOG.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what the disk did not take is not taken now
+            handler.close()
+
+
+class _RunLog(RotatingFileHandler):
+    """A run's log. Where the disk takes no more of it the run goes on without, and says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self in _LOG.handlers:
+            _LOG.removeHandler(self)
+            _LOG.warning("%s is not written on (%s)", self.baseFilename, sys.exc_info()[1])
 
 
 def _tell(handler: logging.Handler, text: str, level: int = logging.INFO) -> None:

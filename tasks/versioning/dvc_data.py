@@ -6,6 +6,7 @@ from pathlib import Path
 from dass.errors import UnavailableError
 from dass.files import write_json
 from tasks.versioning.stages import quiet_dvc
+from tasks.versioning.waits import bound_waits
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import redacted
 
@@ -26,6 +27,7 @@ def pull(ws: Workspace, wanted: Mapping[str, str], folder: Path) -> None:
     from dvc.repo import Repo
 
     with Repo(str(ws.root)) as here:
+        bound_waits(here)
         cache = {"dir": here.cache.local_cache_dir}
         remotes, default = dict(here.config["remote"]), here.config["core"].get("remote")
     Repo.init(str(folder), no_scm=True).close()

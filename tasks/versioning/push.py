@@ -1,7 +1,8 @@
 """What the stages made goes to DVC's remotes before it is registered: no version whose data cannot be pulled.
 
 DVC sends file by file, so what was cut off goes on with the files that are missing. DVC takes a file that bears the
-right name for whole; here every file's size is asked for, and what is missing or cut off is sent again.
+right name for whole, and a folder whose list is there for complete; here every file's size is asked for, and what is
+missing or cut off is sent again.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from dass.errors import InfrastructureError, InputError
 from dass.files import read_json, write_json
 from tasks.versioning.stages import dvc_repo, name_of, patiently, stages_of
+from tasks.versioning.waits import connect_anew
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import working
 from tasks.workspace.redaction import redacted
@@ -35,6 +37,7 @@ def push(ws: Workspace, remotes: Mapping[str, str]) -> None:
             recorded = _recorded(repo)
             if _noted(ws).get(name) == _note(address, recorded):
                 continue
+            connect_anew()
             with working(f"Pushing to {name}"):
                 _push(repo, name, address)
             write_json(_file(ws), _noted(ws) | {name: _note(address, recorded)})
@@ -58,9 +61,13 @@ def _push(repo: "Repo", name: str, address: str) -> None:
         if remote.fs.version_aware or remote.worktree:
             send()  # files by their own names, which DVC compares by the store's checksums
             return
-        for oid, size in _differing(repo, remote.odb):
+        wanting = _differing(repo, remote.odb)
+        for oid, size in wanting:
             if size is not None:
                 remote.odb.delete(oid)  # cut off
+        for oid in _lists_with(repo, {oid for oid, _ in wanting}):
+            if _size(remote.odb, oid) is not None:
+                remote.odb.delete(oid)
         send()
         broken = _differing(repo, remote.odb)
         if broken:
@@ -94,6 +101,14 @@ def _size(odb: "HashFileDB", oid: str) -> int | None:
         return int(odb.fs.info(odb.oid_to_path(oid))["size"])
     except FileNotFoundError:
         return None
+
+
+def _lists_with(repo: "Repo", oids: set[str]) -> list[str]:
+    """DVC's lists of folders that hold one of these files. Where a remote has a folder's list, DVC believes that it has
+    the files, too, and sends none."""
+    outs = [out for stage in stages_of(repo) for out in stage.outs if out.hash_info and out.hash_info.isdir]
+    trees = [(out.hash_info.value, out.get_obj()) for out in outs]
+    return [oid for oid, tree in trees if tree is not None and any(info.value in oids for _, _, info in tree)]
 
 
 def _forget_known(repo: "Repo", there: "HashFileDB") -> None:

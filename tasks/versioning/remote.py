@@ -8,6 +8,7 @@ from urllib.request import getproxies
 from dass.errors import InfrastructureError, InputError
 from tasks.sources.waiting import in_time
 from tasks.versioning.stages import quiet_dvc
+from tasks.versioning.waits import connect_anew
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import redacted, shown_address
 
@@ -92,6 +93,7 @@ def ask_remote(ws: Workspace, name: str, seconds: float) -> bool:
     from dvc.repo import Repo
 
     told = name
+    connect_anew()
     try:
         with Repo(str(ws.root)) as repo:
             url = str(repo.config["remote"][name].get("url", ""))

@@ -28,9 +28,11 @@ from tasks.versioning.follow_git import follow_git
 from tasks.versioning.once import read_instead
 from tasks.versioning.pins import ROLES, keep_pins, refresh_pins
 from tasks.versioning.state import dump_stage, mend_state
+from tasks.versioning.waits import bound_waits
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
-from tasks.workspace.lock import check_held
+from tasks.workspace.lease import LeaseLostError
+from tasks.workspace.lock import check_held, lease_of
 from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Settings, load_settings
 from tasks.workspace.small_files import check_pipeline_files
@@ -211,8 +213,10 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
 
 
 def _mend(repo: "Repo") -> None:
+    lease = lease_of(Workspace(Path(repo.root_dir)))
+    lost = None if lease is None else lease.lost
     with held(repo):
-        mend_state(repo)
+        mend_state(repo, None if lost is None else (lost.pid, lost.command))
 
 
 def _refuse_strangers(ws: Workspace, stage: "PipelineStage") -> None:
@@ -237,15 +241,20 @@ def _reserved(repo: "Repo", stage: "PipelineStage") -> Iterator[None]:
     """Tell DVC that this process reads the inputs and writes the outputs: a `dvc repro` beside us says "busy"."""
     from dvc.rwlock import rwlock
 
-    with rwlock(
-        repo.tmp_dir,
-        repo.fs,
-        " ".join(sys.argv),
-        [dep.fs_path for dep in stage.deps],
-        [out.fs_path for out in stage.outs],
-        repo.config["core"].get("hardlink_lock", False),
-    ):
-        yield
+    deps, outs = [dep.fs_path for dep in stage.deps], [out.fs_path for out in stage.outs]
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    lost: LeaseLostError | None = None
+    try:
+        with rwlock(repo.tmp_dir, repo.fs, " ".join(sys.argv), deps, outs, hardlink):
+            try:
+                yield
+            except LeaseLostError as error:
+                lost = error
+                raise
+    except AssertionError:
+        if lost is None:
+            raise
+        raise lost from None  # DVC misses its note of us, which whoever took our place has removed
 
 
 def _record(repo: "Repo", stage: "PipelineStage") -> None:
@@ -379,6 +388,7 @@ def dvc_repo(ws: Workspace) -> Iterator["Repo"]:
 
     try:
         with Repo(str(ws.root)) as repo:
+            bound_waits(repo)
             if ws.once is not None:
                 read_instead(repo, {ws.root / path.name: path for path in (ws.params, ws.lock_file)})
             yield repo

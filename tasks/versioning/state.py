@@ -10,9 +10,9 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dass.files import complete_file
+from dass.files import complete_file, write_json
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -32,16 +32,21 @@ def dump_stage(repo: "Repo", stage: "PipelineStage") -> None:
         Lockfile(repo, str(temporary)).dump(stage)
 
 
-def mend_state(repo: "Repo") -> None:
-    """Remove state files that a killed process left empty or cut off. Call while DVC's lock is held."""
+def mend_state(repo: "Repo", lost: tuple[int, str] | None = None) -> None:
+    """Remove what a process that is gone left: state files that are empty or cut off, and the note of what it read and
+    wrote. Call while DVC's lock is held.
+
+    Args:
+        lost: number and command of a process whose place this one took. It may only be asleep, and DVC waits for it.
+    """
     path = Path(repo.root_dir) / "dvc.lock"
     if path.is_file() and not path.read_bytes().strip():
         path.unlink()
         logger.warning("dvc.lock was empty, as a killed DVC leaves it: what its run-cache knows is restored.")
-    _mend_rwlock(repo)
+    _mend_rwlock(repo, lost)
 
 
-def _mend_rwlock(repo: "Repo") -> None:
+def _mend_rwlock(repo: "Repo", lost: tuple[int, str] | None) -> None:
     from dvc.lock import make_lock
     from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
@@ -51,9 +56,23 @@ def _mend_rwlock(repo: "Repo") -> None:
     hardlink = repo.config["core"].get("hardlink_lock", False)
     with make_lock(os.path.join(repo.tmp_dir, RWLOCK_LOCK), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
         try:
-            json.loads(path.read_bytes())
+            noted = json.loads(path.read_bytes())
+            if lost is not None:
+                write_json(path, _without(noted, *lost))
         except FileNotFoundError:
             return
         except ValueError:  # DVC writes it in one go: this is no file of a process that still lives
             path.unlink()
             logger.warning("%s was cut off, as a killed DVC leaves it: removed.", path)
+
+
+def _without(noted: dict[str, Any], pid: int, command: str) -> dict[str, Any]:
+    """DVC's note of who reads and writes what, {"write": {path: process}, "read": {path: [processes]}}, without one."""
+    gone = {"pid": pid, "cmd": command}
+    writes = {path: process for path, process in noted.get("write", {}).items() if process != gone}
+    reads = {
+        path: left
+        for path, processes in noted.get("read", {}).items()
+        if (left := [process for process in processes if process != gone])
+    }
+    return {"write": writes, "read": reads}

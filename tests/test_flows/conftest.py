@@ -52,7 +52,7 @@ class Commands:
             env={**self.environment, **env},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         if status is not None:
             assert done.returncode == status, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -389,6 +389,7 @@ def test_a_public_key_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(told["fingerprint"]) == 64
 
 
+@pytest.mark.faults("the disk is read-only")
 def test_a_read_only_workspace_is_one_line(commands: Commands, new_workspace: Callable[[], Workspace]) -> None:
     ws = new_workspace()
     argv = Commands.argv("dass", "run")
@@ -406,6 +407,7 @@ def test_a_read_only_workspace_is_one_line(commands: Commands, new_workspace: Ca
     assert "Free space or permissions are needed there" in line
 
 
+@pytest.mark.faults("the disk is full")
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     commands: Commands, new_workspace: Callable[[], Workspace]
 ) -> None:

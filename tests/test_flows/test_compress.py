@@ -182,6 +182,7 @@ def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
     assert (back["version"], back["created"]) == ("1", False)
 
 
+@pytest.mark.faults("kill -9 of a run")
 def test_a_killed_run_goes_on_behind_its_last_finished_layer(
     commands: Commands, finished: Workspace, new_workspace: Callable[[], Workspace]
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_second_ctrl_c_ends_at_once(commands: Commands, finished: Workspace, p
     assert prompt < 3.0
 
 
+@pytest.mark.faults("kill -9 of a run")
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_leaves_no_process_and_the_next_one_calls_it_crashed(

@@ -127,6 +127,7 @@ def parameters_of(ws: Workspace, commands: Commands, answer: dict[str, Any], kno
     return int(loaded.stdout.split()[-1])
 
 
+@pytest.mark.faults("a DVC remote is gone")
 def test_a_remote_that_is_gone_is_told_before_any_work(
     ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_remote_that_is_gone_is_told_before_any_work(
     assert all(secret not in done.stderr + done.stdout for secret in s3.environment.values() if len(secret) > 15)
 
 
+@pytest.mark.faults("credentials expire or change")
 def test_credentials_that_expired_stop_a_run_before_its_work(
     ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
 ) -> None:
@@ -150,6 +152,7 @@ def test_credentials_that_expired_stop_a_run_before_its_work(
     assert not ws.base.exists()
 
 
+@pytest.mark.faults("a DVC remote is gone")
 def test_a_push_that_was_cut_off_goes_on_and_registers_once(
     ws: Workspace, commands: Commands, ssh: Ssh, s3: S3, tmp_path: Path
 ) -> None:

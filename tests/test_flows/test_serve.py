@@ -133,6 +133,8 @@ def of_the_person(ws: Workspace) -> dict[str, bytes]:
     return {name: content for name, content in files_of(ws.root).items() if not name.startswith(kept)}
 
 
+@pytest.mark.faults("kill -9 of a run")
+@pytest.mark.faults("two schedulers on one workspace")
 @pytest.mark.slow
 def test_a_cron_schedule_fires_twice_in_a_checkout_and_goes_on_behind_a_killed_run(
     commands: Commands, new_workspace: Callable[[], Workspace]

@@ -76,6 +76,7 @@ def masks(root: Path) -> dict[str, str]:
     return {path.name: MaskFile(path).digest for path in sorted((root / "work").rglob("layer_*.safetensors"))}
 
 
+@pytest.mark.faults("kill -9 of the engine", times=MOMENTS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -227,6 +228,7 @@ def enlarge(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
 
 
+@pytest.mark.faults("the disk is full")
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
     base: Path, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +247,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
     assert digests(tmp_path / "pruned") == digests(tmp_path / "whole" / "pruned")
 
 
+@pytest.mark.faults("the disk is full")
 def test_a_disk_too_small_for_the_checkpoint_keeps_every_layer(base: Path, small_disk: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"input_ids": tiny_tokens(4, 16), "work": tmp_path / "work"}
     with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/pruned'"):

@@ -15,6 +15,7 @@ def services(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in told["services"]}
 
 
+@pytest.mark.faults("kill -9 of MLflow's server")
 def test_a_second_start_finds_it_running_and_starts_only_what_was_killed(stack: RunningStack) -> None:
     commands, ws = stack.commands, stack.ws
     first = answer(commands(ws, "dass", "stack", "up", "--json"))

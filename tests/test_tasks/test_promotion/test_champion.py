@@ -294,6 +294,7 @@ def test_a_first_promotion_killed_at_every_step_ends_with_the_champion_that_the_
     assert set(champions[switch:]) == {"1"}
 
 
+@pytest.mark.faults("kill -9 in a promotion", times=STEPS)
 @on_both_stores_in_time
 def test_a_promotion_killed_at_every_step_leaves_one_champion_that_the_ledger_names(
     store: Store, client: MlflowClient, ledger: Ledger

@@ -126,6 +126,7 @@ def test_a_run_that_never_worked_long_asks_nobody(finished: Workspace, settings:
     assert not (finished.root / "mlflow.db").exists()
 
 
+@pytest.mark.faults("MLflow's server is gone")
 def test_a_server_that_is_silent_does_not_stop_the_work(
     finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

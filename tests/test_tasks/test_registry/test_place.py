@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 
@@ -26,6 +28,7 @@ def partials(folder: Path) -> list[Path]:
     return list(folder.glob(".mlflow.db.*"))
 
 
+@pytest.mark.faults("kill -9 while MLflow makes its tables")
 def test_a_process_killed_while_mlflow_makes_its_tables_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     making = subprocess.Popen([sys.executable, "-c", _USE, str(tmp_path)], cwd=ROOT)
     while not any(path.exists() and path.stat().st_size > 50_000 for path in partials(tmp_path)):

@@ -422,6 +422,7 @@ def test_what_killed_registrations_began_is_cleared_by_the_next_one(finished: Wo
     assert_nothing_is_left_but_versions(finished)
 
 
+@pytest.mark.faults("kill -9 in a registration", times=20)
 @pytest.mark.slow
 def test_a_registration_killed_before_every_call_is_cleared_by_the_next_one(
     finished: Workspace, settings: Settings

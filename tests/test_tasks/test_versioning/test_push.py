@@ -104,6 +104,7 @@ def test_a_result_that_was_not_pushed_yet_is_told_from_one_that_was(ws: Workspac
     assert not is_pushed(ws, remotes_of(ws, ["store"]))
 
 
+@pytest.mark.faults("a DVC remote keeps half of a file")
 def test_a_file_that_was_cut_off_in_the_store_is_sent_again(ws: Workspace, tmp_path: Path) -> None:
     remotes = remotes_of(ws, None)
     push(ws, remotes)
@@ -117,6 +118,23 @@ def test_a_file_that_was_cut_off_in_the_store_is_sent_again(ws: Workspace, tmp_p
     assert pulled(ws, "store") == FILES
 
 
+@pytest.mark.faults("a DVC remote keeps half of a file")
+@pytest.mark.faults("a DVC remote loses files")
+@pytest.mark.parametrize("left", [None, 2])
+def test_a_single_file_is_missed_also_where_its_folders_list_is_there(
+    ws: Workspace, tmp_path: Path, left: int | None
+) -> None:
+    remotes = remotes_of(ws, None)
+    push(ws, remotes)
+    [path] = [path for path in objects(tmp_path / "store") if path.read_text() == FILES["a.txt"]]
+    path.chmod(0o644)
+    path.unlink() if left is None else path.write_text(FILES["a.txt"][:left])
+    (ws.private / "pushed.json").unlink()
+    push(ws, remotes)
+    assert pulled(ws, "store") == FILES
+
+
+@pytest.mark.faults("a DVC remote loses files")
 def test_files_that_left_the_store_are_sent_again(ws: Workspace, tmp_path: Path) -> None:
     remotes = remotes_of(ws, None)
     push(ws, remotes)
@@ -126,6 +144,7 @@ def test_files_that_left_the_store_are_sent_again(ws: Workspace, tmp_path: Path)
     assert pulled(ws, "store") == FILES
 
 
+@pytest.mark.faults("a DVC remote is gone")
 def test_a_store_that_takes_nothing_is_named_and_the_next_push_goes_on(ws: Workspace, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("no folder")
     with pytest.raises(InfrastructureError, match="remote store .* did not take the data: .*all that was made is kept"):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from tasks.versioning.stages import (
     watched_inputs,
 )
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import Owner
+from tasks.workspace.lock import workspace_lock
 
 PARAMS = Path(__file__).parents[3] / "params.yaml"
 PIPELINE = """
@@ -327,6 +330,18 @@ def test_a_cut_off_note_of_readers_and_writers_is_no_hindrance(
     edit(ws, "alpha: 0.5", "alpha: 0.75")
     assert run_both(ws)[0] == "ran"
     assert "rwlock was cut off" in caplog.text
+
+
+def test_what_dvc_noted_of_a_run_whose_place_was_taken_is_no_hindrance(ws: Workspace) -> None:
+    """It may only be asleep: DVC would wait for it as long as there is such a process."""
+    asleep = replace(Owner.here(), pid=os.getppid(), command="dass run", at=0.0)
+    noted = {"pid": asleep.pid, "cmd": asleep.command}
+    path = str(ws.root / "made" / "first")
+    (ws.root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": {path: noted}, "read": {path: [noted]}}))
+    ws.private.mkdir()
+    (ws.private / "lock").write_text(json.dumps(asdict(asleep)))
+    with workspace_lock(ws):
+        assert run_both(ws) == ["ran", "ran"]
 
 
 def test_a_user_s_own_file_among_the_artifacts_stops_the_stage_that_would_remove_it(ws: Workspace) -> None:

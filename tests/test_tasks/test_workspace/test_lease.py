@@ -111,6 +111,7 @@ def test_the_heart_beats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (owner.pid, owner.work, owner.silence) == (os.getpid(), {"flow_run": "abc"}, 1.0)
 
 
+@pytest.mark.faults("kill -9 of a run")
 def test_a_killed_run_is_noticed_at_once_and_says_what_it_worked_on(ws: Workspace) -> None:
     with holder(ws) as process:
         with pytest.raises(InputError, match=rf"is held by another run \(process {process.pid}, since 2"):
@@ -128,6 +129,7 @@ def test_a_killed_run_is_noticed_at_once_and_says_what_it_worked_on(ws: Workspac
         assert lease.lost is None
 
 
+@pytest.mark.faults("a lost heartbeat comes back")
 def test_one_that_was_only_asleep_stops_before_it_writes(ws: Workspace) -> None:
     with holder(ws) as process:
         process.send_signal(signal.SIGSTOP)
