@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dass.engine.ranks import Ranks
 from dass.errors import InfrastructureError, InputError
 from dass.files import digest_of, read_json, sha256_file, write_json
 from tasks.versioning.code import code_digest
@@ -28,6 +27,8 @@ from tasks.workspace.settings import Engine, Settings
 
 if TYPE_CHECKING:
     import torch
+
+    from dass.engine.ranks import Ranks
 
 StageName = Literal["prune", "recover"]
 Facts = dict[str, str]
@@ -220,7 +221,7 @@ def check_alike(first: str, its: Mapping[str, str], other: str, others: Mapping[
             )
 
 
-def check_nodes(ranks: Ranks, device: "torch.device", ws: Workspace, settings: Settings, stage: StageName) -> None:
+def check_nodes(ranks: "Ranks", device: "torch.device", ws: Workspace, settings: Settings, stage: StageName) -> None:
     """By the processes themselves, whoever started them: nodes are alike, and share the workspace's folder.
 
     Raises:

@@ -22,6 +22,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "prune.owl_bound": {"allocation": "owl"},
     "prune.validation_share": {"update": "reconstruct"},
     "recover.sequence_length": {"windows": 4},
+    "engine.nodes": {"rdzv_endpoint": "node0:29500"},
 }
 
 
