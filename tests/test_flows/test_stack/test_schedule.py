@@ -76,7 +76,7 @@ def test_a_schedule_of_every_minute_fires_twice_registers_and_pushes_and_a_secon
             assert any((folder / "host").iterdir())
             assert _git(clone, "status", "--porcelain") == ""
             for remote in ("host", "bucket"):
-                second = Workspace.at(folder / f"second-{remote}")
+                second = Workspace(folder / f"second-{remote}")
                 _git(folder, "clone", "--quiet", str(clone), str(second.root))
                 runner(second, "dvc", "remote", "modify", "--local", "host", "keyfile", str(ssh.key))
                 runner(second, "dvc", "remote", "default", "--local", remote)
