@@ -6,15 +6,11 @@ Each row is a `dass study sensitivity --totals`. A study that was stopped goes o
 file holds is not asked again. `python -m benchmarks.render` writes docs/results.md.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks import command, markdown
-from benchmarks.job import JobFailed
 from benchmarks.paths import FOLDER, ROOT
+from benchmarks.pipeline import answer_of
 from benchmarks.prepare import workspace_with
 from benchmarks.results import Record, Results
 from dass.files import read_json
@@ -30,7 +26,8 @@ ASKED = {
 def run(ws: Path, patterns: str, totals: str) -> Record:
     """One study, and what its allocations came to."""
     folder = ws / "study" / patterns.replace(":", "-").replace("%", "").replace(",", "-")
-    answer = _dass(ws, "study", "sensitivity", "--patterns", patterns, "--totals", totals, "-o", str(folder))
+    asked = ["--patterns", patterns, "--totals", totals, "--output", str(folder)]
+    answer = answer_of("study sensitivity", ws, *asked)
     about = read_json(folder / "study.json")
     return {
         "score": about["score"],
@@ -39,20 +36,6 @@ def run(ws: Path, patterns: str, totals: str) -> Record:
         "rank_correlation": answer["rank_correlation"],
         "allocations": answer["allocations"],
     }
-
-
-def _dass(ws: Path, *arguments: str) -> dict[str, Any]:
-    argv = [sys.executable, "-P", "-m", "flows", *arguments, "--workspace", str(ws), "--json"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        out, _ = process.communicate()
-    except KeyboardInterrupt:
-        process.wait()  # it has heard it, too, and ends what it has started
-        raise
-    if process.returncode:
-        raise JobFailed(f"dass {' '.join(arguments[:2])} failed with status {process.returncode} in {ws}.")
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def section(records: list[Record]) -> str:
@@ -94,7 +77,7 @@ def main() -> None:
             key: Record = {"model": name, "what": what}
             if results.find(key) is None:
                 ws = workspace_with(params, arguments.workspace or FOLDER / "allocations" / name)
-                _dass(ws, "run", "--until", "baseline")
+                answer_of("run", ws, "--until", "baseline")
                 print(results.add(key, run(ws, patterns, totals)), flush=True)
 
 

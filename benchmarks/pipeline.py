@@ -1,4 +1,4 @@
-"""What a user runs, from a benchmark: `dass run`."""
+"""What a user runs, from a benchmark: a command of `dass`."""
 
 import json
 import subprocess
@@ -31,15 +31,24 @@ def dass_run(ws: Path, changes: Mapping[str, Any], recipe: str | None = None) ->
         for key, value in changes.items()
     ]
     named = [] if recipe is None else ["--recipe", recipe]
-    command = [sys.executable, "-P", "-m", "flows", "run", "--workspace", str(ws), "--json", *named, *asked]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return answer_of("run", ws, *named, *asked)
+
+
+def answer_of(command: str, ws: Path, *arguments: str) -> dict[str, Any]:
+    """What one `dass COMMAND --json` in a workspace answers; one that was killed before goes on.
+
+    Raises:
+        JobFailed: it did not end well; its own words went to stderr.
+    """
+    argv = [sys.executable, "-P", "-m", "flows", *command.split(), "--workspace", str(ws), "--json", *arguments]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         answer, _ = process.communicate()
     except KeyboardInterrupt:
         process.wait()  # it has heard it, too; subprocess.run would kill it while it ends what it has started
         raise
     if process.returncode:
-        raise JobFailed(f"dass run failed with status {process.returncode} in {ws}.")
+        raise JobFailed(f"dass {command} failed with status {process.returncode} in {ws}.")
     found: dict[str, Any] = json.loads(answer)
     return found
 

@@ -8,10 +8,7 @@ is a `dass sweep`: when it was stopped it goes on where it was, no point is made
 points. A front is judged by the area that it dominates, in sparsity × ln ratio.
 """
 
-import json
 import math
-import subprocess
-import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +18,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks import command, markdown
-from benchmarks.job import JobFailed
 from benchmarks.paths import FOLDER, ROOT
+from benchmarks.pipeline import answer_of
 from benchmarks.prepare import workspace_with
 from dass.errors import InputError
 from tasks.plots import STYLE, save_figure
@@ -97,16 +94,7 @@ def figure(found: dict[str, list[Point]], told: dict[str, str], title: str) -> F
 def _sweep(workspace: Path, changes: Sequence[str]) -> list[dict[str, Any]]:
     """Points of one `dass sweep` that were measured."""
     asked = [word for change in [*_FIXED, *changes] for word in ("-S", change)]
-    argv = [sys.executable, "-P", "-m", "flows", "sweep", "--json", "--workspace", str(workspace), *asked]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        out, _ = process.communicate()
-    except KeyboardInterrupt:
-        process.wait()  # it has heard it, too, and ends what it has started
-        raise
-    if process.returncode:
-        raise JobFailed(f"dass sweep failed with status {process.returncode} in {workspace}.")
-    return [point for point in json.loads(out)["points"] if point["failed"] is None]
+    return [point for point in answer_of("sweep", workspace, *asked)["points"] if point["failed"] is None]
 
 
 def main() -> None:
