@@ -12,7 +12,7 @@ M matrices, U units of weights that are to go.
 import math
 from collections.abc import Sequence
 
-import numpy as np
+import torch
 
 from dass.errors import InputError
 
@@ -45,16 +45,14 @@ def cheapest(costs: Sequence[Sequence[float]], removed: Sequence[Sequence[float]
     if total > most * (1 + 1e-12):
         raise InputError(f"{total:g} weights are to go, and the options remove {most:g} at most. Ask for less.")
     units, wanted = _in_units(removed, min(total, most))
-    least_U = np.full(wanted + 1, math.inf)  # the least cost at which so many units go, or more
+    least_U = torch.full((wanted + 1,), math.inf, dtype=torch.float64)  # least cost at which so many go, or more
     least_U[0] = 0.0
-    chosen_MU = np.zeros((len(costs), wanted + 1), dtype=np.min_scalar_type(max(map(len, costs))))
+    chosen_MU = torch.zeros((len(costs), wanted + 1), dtype=torch.int16)
     for matrix, (prices, gone) in enumerate(zip(costs, units, strict=True)):
-        before_U, least_U = least_U, np.full(wanted + 1, math.inf)
+        before_U, least_U = least_U, torch.full_like(least_U, math.inf)
         for option, (price, count) in enumerate(zip(prices, gone, strict=True)):
             all_with_it = min(count, wanted + 1)  # up to here it removes enough by itself
-            with_it_U = price + np.concatenate(
-                [np.full(all_with_it, before_U[0]), before_U[: wanted + 1 - all_with_it]]
-            )
+            with_it_U = price + torch.cat([before_U[:1].expand(all_with_it), before_U[: wanted + 1 - all_with_it]])
             better_U = with_it_U < least_U
             least_U[better_U] = with_it_U[better_U]
             chosen_MU[matrix, better_U] = option
