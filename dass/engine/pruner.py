@@ -24,6 +24,7 @@ from dass.engine.refit import refit_mlps
 from dass.errors import InputError
 from dass.masks.detect import runs_on_sparse_tensor_cores
 from dass.method.fit_error import FitErrors
+from dass.method.mask import zero_removed_
 from dass.method.methods import PROJECTIONS, Method, Projection, Score
 from dass.method.mlp import PrunedMlp, prune_mlp
 from dass.method.pattern import Pattern
@@ -343,8 +344,8 @@ def write_parameters(
     for name, value in values.items():
         layer.get_parameter(name.removeprefix(prefix)).detach().copy_(value)
     for name, mask in keep.items():
-        parameter = layer.get_parameter(name.removeprefix(prefix)).detach()
-        parameter.masked_fill_(mask.logical_not().to(parameter.device), 0.0)
+        parameter = layer.get_parameter(name.removeprefix(prefix))
+        zero_removed_(parameter, mask.to(parameter.device))
 
 
 def layer_report(
@@ -397,14 +398,19 @@ def joined(
 
     A parameter that holds several MLPs' matrices gets one mask; matrices that were not updated keep the stored values.
     """
-    keep = {name: torch.ones_like(value, dtype=torch.bool) for name, value in stored.items()}
+    keep: dict[str, Tensor] = {}
     updated = {mlp.places[name].parameter for mlp, each in zip(mlps, pruned, strict=True) for name in each.weights}
     values = {name: stored[name].clone() for name in updated}
     for mlp, each in zip(mlps, pruned, strict=True):
         for projection, place in mlp.places.items():
-            keep[place.parameter][place.at] = each.keep[projection]
+            if not place.at:  # the whole parameter: nothing to join
+                keep[place.parameter] = each.keep[projection]
+            else:
+                if place.parameter not in keep:
+                    keep[place.parameter] = torch.ones_like(stored[place.parameter], dtype=torch.bool)
+                keep[place.parameter][place.at] = each.keep[projection]
             if projection in each.weights:
                 values[place.parameter][place.at] = each.weights[projection]
     for name, value in values.items():
-        value.masked_fill_(keep[name].logical_not(), 0.0)
+        zero_removed_(value, keep[name])
     return keep, dict(sorted(values.items()))

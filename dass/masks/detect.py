@@ -16,6 +16,8 @@ from dass.method.pattern import Pattern
 GROUPS = (4, 8, 16)
 """The M that are looked for."""
 
+_FIRST_ROWS = 16
+
 # dtype -> (O, C) must be multiples of. torch 2.13, SparseSemiStructuredTensorCUSPARSELT, which is what
 # to_sparse_semi_structured builds; it has no float32.
 _SPARSE_CORE_SIZES: dict[torch.dtype, tuple[int, int]] = {
@@ -78,7 +80,8 @@ def runs_on_sparse_tensor_cores(weight_OC: Tensor, dtype: torch.dtype | None = N
         return False
     if any(size % multiple for size, multiple in zip(weight_OC.shape, _SPARSE_CORE_SIZES[dtype], strict=True)):
         return False
-    return _most_in_a_group(weight_OC != 0, 4) <= 2
+    # Most that are not 2:4 show it in their first rows.
+    return all(_most_in_a_group(some_OC != 0, 4) <= 2 for some_OC in (weight_OC[:_FIRST_ROWS], weight_OC))
 
 
 def _along_rows(nonzero_RN: Tensor, zero_share: float) -> tuple[Pattern, ...]:

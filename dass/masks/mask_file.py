@@ -10,6 +10,7 @@ A file's tensors are bytes. Its metadata has one key, "dass", a JSON object: "fo
 import json
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -24,9 +25,10 @@ from dass.errors import InputError
 from dass.files import sha256_file
 from dass.masks.beside import write_beside
 from dass.masks.group_packing import Grouping, pack_groups, unpack_groups
-from dass.masks.packing import mask_digest, pack_mask, unpack_mask
+from dass.masks.packing import count_bits, mask_digest, pack_mask, unpack_mask
 from dass.masks.pruned_record import write_record
 from dass.masks.updates import Updates
+from dass.method.mask import zero_removed_
 from dass.model.checkpoint import Checkpoint
 from dass.model.checkpoint_folder import Contents, contents
 
@@ -40,7 +42,7 @@ _BITS = "bits"
 
 
 def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] | None = None) -> None:
-    """Write keep masks, each in the smallest encoding its bits allow.
+    """Write keep masks, each in the smallest encoding its bits allow. Those of mask files are taken as they are packed.
 
     Args:
         keep: parameter name -> bool tensor, True = kept.
@@ -50,16 +52,39 @@ def save_masks(keep: Mapping[str, Tensor], path: Path, more: Mapping[str, str] |
     shapes: dict[str, list[int]] = {}
     encodings: dict[str, str] = {}
     packed: dict[str, Tensor] = {}
-    for name, mask in keep.items():
-        shapes[name] = list(mask.shape)
+    for name in keep:
+        if isinstance(keep, PackedMasks):
+            shapes[name], (encodings[name], packed[name]) = list(keep.shape(name)), keep.packed(name)
+            continue
+        mask = keep[name]
         grouping, packed[name] = pack_groups(mask) or (_BITS, pack_mask(mask))
-        encodings[name] = str(grouping)
+        shapes[name], encodings[name] = list(mask.shape), str(grouping)
     # One key only: safetensors writes several in an order that changes from call to call, and so the file's bytes.
     header = {**(more or {}), "format": FORMAT, "shapes": shapes, "encodings": encodings}
     save_file(packed, path, {_HEADER: json.dumps(header, sort_keys=True)})
 
 
-class MaskFile(Mapping[str, Tensor]):
+class PackedMasks(Mapping[str, Tensor]):
+    """Masks that lie packed in files, unpacked when asked for."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a mask."""
+
+    @abstractmethod
+    def packed(self, name: str) -> tuple[str, Tensor]:
+        """A mask as it lies in its file: encoding, and bytes (uint8).
+
+        Raises:
+            InputError: they are not as many as the shape asks for.
+        """
+
+    @abstractmethod
+    def kept(self, name: str) -> int:
+        """How many weights a mask keeps. Raises InputError: the mask's bytes are damaged."""
+
+
+class MaskFile(PackedMasks):
     """A mask file as a mapping: parameter name -> bool tensor, unpacked when asked for.
 
     Attributes:
@@ -99,19 +124,55 @@ class MaskFile(Mapping[str, Tensor]):
 
         Raises InputError: a mask's bytes are damaged.
         """
-        return mask_digest(self.shapes, lambda name: pack_mask(self[name]))
+        return mask_digest(self.shapes, self._bits)
 
     def __getitem__(self, name: str) -> Tensor:
         """Raises InputError: the mask's bytes are damaged. KeyError: there is no such mask."""
         shape, grouping = self.shapes[name], self._groupings[name]
+        packed = self._read(name)
+        try:
+            return unpack_groups(packed, shape, grouping) if grouping else unpack_mask(packed, shape)
+        except ValueError as error:
+            raise self._damaged(name, error) from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a mask."""
+        return self.shapes[name]
+
+    def packed(self, name: str) -> tuple[str, Tensor]:
+        """As the base says."""
+        packed, grouping = self._read(name), self._groupings[name]
+        entries = math.prod(self.shapes[name])
+        size = grouping.size(entries // grouping.group) if grouping else -(-entries // 8)
+        if packed.numel() != size:
+            raise self._damaged(name, f"{packed.numel()} bytes where its shape asks for {size}")
+        return str(grouping or _BITS), packed
+
+    def kept(self, name: str) -> int:
+        """As the base says. What groups keep follows from their number; bits are counted as they are packed."""
+        grouping = self._groupings[name]
+        if grouping:
+            return math.prod(self.shapes[name]) // grouping.group * grouping.keep
+        return count_bits(self._bits(name))
+
+    def _bits(self, name: str) -> Tensor:
+        """A mask as one bit a weight, whatever it is packed as; the last byte's padding is 0."""
+        if self._groupings[name]:
+            return pack_mask(self[name])
+        bits = self.packed(name)[1]
+        if used := math.prod(self.shapes[name]) % 8:
+            bits[-1] &= (1 << used) - 1
+        return bits
+
+    def _read(self, name: str) -> Tensor:
         try:
             with safe_open(self.path, framework="pt") as handle:
                 packed: Tensor = handle.get_tensor(name)
-            if packed.dtype != torch.uint8 or packed.dim() != 1:
-                raise ValueError(f"{packed.dtype} of shape {tuple(packed.shape)} is no packed mask")
-            return unpack_groups(packed, shape, grouping) if grouping else unpack_mask(packed, shape)
-        except (SafetensorError, ValueError) as error:
+        except SafetensorError as error:
             raise self._damaged(name, error) from None
+        if packed.dtype != torch.uint8 or packed.dim() != 1:
+            raise self._damaged(name, f"{packed.dtype} of shape {tuple(packed.shape)} is no packed mask")
+        return packed
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
@@ -153,7 +214,7 @@ def _parse_header(header: str, path: Path) -> dict[str, Any]:
     return parsed
 
 
-class MaskFiles(Mapping[str, Tensor]):
+class MaskFiles(PackedMasks):
     """Several mask files as one mapping."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -168,6 +229,18 @@ class MaskFiles(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._file_of[name][name]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a mask."""
+        return self._file_of[name].shape(name)
+
+    def packed(self, name: str) -> tuple[str, Tensor]:
+        """As the base says."""
+        return self._file_of[name].packed(name)
+
+    def kept(self, name: str) -> int:
+        """As the base says."""
+        return self._file_of[name].kept(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 
@@ -175,9 +248,9 @@ class MaskFiles(Mapping[str, Tensor]):
         return len(self._file_of)
 
 
-def removed_shares(masks: Mapping[str, Tensor], base: Checkpoint) -> dict[str, float]:
+def removed_shares(masks: PackedMasks, base: Checkpoint) -> dict[str, float]:
     """Share of weights the masks remove: of the MLP weights ("mlp") and of the whole model ("model")."""
-    removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    removed = sum(math.prod(masks.shape(name)) - masks.kept(name) for name in masks)
     in_mlps = sum(math.prod(base.shape(name)) for name in masks)
     in_model = sum(math.prod(place.shape) for place in base.stored.values())
     return {"mlp": removed / in_mlps, "model": removed / in_model}
@@ -242,7 +315,7 @@ def pruned_weight(
     keep = masks.get(name)
     if updates and name in updates:
         return updates.weight(name, keep)
-    return None if keep is None else weight.masked_fill_(~keep, 0.0)
+    return None if keep is None else zero_removed_(weight, keep)
 
 
 def check_masks_fit(base: Checkpoint, masks: Mapping[str, Tensor]) -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 _GATHER = 0x0102040810204080
 # A byte's bits, lowest first, each as a byte of 0 or 1, all eight as one number: (256,).
 _EIGHTS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view(torch.int64).view(-1)
+_ONES = torch.tensor([byte.bit_count() for byte in range(256)])
 
 
 def pack_mask(keep: Tensor) -> Tensor:
     """Pack a bool mask of any shape into uint8, shape (⌈numel / 8⌉,)."""
     bits = keep.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
+    if bits.numel() % 8:  # padding copies
+        bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
     # Eight bytes of 0 or 1 at a time: the product moves byte i's bit to bit 56 + i, and no other bit comes there.
     eights = bits.view(torch.int64) if bits.numel() else torch.empty(0, dtype=torch.int64)
     return ((eights * _GATHER) >> 56).to(torch.uint8)
@@ -33,6 +35,11 @@ def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
     if packed.numel() != -(-size.numel() // 8):
         raise ValueError(f"a mask of {packed.numel()} bytes cannot hold {size.numel()} weights")
     return _EIGHTS.index_select(0, packed.int()).view(torch.bool)[: size.numel()].view(size)
+
+
+def count_bits(packed: Tensor) -> int:
+    """How many bits of some bytes (uint8) are 1."""
+    return int(torch.bincount(packed, minlength=256) @ _ONES)
 
 
 def mask_digest(shapes: Mapping[str, tuple[int, ...]], bits_of: Callable[[str], Tensor]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dass.masks.matrices import SPELLED, matrices, projections_of
 from dass.masks.updates import Updates
+from dass.method.mask import zero_removed_
 from dass.method.methods import PROJECTIONS, Layout, Method, Projection, competition_axis
 from dass.method.pattern import Pattern, parse_pattern
 from dass.model.checkpoint import Checkpoint
@@ -73,7 +74,7 @@ def prove_weights(
         if updates is not None and is_updated:
             expected = _bits(updates.weight(name, keep), like=expected)
         else:
-            expected.masked_fill_(~keep, 0)
+            zero_removed_(expected, keep)
         if (at := _first_difference(expected, found)) is not None:
             source = "the updated value" if is_updated else "the base's"
             raise ProofError(f"{name}{list(at)} {_what_differs(keep, found, at, source)}.")

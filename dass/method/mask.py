@@ -9,9 +9,12 @@ from torch import Tensor
 
 from dass.errors import InputError
 from dass.method.pattern import Pattern
+from dass.method.selection import cut_rows, keep_in_groups
 
-_CHUNK_ELEMENTS = 1 << 24  # bounds the temporaries of a selection to about 200 MB
-_PAIRWISE_GROUP = 16  # up to this M, M² comparisons beat a selection per group
+_CACHED_ELEMENTS = 1 << 18  # what is compared at once stays in a core's cache
+_TIED_ELEMENTS = 1 << 22  # bounds the temporaries where many equal scores meet at the cut
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PAIRWISE_GROUP = 16  # up to this M, M² / 2 comparisons beat a selection per group
 
 
 def keep_mask(score_OC: Tensor, pattern: Pattern, axis: int | None) -> Tensor:
@@ -27,15 +30,13 @@ def keep_mask(score_OC: Tensor, pattern: Pattern, axis: int | None) -> Tensor:
         InputError: M does not divide the size of the axis.
         ValueError: a score is NaN.
     """
-    if score_OC.isnan().any():
+    if score_OC.numel() and score_OC.amax().isnan():
         raise ValueError("importance scores contain NaN")
-    if pattern.group is None:
-        if axis is None:
-            return _keep_largest(score_OC.reshape(-1, 1), pattern).view(score_OC.shape)
-        competing_N = score_OC if axis == 0 else score_OC.T
-        keep_N = _keep_largest(competing_N, pattern)
-        return keep_N if axis == 0 else keep_N.T.contiguous()
-    return _keep_in_groups(score_OC, pattern, 1 if axis is None else axis)
+    if pattern.group is not None:
+        return _keep_in_groups(score_OC, pattern, 1 if axis is None else axis)
+    if axis is None:
+        return _keep_largest(score_OC.reshape(1, -1), pattern.removed_from(score_OC.numel()), 1).view(score_OC.shape)
+    return _keep_largest(score_OC, pattern.removed_from(score_OC.shape[axis]), axis)
 
 
 def check_divisible(size: int, pattern: Pattern, what: str) -> None:
@@ -50,26 +51,53 @@ def check_divisible(size: int, pattern: Pattern, what: str) -> None:
         )
 
 
-def _keep_largest(score_NR: Tensor, pattern: Pattern) -> Tensor:
-    """Keep the largest of the N scores of each of R columns."""
-    size = score_NR.shape[0]
-    removed = pattern.removed_from(size)
-    if removed == 0:
-        return torch.ones_like(score_NR, dtype=torch.bool)
-    columns = max(1, _CHUNK_ELEMENTS // size)
-    return torch.cat([_keep_above_kth(chunk, removed) for chunk in score_NR.split(columns, dim=1)], dim=1)
+@torch.no_grad()
+def zero_removed_(weight: Tensor, keep: Tensor) -> Tensor:
+    """Set what a mask removes to +0.0 in place, and return the weight; what it keeps stays bit for bit.
+
+    Bits times 0 or 1: `masked_fill_` takes one weight at a time on a CPU.
+
+    Args:
+        weight: any shape, float, or the bits of floats as integers.
+        keep: bool, shape of the weight, on its device; True = kept.
+    """
+    bits = weight.detach()
+    if bits.is_floating_point():
+        bits = bits.view(_BITS[bits.element_size()])
+    if bits.device.type == "cpu" and bits.is_contiguous():
+        for some, kept in zip(
+            bits.view(-1).split(_CACHED_ELEMENTS), keep.reshape(-1).split(_CACHED_ELEMENTS), strict=True
+        ):
+            some.mul_(kept.to(some.dtype))
+    else:
+        bits.mul_(keep)
+    return weight
 
 
-def _keep_above_kth(score_NR: Tensor, removed: int) -> Tensor:
-    # Competing weights are made adjacent in memory: selection reads each group once.
-    score_RN = score_NR.T.contiguous()
-    kth_R1 = score_RN.kthvalue(removed, dim=1, keepdim=True).values
-    below_RN = score_RN < kth_R1
-    equal_RN = score_RN == kth_R1
-    quota_R1 = removed - below_RN.sum(dim=1, keepdim=True)
-    if not torch.equal(equal_RN.sum(dim=1, keepdim=True), quota_R1):
-        equal_RN &= equal_RN.cumsum(dim=1, dtype=torch.int32) <= quota_R1
-    return (below_RN | equal_RN).logical_not_().T
+def _keep_largest(score_OC: Tensor, removed: int, axis: int) -> Tensor:
+    """Keep all but the `removed` smallest along an axis."""
+    if removed in (0, score_OC.shape[axis]):
+        return torch.full_like(score_OC, removed == 0, dtype=torch.bool)
+    score_RN = score_OC if axis == 1 else score_OC.T
+    kth_R, quota_R = (cut_rows if score_OC.device.type == "cpu" else _cut_rows_anywhere)(score_RN, removed)
+    keep = score_OC > kth_R.unsqueeze(axis)
+    step = max(1, _TIED_ELEMENTS // score_OC.shape[axis])
+    for tied in quota_R.nonzero().view(-1).split(step):
+        equal_RN = (score_RN[tied] == kth_R[tied, None]) if axis == 1 else score_OC.T[tied] == kth_R[tied, None]
+        row, column = equal_RN.nonzero(as_tuple=True)  # in order
+        ends_R = torch.bincount(row, minlength=len(tied)).cumsum(0)
+        number = torch.arange(len(row), device=row.device) - torch.cat([ends_R.new_zeros(1), ends_R[:-1]])[row]
+        stays = number >= quota_R[tied][row]  # the first of them go
+        row, column = tied[row[stays]], column[stays]
+        keep[(row, column) if axis == 1 else (column, row)] = True
+    return keep
+
+
+def _cut_rows_anywhere(score_RN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `cut_rows`, on any device."""
+    kth_R = score_RN.kthvalue(k, dim=1).values
+    quota_R = k - (score_RN < kth_R[:, None]).sum(dim=1)
+    return kth_R, quota_R.where((score_RN <= kth_R[:, None]).sum(dim=1) > k, 0)
 
 
 def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
@@ -77,23 +105,24 @@ def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
     assert pattern.keep is not None
     rows, columns = score_OC.shape
     check_divisible(score_OC.shape[axis], pattern, f"axis {axis} of a {rows} × {columns} matrix")
-    removed = pattern.group - pattern.keep
-    if pattern.group > _PAIRWISE_GROUP:
+    group, removed = pattern.group, pattern.group - pattern.keep
+    if group > _PAIRWISE_GROUP:
         along = score_OC.T if axis == 0 else score_OC
-        keep = _keep_above_kth(along.reshape(-1, pattern.group).T, removed).T.reshape(along.shape)
+        keep = _keep_largest(along.reshape(-1, group), removed, 1).view(along.shape)
         return (keep.T if axis == 0 else keep).contiguous()
-    shape = (
-        (rows // pattern.group, pattern.group, columns)
-        if axis == 0
-        else (rows, columns // pattern.group, pattern.group)
-    )
-    group_axis = 1 if axis == 0 else 2
-    members = score_OC.reshape(shape).movedim(group_axis, 0).contiguous()  # adjacent in memory: M² quick comparisons
+    if score_OC.device.type == "cpu":
+        return keep_in_groups(score_OC, group, removed, axis)
+    return _keep_in_groups_anywhere(score_OC, group, removed, axis)
+
+
+def _keep_in_groups_anywhere(score_OC: Tensor, group: int, removed: int, axis: int) -> Tensor:
+    """As `keep_in_groups`, on any device."""
+    members = score_OC.unflatten(axis, (-1, group)).movedim(axis + 1, 0).contiguous()
     kept_members: list[Tensor] = []
     for i, score in enumerate(members):
-        rank = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
+        before = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
         for j, other in enumerate(members):
             if j != i:
-                rank += (other <= score) if j < i else (other < score)
-        kept_members.append(rank >= removed)
-    return torch.stack(kept_members, dim=group_axis).view(rows, columns)
+                before += (other <= score) if j < i else (other < score)
+        kept_members.append(before >= removed)
+    return torch.stack(kept_members, dim=axis + 1).view(score_OC.shape)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dass.method.methods import DEFAULT_ALPHA, Layout, Method, Projection
 
+_CACHED_ELEMENTS = 1 << 18
+
 
 @dataclass(frozen=True)
 class ActivationNorms:
@@ -53,16 +55,25 @@ def importance(
             is |W_ij| · ‖x_j‖ · ‖z_i‖^alpha, so that inside a group Wanda's choice decides.
     """
     assert method != "sparsegpt", "chooses while it updates"
-    magnitude_OC = weight_OC.abs().float()
-    if method == "magnitude":
-        return magnitude_OC
-    if projection == "down_proj":
-        return magnitude_OC.mul_(_factor(norms.z_I, 1.0, weight_OC)[None, :])
-    if method == "wanda":
-        return magnitude_OC.mul_(_factor(norms.x_H, 1.0, weight_OC)[None, :])
-    if layout == "contraction":
-        magnitude_OC.mul_(_factor(norms.x_H, 1.0, weight_OC)[None, :])
-    return magnitude_OC.mul_(_factor(norms.z_I, alpha, weight_OC)[:, None])
+    columns_C = rows_O = None
+    if projection == "down_proj" and method != "magnitude":
+        columns_C = _factor(norms.z_I, 1.0, weight_OC)
+    elif method == "wanda" or (method == "dass" and layout == "contraction"):
+        columns_C = _factor(norms.x_H, 1.0, weight_OC)
+    if projection != "down_proj" and method == "dass":
+        rows_O = _factor(norms.z_I, alpha, weight_OC)
+    score_OC = torch.empty(weight_OC.shape, dtype=torch.float32, device=weight_OC.device)
+    step = len(weight_OC)
+    if weight_OC.device.type == "cpu":  # a few rows at a time: what is worked on stays in the cache
+        step = max(1, _CACHED_ELEMENTS // max(1, weight_OC.shape[1]))
+    for begin in range(0, len(weight_OC), max(1, step)):
+        some = slice(begin, begin + step)
+        part_OC = score_OC[some].copy_(weight_OC[some]).abs_()
+        if columns_C is not None:
+            part_OC.mul_(columns_C[None, :])
+        if rows_O is not None:
+            part_OC.mul_(rows_O[some, None])
+    return score_OC
 
 
 def _factor(norm: Tensor, exponent: float, weight: Tensor) -> Tensor:

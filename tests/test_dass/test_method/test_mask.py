@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dass.errors import InputError
-from dass.method.mask import keep_mask
+from dass.method import mask
+from dass.method.mask import keep_mask, zero_removed_
 from dass.method.pattern import parse_pattern
 
 
@@ -75,3 +76,39 @@ def test_a_size_that_m_does_not_divide_is_refused() -> None:
 def test_nan_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         keep_mask(torch.tensor([[1.0, float("nan")]]), parse_pattern("unstructured"), 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "5:8", "12:32"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_another_device_computes_is_what_the_host_chooses(
+    axis: int | None, pattern: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = torch.randint(0, 60, (96, 64), generator=torch.Generator().manual_seed(1)).to(dtype)  # ties, too
+    what = parse_pattern(pattern)
+    on_host = keep_mask(score, what, axis)
+    monkeypatch.setattr(mask, "cut_rows", mask._cut_rows_anywhere)
+    monkeypatch.setattr(mask, "keep_in_groups", mask._keep_in_groups_anywhere)
+    assert torch.equal(keep_mask(score, what, axis), on_host)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_blocks_that_end_in_the_middle_change_nothing(axis: int, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = torch.rand(84, 100, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    whole = keep_mask(score, parse_pattern(pattern), axis)
+    monkeypatch.setattr("dass.method.selection._BLOCK_ELEMENTS", 700)
+    assert torch.equal(keep_mask(score, parse_pattern(pattern), axis), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_removed_weights_become_positive_zero_and_the_others_keep_their_bits(dtype: torch.dtype) -> None:
+    weight = torch.tensor([[-1.5, float("nan"), -0.0], [float("inf"), 2.0, -3.0]], dtype=dtype)
+    keep = torch.tensor([[False, True, True], [False, False, True]])
+    before = weight.clone()
+    assert zero_removed_(weight, keep) is weight
+    assert torch.equal(weight.signbit(), (before.signbit() & keep))
+    assert torch.equal(weight[~keep], torch.zeros(3, dtype=dtype))
+    assert torch.equal(weight[keep].nan_to_num(7.0), before[keep].nan_to_num(7.0))
+    across = torch.rand(5, 4, dtype=dtype).T  # not in one piece
+    assert not zero_removed_(across, torch.zeros(4, 5, dtype=torch.bool)).any()
