@@ -32,6 +32,9 @@ from dass.model.memory import is_out_of_memory
 ERROR_TOKENS = 4096
 """The relative output error is measured on the first windows that hold this many tokens (at least one window)."""
 
+_PROBE_TOKENS = 64
+"""How a layer falls into halves is seen on so many tokens of a window."""
+
 _CPU_BATCH_TOKENS = 1024  # beyond this, activations leave the cache and every product gets slower
 _CUDA_BATCH_TOKENS = 32768
 _CUDA_SHARE = 0.2  # of the card's memory that a batch's activations may take
@@ -160,10 +163,12 @@ class LayerwisePass:
 
     def runner(self, layer: nn.Module) -> LayerRunner:
         """The due layer, ready to be run in halves."""
-        first, last = self._rows[0], self._rows[-1]
-        runner = LayerRunner(layer, self.hidden.read(first), self._calls.of(first.start, self.layer))
-        if last is not first:
-            runner.confirm(self.hidden.read(last), self._calls.of(last.start, self.layer))
+        first, *others = [
+            (self.hidden.read(each.rows)[:, : each.tokens], each.calls[self.layer]) for each in self._probes
+        ]
+        runner = LayerRunner(layer, *first)
+        for state_BTH, call in others:
+            runner.confirm(state_BTH, call)
         return runner
 
     def batches(self, held_back: bool | None = None) -> Iterator[tuple[slice, Tensor, LayerCall, int]]:
@@ -279,7 +284,27 @@ class LayerwisePass:
             buffer.write(rows, hidden_BTH)
             self._calls.add(rows.start, len(ids_BT), calls, _Kept(len(self._rows), buffer.place, buffering.folder))
         assert buffer is not None
+        self._probes = self._first_tokens(input_ids_ST, buffer)
         return buffer
+
+    def _first_tokens(self, input_ids_ST: Tensor, buffer: HiddenStates) -> list["_Probe"]:
+        """What `runner` looks at: the first and the last batch; a few tokens of a window where that can be."""
+        ends = list(dict.fromkeys([0, len(self._rows) - 1]))
+        tokens = min(_PROBE_TOKENS, input_ids_ST.shape[1])
+        calls = self._calls.all_of(self._rows[0].start)
+        if self._calls.may_carry_state or not calls[0].layout.is_plain:
+            return [_Probe(self._rows[end], buffer.shape[1], self._calls.all_of(self._rows[end].start)) for end in ends]
+        windows = [slice(start, start + 1) for start in dict.fromkeys([0, buffer.shape[0] - 1])]
+        return [_Probe(rows, tokens, self.decoder.embed(input_ids_ST[rows, :tokens])[1]) for rows in windows]
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Some rows of the buffer, their first tokens, and how each layer is called with those."""
+
+    rows: slice
+    tokens: int
+    calls: list[LayerCall]
 
 
 class _Kept:

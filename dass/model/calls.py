@@ -98,9 +98,18 @@ class BatchCalls:
                 if isinstance(value, MutableMapping):
                     self._mappings.setdefault(id(value), (value, dict(value)))
 
+    def all_of(self, start: int) -> list[LayerCall]:
+        """How the batch that starts at window `start` calls every layer."""
+        return self._calls[start]
+
     def of(self, start: int, layer: int) -> LayerCall:
         """How the batch that starts at window `start` calls a layer."""
         return self._calls[start][layer]
+
+    @property
+    def may_carry_state(self) -> bool:
+        """Whether layers are given something into which they could put what later ones take out."""
+        return bool(self._mappings)
 
     @property
     def carry_state(self) -> bool:

@@ -359,6 +359,17 @@ def test_the_relative_error_looks_at_the_first_windows_only(
     assert report.relative_error == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+def test_how_a_layer_falls_into_halves_is_seen_on_few_tokens(family: str) -> None:
+    model: Any = tiny_model(family)
+    tokens, seen = tiny_tokens(6, 100), []
+    pruner = pruner_of(model, tokens)
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
+    pruner.prune_layer(0)
+    assert seen[:2] == [(1, 64), (1, 64)], "the first and the last window"
+    assert sum(shape.numel() for shape in seen[2:]) == tokens.numel(), "attention is computed once"
+
+
 def test_layers_replayed_leave_the_bits_that_pruning_left() -> None:
     """Of the hidden states, hence of everything behind them."""
     asked: tuple[dict[str, Any], ...] = ({}, {"method": "sparsegpt", "pattern": "2:4", "update": "reconstruct"})
