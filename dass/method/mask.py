@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.method import selection, selection_on_device
 from dass.method.pattern import Pattern
-from dass.method.selection import cut_rows, keep_in_groups
 
 _CACHED_ELEMENTS = 1 << 18  # what is compared at once stays in a core's cache
-_TIED_ELEMENTS = 1 << 22  # bounds the temporaries where many equal scores meet at the cut
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAIRWISE_GROUP = 16  # up to this M, M² / 2 comparisons beat a selection per group
 
@@ -78,26 +77,9 @@ def _keep_largest(score_OC: Tensor, removed: int, axis: int) -> Tensor:
     """Keep all but the `removed` smallest along an axis."""
     if removed in (0, score_OC.shape[axis]):
         return torch.full_like(score_OC, removed == 0, dtype=torch.bool)
-    score_RN = score_OC if axis == 1 else score_OC.T
-    kth_R, quota_R = (cut_rows if score_OC.device.type == "cpu" else _cut_rows_anywhere)(score_RN, removed)
-    keep = score_OC > kth_R.unsqueeze(axis)
-    step = max(1, _TIED_ELEMENTS // score_OC.shape[axis])
-    for tied in quota_R.nonzero().view(-1).split(step):
-        equal_RN = (score_RN[tied] == kth_R[tied, None]) if axis == 1 else score_OC.T[tied] == kth_R[tied, None]
-        row, column = equal_RN.nonzero(as_tuple=True)  # in order
-        ends_R = torch.bincount(row, minlength=len(tied)).cumsum(0)
-        number = torch.arange(len(row), device=row.device) - torch.cat([ends_R.new_zeros(1), ends_R[:-1]])[row]
-        stays = number >= quota_R[tied][row]  # the first of them go
-        row, column = tied[row[stays]], column[stays]
-        keep[(row, column) if axis == 1 else (column, row)] = True
-    return keep
-
-
-def _cut_rows_anywhere(score_RN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `cut_rows`, on any device."""
-    kth_R = score_RN.kthvalue(k, dim=1).values
-    quota_R = k - (score_RN < kth_R[:, None]).sum(dim=1)
-    return kth_R, quota_R.where((score_RN <= kth_R[:, None]).sum(dim=1) > k, 0)
+    where = selection if score_OC.device.type == "cpu" else selection_on_device
+    keep_RN = where.keep_largest(score_OC if axis == 1 else score_OC.T, removed)
+    return keep_RN if axis == 1 else keep_RN.T.contiguous()
 
 
 def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
@@ -110,19 +92,5 @@ def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
         along = score_OC.T if axis == 0 else score_OC
         keep = _keep_largest(along.reshape(-1, group), removed, 1).view(along.shape)
         return (keep.T if axis == 0 else keep).contiguous()
-    if score_OC.device.type == "cpu":
-        return keep_in_groups(score_OC, group, removed, axis)
-    return _keep_in_groups_anywhere(score_OC, group, removed, axis)
-
-
-def _keep_in_groups_anywhere(score_OC: Tensor, group: int, removed: int, axis: int) -> Tensor:
-    """As `keep_in_groups`, on any device."""
-    members = score_OC.unflatten(axis, (-1, group)).movedim(axis + 1, 0).contiguous()
-    kept_members: list[Tensor] = []
-    for i, score in enumerate(members):
-        before = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
-        for j, other in enumerate(members):
-            if j != i:
-                before += (other <= score) if j < i else (other < score)
-        kept_members.append(before >= removed)
-    return torch.stack(kept_members, dim=axis + 1).view(score_OC.shape)
+    where = selection if score_OC.device.type == "cpu" else selection_on_device
+    return where.keep_in_groups(score_OC, group, removed, axis)

@@ -17,17 +17,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 18
+_TIED_ELEMENTS = 1 << 22  # bounds the temporaries where many equal scores meet at a cut
 _STRIP = 16  # scores of a row that lie in one line of the cache
 
 Scores = NDArray[Any]
 
 
-def cut_rows(score_RN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Where to cut each row so that its k smallest scores go.
+def keep_largest(score_RN: Tensor, removed: int) -> Tensor:
+    """All but the `removed` smallest of each row, 0 < removed: bool (R, N). Among equals the one in front goes first.
 
     Args:
-        score_RN: float, on the host, no NaN; may be a transposed view.
-        k: 1 … N.
+        score_RN: float, no NaN; may be a transposed view, which the result then is, too.
+        removed: how many go.
+    """
+    kth_R, quota_R = _cuts(score_RN, removed)
+    keep_RN = score_RN > kth_R[:, None]
+    for tied in quota_R.nonzero().view(-1).split(max(1, _TIED_ELEMENTS // score_RN.shape[1])):
+        row, column = (score_RN[tied] == kth_R[tied, None]).nonzero(as_tuple=True)  # in order
+        ends_R = torch.bincount(row, minlength=len(tied)).cumsum(0)
+        number = torch.arange(len(row)) - torch.cat([ends_R.new_zeros(1), ends_R[:-1]])[row]
+        stays = number >= quota_R[tied][row]  # the first of them go
+        keep_RN[tied[row[stays]], column[stays]] = True
+    return keep_RN
+
+
+def _cuts(score_RN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Where to cut each row so that its k smallest scores go.
 
     Returns:
         The k-th smallest of each row (R,), in a type that holds it exactly; and how many of the scores that equal it

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dass.errors import InputError
-from dass.method import mask
+from dass.method import mask, selection_on_device
 from dass.method.mask import keep_mask, zero_removed_
 from dass.method.pattern import parse_pattern
 
@@ -87,8 +87,7 @@ def test_what_another_device_computes_is_what_the_host_chooses(
     score = torch.randint(0, 60, (96, 64), generator=torch.Generator().manual_seed(1)).to(dtype)  # ties, too
     what = parse_pattern(pattern)
     on_host = keep_mask(score, what, axis)
-    monkeypatch.setattr(mask, "cut_rows", mask._cut_rows_anywhere)
-    monkeypatch.setattr(mask, "keep_in_groups", mask._keep_in_groups_anywhere)
+    monkeypatch.setattr(mask, "selection", selection_on_device)
     assert torch.equal(keep_mask(score, what, axis), on_host)
 
 
