@@ -55,7 +55,7 @@ def _as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3"])
 @pytest.mark.parametrize("options", [{}, {"pattern": "2:4"}, {"method": "sparsegpt"}], ids=str)
 def test_a_layer_waits_no_more_often_for_more_batches(family: str, options: dict[str, Any]) -> None:
-    assert waits_of_a_layer(3, family, **options) == waits_of_a_layer(12, family, **options) <= 60
+    assert waits_of_a_layer(3, family, **options) == waits_of_a_layer(12, family, **options) <= 30
 
 
 @pytest.mark.parametrize("axis", [0, 1, None])
