@@ -4,9 +4,9 @@ At most two items are alive, the one in use and the next. Reading a file or copy
 the thread runs beside whatever uses the item.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
 
@@ -42,3 +42,17 @@ class Prefetcher(Generic[Item]):
         """Forget what was read ahead and end the thread."""
         self._ahead = None
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items: while one is used, a thread makes the next. Raises what making one raised, in its place.
+
+    Two items are alive at a time. Closed early, it waits for the one that is being made.
+    """
+    end = object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="dass-ahead") as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield cast(Item, item)
+            del item

@@ -1,12 +1,13 @@
 """Reading ahead gives the same items, sooner."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from dass.model.prefetch import Prefetcher
+from dass.model.prefetch import Prefetcher, one_ahead
 from dass.model.streaming import StreamedDecoder
 from tests.models import tiny_model
 
@@ -63,3 +64,32 @@ def test_layers_read_ahead_are_the_same_layers(family: str, tmp_path: Path) -> N
                 assert torch.equal(layer.state_dict()[name], value), name
                 assert layer.state_dict()[name].dtype == value.dtype
     assert all(parameter.is_meta for parameter in ahead.model.parameters())
+
+
+def test_the_next_of_an_iterator_is_made_while_one_is_used_and_what_goes_wrong_comes_in_its_place() -> None:
+    made: list[int] = []
+    second = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(2):
+            made.append(number)
+            if number == 1:
+                second.set()
+            yield number
+        raise OSError("no third")
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
+    assert second.wait(timeout=60)  # nobody has asked for it
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="no third"):
+        next(ahead)
+    assert made == [0, 1]
+
+
+def test_an_iterator_left_early_leaves_no_thread() -> None:
+    ahead = one_ahead(iter(range(10)))
+    assert next(ahead) == 0
+    ahead.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("dass-ahead") for thread in threading.enumerate())
+    assert list(one_ahead(iter([]))) == []
