@@ -107,15 +107,15 @@ def provenance(facts: Facts) -> Section:
         ("MLflow run", text(facts.run_id, code=True)),
     ]
     windows = calibration["settings"]
-    sources = facts.settings.get("sources", {})
+    sources = facts.settings["sources"]
     seen: list[tuple[str, Cell, Cell]] = [
-        ("text", text(redacted(calibrated_on(calibration))), _source(sources.get("evaluation"))),
+        ("text", text(redacted(calibrated_on(calibration))), _source(sources["evaluation"])),
         (
             "sha256",
             text(", ".join(str(each.get("sha256"))[:12] for each in sources_of(calibration).values()))
-            if calibration.get("texts")
+            if calibration["texts"]
             else digest(calibration["source"].get("sha256")),
-            digest((sources.get("evaluation") or {}).get("sha256")),
+            digest(sources["evaluation"]["sha256"]),
         ),
         ("windows", number(windows.get("samples"), "{:,}"), number(evaluation.get("windows"), "{:,}")),
         (
@@ -168,7 +168,7 @@ def history(facts: Facts) -> Section:
             text(entry.version or None),
             text(entry.actor),
             text(told(entry) or None),
-            text(entry.key[:16] if entry.key else None, code=True),
+            text(entry.key[:16], code=True),
         ]
         for entry in facts.chain.entries
         if entry.version in ("", facts.number) or entry.event in _ABOUT_ALL

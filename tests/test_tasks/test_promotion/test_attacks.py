@@ -417,7 +417,7 @@ def a_copy_with_another_number(world: World, _: Path) -> str:
 @pytest.mark.parametrize(
     ("forge", "said"),
     [
-        (unsigned, "(promoted) is not signed"),
+        (unsigned, "it is no line of a ledger"),
         (by_a_stranger, "is not in its list of keys"),
         (by_a_key_without_the_role, "has not the role promote"),
         (a_copy, "lines were moved"),

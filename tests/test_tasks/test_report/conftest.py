@@ -66,7 +66,16 @@ def full(plain: Facts) -> Facts:
             "by_position": [{"from": 1, "to": 15, "kl": 0.5}, {"from": 16, "to": 31, "kl": 0.3}],
             "by_frequency": [{"from": 1, "to": 1, "kl": 0.9}, {"from": 2, "to": None, "kl": 0.2}],
         },
-        "texts": {"<i>code</i>": {"dense": {"perplexity": 3.0}, "pruned": {"perplexity": 4.5}, "ratio": 1.5}},
+        "texts": {
+            "<i>code</i>": {
+                "tokens": 155,
+                "dense": {"perplexity": 3.0},
+                "pruned": {"perplexity": 4.5},
+                "ratio": 1.5,
+                "interval": None,
+                "divergence": None,
+            }
+        },
         "generations": [
             {
                 "prompt": "Once <script>",
