@@ -25,7 +25,10 @@ from tasks.workspace.settings import load_settings
 from tests.printing import printed
 
 NOWHERE = "http://127.0.0.1:9"
-LOOKED_AT = ["dass", "workspace", "settings", "device", "disk", "git", "DVC remote", "MLflow", "Prefect", "signing key"]
+LOOKED_AT = [
+    *("dass", "workspace", "settings", "device", "disk", "git", "pipeline", "DVC remote", "MLflow", "Prefect"),
+    "signing key",
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,15 @@ def test_wrong_settings_are_told_and_the_rest_is_looked_at_all_the_same(ws: Work
     assert [each.what for each in findings] == LOOKED_AT
     assert "mend: params.yaml: prune.method is 'best': expected" in told(findings[2])
     assert findings[2].mend == "Correct it: dass settings"
+
+
+def test_a_pipeline_that_dvc_cannot_read(ws: Workspace) -> None:
+    assert found(ws, "pipeline").state == "ok"
+    pipeline = ws.root / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text() + "more: [http://x]\n")
+    assert "mend: dvc.yaml line" in told(found(ws, "pipeline"))
+    pipeline.write_text("stages: {prune: nothing}\n")
+    assert "mend: DVC cannot use" in told(found(ws, "pipeline"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that is missed here")
