@@ -169,6 +169,7 @@ class RecoveryRun:
         """The windows, and what the record says of them."""
         asked = self._settings.recover
         is_drawn = asked.windows is not None
+        record: dict[str, Any]
         if given is not None:
             windows, record = given, {"source": None, "texts": {}, "digest": digest_of_ids(given)}
         elif not is_drawn:

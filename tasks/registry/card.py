@@ -56,7 +56,7 @@ def card(
         "## What it gains",
         "\n".join(f"- {each}" for each in gains(manifest, evaluation, version)),
         "## Licence",
-        f"That of the base model: {base['license']}." if base.get("license") else "That of the base model; see there.",
+        f"That of the base model: {base['license']}." if base["license"] else "That of the base model; see there.",
         "## Load and verify",
         _use(name, version),
         "## Settings",
@@ -84,7 +84,7 @@ def _front_matter(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=base.get("license") or _NOT_QUALIFIED,
+        license=base["license"] or _NOT_QUALIFIED,
         base_model=base_model,
         **relation,
         datasets=sorted(each for each in on_hub if each) or None,
