@@ -19,6 +19,7 @@ import typer
 
 from flows.cli.app import app
 from flows.cli.main import run_command
+from flows.initialise import make_workspace
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import ROOT, Commands
 
@@ -65,11 +66,15 @@ def _environment_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="module")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workspace(tmp_path_factory.mktemp("initialised") / "ws").root
+
+
 @pytest.fixture
-def ws(tmp_path: Path) -> Workspace:
+def ws(initialised: Path, tmp_path: Path) -> Workspace:
     """A workspace that knows the default settings."""
-    assert run_command(["init", str(tmp_path / "ws")]) == 0
-    return Workspace.at(tmp_path / "ws")
+    return Workspace.at(shutil.copytree(initialised, tmp_path / "ws"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
@@ -188,8 +193,9 @@ def completed(typed: str, folder: Path = ROOT) -> set[str]:
     ],
 )
 def test_the_shell_completes(typed: str, offered: set[str]) -> None:
-    assert completed(typed) >= offered
-    assert all(word.startswith(typed.rpartition(" ")[2]) for word in completed(typed))
+    found = completed(typed)
+    assert found >= offered
+    assert all(word.startswith(typed.rpartition(" ")[2]) for word in found)
 
 
 def test_the_shell_completes_versions_and_their_aliases(finished: Workspace, tmp_path: Path) -> None:

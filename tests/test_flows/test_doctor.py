@@ -4,11 +4,11 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from dvc.config import Config
 
 from dass.errors import InfrastructureError
 from flows import doctor
@@ -50,8 +50,7 @@ def ws(_made: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wor
 
 
 def found(ws: Workspace, what: str) -> Finding:
-    (finding,) = [each for each in doctor.doctor(ws) if each.what == what]
-    return finding
+    return next(each for each in doctor.doctor(ws) if each.what == what)
 
 
 def told(finding: Finding) -> str:
@@ -135,9 +134,9 @@ def test_an_experiment_needs_git(ws: Workspace) -> None:
 
 
 def remote(ws: Workspace, url: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "remote", "add", "-q", "-f", "-d", "store", url], cwd=ws.root, check=True
-    )
+    with Config(str(ws.root / ".dvc")).edit("repo") as config:
+        config["remote"] = {"store": {"url": url}}
+        config["core"]["remote"] = "store"
 
 
 def test_a_dvc_remote(ws: Workspace, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from tasks.workspace.settings import Promote
 from tests.forgeries import altered, another_user, strangers_signer
 from tests.stores import Store
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
-from tests.workspaces import change_settings, finish_workspace
+from tests.workspaces import change_settings, copy_workspace
 
 ROOT = Path(__file__).parents[3]
 GENEROUS, STRICT = Promote(max_ratio=100.0, margin=10.0), Promote(max_ratio=0.001, margin=10.0)
@@ -56,7 +56,9 @@ main()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, _sqlite_store: Store) -> Iterator[tuple[Workspace, Path]]:
+def made(
+    finished_template: Workspace, tmp_path_factory: pytest.TempPathFactory, _sqlite_store: Store
+) -> Iterator[tuple[Workspace, Path]]:
     """run, promote, run, refuse, force, rollback, key rotation, promote; and what export-audit wrote of it."""
     folder = tmp_path_factory.mktemp("audited")
     with pytest.MonkeyPatch.context() as patch:
@@ -64,8 +66,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, _sqlite_store: Store) -> Iter
         patch.setenv("DASS_SIGNING_KEY", str(folder / "own" / "signing-key.pem"))
         patch.setenv("DASS_KEY_NAME", "alice")
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-        ws, settings = finish_workspace(folder / "ws", register__model=MODEL)
-        register(ws, settings, PROVENANCE)
+        ws = copy_workspace(finished_template, folder / "ws")
+        register(ws, change_settings(ws, register__model=MODEL), PROVENANCE)
         assert decide(ws, MODEL, "1", GENEROUS, prove_for(ws, MODEL, "1", GENEROUS)).promoted
         settings = change_settings(ws, prune__pattern="2:4", register__model=MODEL, register__artifact="masks")
         for stage in (prune, materialize, evaluate_pruned):

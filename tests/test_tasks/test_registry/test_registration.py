@@ -56,10 +56,21 @@ def all_models(client: MlflowClient) -> list[Any]:
     return list(client.search_logged_models([experiment.experiment_id for experiment in client.search_experiments()]))
 
 
+@pytest.fixture(scope="module")
+def registered(
+    finished_template: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workspace, Registration]:
+    """A workspace whose result is registered, for those who only look."""
+    ws = copy_workspace(finished_template, tmp_path_factory.mktemp("registered") / "ws")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return ws, register(ws, change_settings(ws), PROVENANCE)
+
+
 def test_the_registered_model_loads_and_generates_text(
-    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    registered: tuple[Workspace, Registration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = register(finished, settings, PROVENANCE)
+    _, made = registered
     assert (made.model, made.version, made.created) == ("tiny", "1", True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made.tracking_uri)
     pipeline = mlflow.transformers.load_model("models:/tiny@challenger")
@@ -68,14 +79,16 @@ def test_the_registered_model_loads_and_generates_text(
     assert len(text) > len("the model keeps")
 
 
-def test_the_registered_weights_are_the_files_of_the_pruned_checkpoint(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
+def test_the_registered_weights_are_the_files_of_the_pruned_checkpoint(
+    registered: tuple[Workspace, Registration],
+) -> None:
+    finished, _ = registered
     [copied] = (finished.root / "mlartifacts").rglob("model.safetensors")
     assert copied.read_bytes() == (finished.pruned / "model.safetensors").read_bytes()
 
 
-def test_a_version_names_where_it_comes_from(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
+def test_a_version_names_where_it_comes_from(registered: tuple[Workspace, Registration]) -> None:
+    finished, _ = registered
     client = client_of(finished)
     version = client.get_model_version_by_alias("tiny", "challenger")
     tags = version.tags
@@ -102,8 +115,8 @@ def test_a_workspace_outside_git_says_so(finished: Workspace, settings: Settings
     assert (tags["git_commit"], tags["git_dirty"]) == ("none", "unknown")
 
 
-def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
+def test_the_run_records_settings_figures_layers_files_and_datasets(registered: tuple[Workspace, Registration]) -> None:
+    finished, made = registered
     client = client_of(finished)
     run = client.get_run(made.run_id)
     assert run.info.status == "FINISHED"
@@ -253,17 +266,20 @@ def test_masks_restored_from_a_cache_register_without_seconds(finished: Workspac
     assert len(client.get_metric_history(made.run_id, "layer.relative_error")) == LAYERS
 
 
-def test_models_can_be_searched_by_figure(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
+def test_models_can_be_searched_by_figure(registered: tuple[Workspace, Registration]) -> None:
+    finished, made = registered
     found = client_of(finished).search_logged_models(
         [made.experiment_id], "metrics.ratio > 0 AND params.sparsity = '0.5'"
     )
     assert len(found) == 1
 
 
-def test_the_same_result_is_registered_once(finished: Workspace, settings: Settings) -> None:
-    first = register(finished, settings, PROVENANCE)
-    second = register(finished, settings, {**PROVENANCE, "seconds": {}})
+def test_the_same_result_is_registered_once(
+    registered: tuple[Workspace, Registration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    finished, first = registered
+    second = register(finished, change_settings(finished), {**PROVENANCE, "seconds": {}})
     assert second == Registration(**{**vars(first), "created": False})
     client = client_of(finished)
     assert len(client.search_model_versions()) == len(all_runs(client)) == 1
@@ -344,9 +360,9 @@ def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, s
     assert client.get_run(made.run_id).info.status == "FINISHED"
 
 
-def test_the_ledgers_entry_says_what_was_registered(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
-    register(finished, settings, PROVENANCE)
+def test_the_ledgers_entry_says_what_was_registered(registered: tuple[Workspace, Registration]) -> None:
+    finished, _ = registered
+    assert not register(finished, change_settings(finished), PROVENANCE).created
     client = client_of(finished)
     tags = client.get_model_version("tiny", "1").tags
     [_, entry] = ledger.Ledger.open(client, "tiny").entries()
@@ -479,8 +495,8 @@ def test_the_callers_own_run_stays_as_it_was(
     assert own.info.status == "FINISHED"
 
 
-def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
+def test_the_git_remote_and_its_token_are_not_recorded(registered: tuple[Workspace, Registration]) -> None:
+    finished, made = registered
     client = client_of(finished)
     names = {*client.get_run(made.run_id).data.tags, *all_models(client)[0].tags}
     known = ("git_commit", "git_dirty", "mlflow.source.git.commit")
