@@ -16,16 +16,18 @@ from tasks.versioning.remote import check_remotes
 from tasks.workspace.devices import check_device
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Sweep
+from tasks.workspace.small_files import check_pipeline_files
 
 
 def check_start(ws: Workspace, settings: Settings) -> None:
-    """Ask all that a run needs later: device, where nodes meet, a model the plan can prune, tasks, a registry, git and
-    DVC remotes where they are wanted.
+    """Ask all that a run needs later: files that DVC can read, device, where nodes meet, a model the plan can prune,
+    tasks, a registry, git and DVC remotes where they are wanted.
 
     Raises:
         InputError: one of them is not to be had.
         InfrastructureError: MLflow or a remote does not answer.
     """
+    check_pipeline_files(ws)
     check_device(settings.engine.device)
     check_endpoint(settings.engine)
     check_model_fits(ws, settings)
@@ -46,6 +48,7 @@ def check_sweep(ws: Workspace, changes: Sequence[str]) -> Sweep:
     Raises:
         InputError: a point cannot be used (it is named), there are too many, or none could start.
     """
+    check_pipeline_files(ws)
     space = Space.read(ws, changes)
     search = search_of(space)
     points = search.points if isinstance(search, Listed) else [space.point(1, space.first)]

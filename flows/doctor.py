@@ -74,6 +74,7 @@ def doctor(ws: Workspace | None) -> Iterator[Finding]:
     yield _looked("device", lambda: device("auto" if settings is None else settings.engine.device))
     yield _looked("disk", lambda: disk(ws.root, _COPIES * _size(ws.base)))
     yield _looked("git", lambda: git(ws, settings))
+    yield _looked("pipeline", lambda: pipeline(ws))
     yield _looked("DVC remote", lambda: dvc_remote(ws, settings))
     yield _looked("MLflow", lambda: mlflow(ws))
     yield _looked("Prefect", lambda: prefect(ws))
@@ -158,6 +159,15 @@ def git(ws: Workspace, settings: Settings | None) -> Finding:
         asked = "; promote.clean_git refuses what is made now" if clean else ""
         return Finding("git", "mend" if clean else "note", told + asked, "git commit")
     return Finding("git", "ok", told)
+
+
+def pipeline(ws: Workspace) -> Finding:
+    """Whether DVC can read the files that it keeps the stages by."""
+    from tasks.versioning.stages import dvc_repo
+
+    with dvc_repo(ws) as repo:
+        names = [stage.addressing for stage in repo.index.stages]
+    return Finding("pipeline", "ok", f"DVC reads {len(names)} stages in dvc.yaml")
 
 
 def dvc_remote(ws: Workspace, settings: Settings | None) -> Finding:

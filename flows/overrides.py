@@ -145,12 +145,12 @@ def _on_one_line(value: Any) -> Any:
 
 
 def _quoted(value: Any) -> Any:
-    """With quotes around texts that hold a colon: DVC's reader takes none in brackets."""
+    """With quotes around texts that hold a colon or a question mark: DVC's reader takes none in brackets."""
     if isinstance(value, dict):
         return {_quoted(key): _quoted(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_quoted(item) for item in value]
-    return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and {":", "?"} & set(value) else value
 
 
 def _plain(value: Any) -> Any:

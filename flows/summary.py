@@ -124,7 +124,7 @@ class Summary:
         return cls(
             method=asked["method"],
             pattern=asked["pattern"],
-            update=asked.get("update", "none"),
+            update=asked["update"],
             dense=evaluation["dense"]["perplexity"],
             pruned=evaluation["pruned"]["perplexity"],
             ratio=evaluation["ratio"],

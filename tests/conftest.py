@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 from tests.injected import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: E402, F401
 from tests.models import save_tiny_checkpoint  # noqa: E402
+from tests.scheduling import pytest_xdist_make_scheduler  # noqa: E402, F401
 from tests.stores import Store, postgres_store, sqlite_store  # noqa: E402
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))

@@ -71,6 +71,14 @@ def finish_workspace(root: Path, family: str = "llama", **changes: Any) -> tuple
     return workspace, settings
 
 
+def prune_again(workspace: Workspace, **changes: Any) -> Settings:
+    """Change settings of a finished workspace, from section `prune` on, and run the stages that read them."""
+    settings = change_settings(workspace, **changes)
+    for stage in STAGES[STAGES.index(prune) :]:
+        stage(workspace, settings)
+    return settings
+
+
 def copy_workspace(workspace: Workspace, root: Path) -> Workspace:
     """The same files somewhere else."""
     shutil.copytree(workspace.root, root, dirs_exist_ok=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dass.masks.matrices import SPELLED, matrices, projections_of
 from dass.masks.updates import Updates
 from dass.method.mask import zero_removed_
-from dass.method.methods import PROJECTIONS, Layout, Method, Projection, competition_axis
+from dass.method.methods import Layout, Method, Projection, competition_axis
 from dass.method.pattern import Pattern, parse_pattern
 from dass.model.checkpoint import Checkpoint
 
@@ -136,7 +136,7 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
             raise ProofError(f"{name}: the manifest says nothing of its layer.")
         layer = layers[int(number[1])]
         pattern, method = _pattern(prune, layer), _method(manifest, layer)
-        only = () if pattern is None else prune.get("only", PROJECTIONS)
+        only = () if pattern is None else prune["only"]
         for projection, matrix in chain.from_iterable(matrices(keep, _held(name, masks))):
             lost = matrix.numel() - int(matrix.count_nonzero())
             if pattern is not None and projection in only:
@@ -155,7 +155,7 @@ def prove_patterns(manifest: Mapping[str, Any], masks: Mapping[str, Tensor]) -> 
 
 def _pattern(prune: Mapping[str, Any], layer: Mapping[str, Any]) -> Pattern | None:
     """Under `owl` every layer has its own; an unstructured one's share is then the layer's own. None: skipped."""
-    skipped = layer["layer"] in prune.get("skip_layers", ())
+    skipped = layer["layer"] in prune["skip_layers"]
     if skipped != (layer["pattern"] == "none"):
         raise ProofError(
             f"layer {layer['layer']} was {'not ' if skipped else ''}skipped, and the settings say otherwise."
@@ -176,7 +176,7 @@ def _method(manifest: Mapping[str, Any], layer: Mapping[str, Any]) -> Method:
         chosen = next(each for each in auto["proposals"] if each["name"] == auto["chosen"])
         asked = auto["candidates"][chosen["layers"][layer["layer"]]]
     for name, value in asked.items():
-        if layer.get(name, value) != value:
+        if layer[name] != value:
             raise ProofError(f"layer {layer['layer']}: its {name} is {layer[name]}, and {value} was chosen for it.")
     method: Method = asked["method"]
     return method

@@ -158,10 +158,10 @@ def named_updates(
     """
     values = Updates([])
     for folder, record in named:
-        found, said = updates_in(folder), record or {}
-        if (found.digest if found else None) != said.get("digest"):
-            raise InputError(f"{folder} does not hold the updates that the manifest names ({said.get('digest')}).")
-        if found.tuned(masks) != said.get("tuned", []):  # a record from before whole tensors were stored names none
+        found, said = updates_in(folder), record or {"digest": None, "tuned": []}
+        if (found.digest if found else None) != said["digest"]:
+            raise InputError(f"{folder} does not hold the updates that the manifest names ({said['digest']}).")
+        if found.tuned(masks) != said["tuned"]:
             raise InputError(f"{folder} holds other whole tensors than the manifest names.")
         values = values.replaced_by(found)
     return values, values.tuned(masks)

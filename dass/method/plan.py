@@ -89,18 +89,14 @@ class Plan:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Field by field. What leaves nothing out is not named: such plans are called what they always were."""
-        found = asdict(self)
-        if self.only == PROJECTIONS:
-            del found["only"]
-        if not self.skip_layers:
-            del found["skip_layers"]
-        return found
+        """Field by field."""
+        return asdict(self)
 
     @property
     def named(self) -> dict[str, Any]:
         """As records name it, in JSON; the sparsity is the one the pattern has."""
-        return {**self.fields, "pattern": str(self.pattern), "sparsity": self.pattern.sparsity}
+        lists = {"only": list(self.only), "skip_layers": list(self.skip_layers)}
+        return {**self.fields, **lists, "pattern": str(self.pattern), "sparsity": self.pattern.sparsity}
 
     def of_layer(self, index: int) -> "Plan":
         """What is asked of one layer: of one that is skipped, nothing."""

@@ -26,7 +26,8 @@ def doctor(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Look at what a run needs: device, torch, disk, git, DVC remote, MLflow, Prefect, signing key; and tell the mend.
+    """Look at what a run needs: device, torch, disk, git, dvc.yaml, DVC remote, MLflow, Prefect, signing key; and tell
+    the mend.
 
     Nothing is made or changed. Status 1 when something must be mended. Outside a workspace only the machine is looked
     at.

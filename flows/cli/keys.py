@@ -59,9 +59,7 @@ def list_keys(
 def init(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
     """Write dass.keys: the keys that the model's ledger must begin with. Commit it.
 
-    A ledger of before entries were signed gets the list as its next entry, signed with your key.
-
-        dass keys init && git add dass.keys && git commit
+    dass keys init && git add dass.keys && git commit
     """
     ws = open_workspace(workspace)
     from tasks.registry.keys import start

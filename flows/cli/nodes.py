@@ -28,6 +28,10 @@ def join(
 
         dass join --workspace /shared/my-model
 
+    Runs that a schedule started are found, too, in the checkout where they work. It ends with each run; for the next:
+
+        while dass join --workspace /shared/my-model --wait 100000; do :; done
+
     The first node's settings count. The nodes send each other tensors unencrypted, and whoever reaches the port may
     spoil a run: they belong in a network of their own.
     """

@@ -176,8 +176,8 @@ def _read(client: "MlflowClient", made: "ModelVersion", chain: Chain) -> Checked
     """As `tasks.registry.checked.held_to`, whatever became of the key since: a distrusted version has needs, too."""
     number = str(made.version)
     entry = chain.registered(number)
-    if entry is None or entry.key is None:
-        raise SignatureError("it is not in the ledger, or of before entries were signed. Delete it in MLflow.")
+    if entry is None:
+        raise SignatureError("it is not in the ledger. Delete it in MLflow.")
     with file_of(client, made, SIGNATURE) as path:
         check_registered_signature(path, made.name, entry)
         signed = signed_files(path)

@@ -23,7 +23,6 @@ from tasks.promotion.task_proof import check_tasks
 from tasks.pruning.recovered import check_recovery_fits
 from tasks.registry.bom import bill_of_materials
 from tasks.registry.card import card
-from tasks.registry.served import BEFORE_PARAMS
 from tasks.registry.served import SIGNATURE as SERVED
 from tasks.registry.signing import FROM_MLFLOW, SIGNATURE, signed_files
 from tasks.registry.version_folder import (
@@ -55,7 +54,7 @@ from tasks.workspace.settings import validate_settings
 from tasks.workspace.small_files import parse_yaml, read_small
 
 _MLMODEL, _CONDA, _REQUIREMENTS, _PYTHON = "MLmodel", "conda.yaml", "requirements.txt", "python_env.yaml"
-_RECORDS = {MANIFEST, MASKS, STATISTICS, EVALUATION, SETTINGS, VERSION, SIGNATURE, CARD}
+_RECORDS = {MANIFEST, MASKS, STATISTICS, EVALUATION, SETTINGS, VERSION, SIGNATURE, CARD, BOM}
 _NUMBER = r"\d[0-9A-Za-z.]*"  # of a version; no place to fetch it from, and no second requirement
 _RELATIVE = 1e-9  # what two machines' exp may differ by
 
@@ -84,14 +83,12 @@ def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
     evaluation, settings = read_json(folder / EVALUATION), read_json(folder / SETTINGS)
     _check_version(version)
     has_checkpoint = version["artifact"] == "checkpoint"
-    asks = {TASKS, ANSWERS} if settings["evaluate"].get("tasks") else set()
-    trained = {RECOVERY} if settings.get("recover", {}).get("steps") else set()
-    has_bom = {BOM} if "libraries" in version else set()  # versions of before there was one have none
+    asks = {TASKS, ANSWERS} if settings["evaluate"]["tasks"] else set()
+    trained = {RECOVERY} if settings["recover"]["steps"] else set()
     beside = _check_checkpoint(folder, manifest, base()) if has_checkpoint else set()
-    _check_names(folder, asks | trained | has_bom | beside)
+    _check_names(folder, asks | trained | beside)
     _check_records(folder, manifest, evaluation, settings, version)
-    if has_bom:
-        _check_origin(folder, settings, version, has_checkpoint)
+    _check_origin(folder, settings, version, has_checkpoint)
     if trained:
         _check_recovery(folder, manifest, settings)
     if asks:
@@ -105,14 +102,11 @@ def check_configuration(folder: Path, base: Callable[[], Path]) -> str:
 
 
 def _check_version(version: Mapping[str, Any]) -> None:
-    if not isinstance(version.get("dass"), str):
-        raise ProofError(
-            f"{VERSION} does not say which dass wrote it: an earlier one, whose versions hold a tokenizer that MLflow "
-            "saved anew. Register the result again, under another register.model."
-        )
     checkpoint_of = {"checkpoint": CHECKPOINT, "masks": None}
     if version["format"] != FORMAT:
         raise ProofError(f"{VERSION}: format is {version['format']!r}, expected {FORMAT!r}.")
+    if not isinstance(version["dass"], str):
+        raise ProofError(f"{VERSION}: dass is {version['dass']!r}, expected the version that wrote it.")
     if version["artifact"] not in checkpoint_of or version["checkpoint"] != checkpoint_of[version["artifact"]]:
         raise ProofError(
             f"{VERSION}: artifact {version['artifact']!r} has its checkpoint in {version['checkpoint']!r}."
@@ -127,7 +121,7 @@ def _check_checkpoint(folder: Path, manifest: Mapping[str, Any], base: Path) -> 
     """
     signed, prefix = signed_files(folder / SIGNATURE), f"{CHECKPOINT}/"
     digests = {name.removeprefix(prefix): sha256 for name, sha256 in signed.items() if name.startswith(prefix)}
-    how = manifest["settings"]["prune"], manifest["base"].get("pruned")
+    how = manifest["settings"]["prune"], manifest["base"]["pruned"]
     try:
         names = prove_beside(base, folder / CHECKPOINT, digests, *how)
     except ProofError as error:
@@ -158,16 +152,16 @@ def _check_records(
     version: Mapping[str, Any],
 ) -> None:
     """Statistics, evaluation and settings, as far as the manifest repeats them or they follow from each other."""
-    if sha256_file(folder / STATISTICS) != manifest.get("statistics", {}).get("sha256"):
+    if sha256_file(folder / STATISTICS) != manifest["statistics"]["sha256"]:
         raise ProofError(f"{STATISTICS} is not the file that the manifest names.")
     asked = {key: value for key, value in settings["prune"].items() if value is not None}  # None: the method's own
     named = manifest["settings"]["prune"]
     _same(SETTINGS, named, named | asked, "prune")
     _same(SETTINGS, manifest["calibration"]["settings"], settings["calibration"], "calibration")
     windows = settings["calibration"]
-    texts = {"calibration": settings["sources"]["calibration"], **windows.get("texts", {})}  # once there was one alone
+    texts = {"calibration": settings["sources"]["calibration"], **windows["texts"]}
     uris = {name: text["uri"] for name, text in texts.items()}
-    if windows.get("source") == SELF:
+    if windows["source"] == SELF:
         uris["calibration"] = SELF
     _same(SETTINGS, manifest["base"]["uri"], settings["sources"]["model"]["uri"], "sources.model")
     made_from = sources_of(manifest["calibration"])
@@ -176,18 +170,17 @@ def _check_records(
     _same(SETTINGS, evaluation["context_length"], settings["evaluate"]["sequence_length"], "evaluate.sequence_length")
     _same(EVALUATION, manifest["sparsity"], evaluation["mask_sparsity"], "mask_sparsity")
     _check_ratio("", evaluation)
-    if "verdicts" in evaluation:  # versions of before were measured by their perplexity alone
-        _check_measures(evaluation, settings["evaluate"])
+    _check_measures(evaluation, settings["evaluate"])
 
 
 def _check_origin(folder: Path, settings: Mapping[str, Any], version: Mapping[str, Any], has_checkpoint: bool) -> None:
     """What version.json says of weights, architecture and held-out texts, as far as other files say it too."""
-    texts = {"evaluation": settings["sources"]["evaluation"], **settings["evaluate"].get("texts", {})}
+    texts = {"evaluation": settings["sources"]["evaluation"], **settings["evaluate"]["texts"]}
     said = version["evaluated_on"]
     uris = {name: each["uri"] for name, each in said.items()}
     _same(VERSION, {name: text["uri"] for name, text in texts.items()}, uris, "evaluated_on")
     for name, text in texts.items():
-        if text.get("sha256") is not None:
+        if text["sha256"] is not None:
             _same(VERSION, text["sha256"], said[name]["sha256"], f"evaluated_on.{name}.sha256")
     if has_checkpoint:
         signed = signed_files(folder / SIGNATURE)
@@ -263,12 +256,14 @@ def _close(what: str, expected: float | None, found: float | None) -> None:
 def _check_mlmodel(folder: Path, settings: Mapping[str, Any], has_checkpoint: bool) -> None:
     """What MLflow loads, with which code and in which environment."""
     versions = _check_environment(folder)
-    expected: dict[str, Any] = {"flavors": _flavors(folder, settings, versions, has_checkpoint), "prompts": None}
+    expected: dict[str, Any] = {
+        "flavors": _flavors(folder, settings, versions, has_checkpoint),
+        "prompts": None,
+        "signature": SERVED,
+        "is_signature_from_type_hint": False,
+        "type_hint_from_example": False,
+    }
     found = _yaml(folder, _MLMODEL)
-    before = BEFORE_PARAMS if has_checkpoint else None
-    signature = before if found.get("signature") == before else SERVED
-    if signature is not None:
-        expected |= {"signature": signature, "is_signature_from_type_hint": False, "type_hint_from_example": False}
     for key in _PASSING:
         if isinstance(found.get(key), dict | list):
             raise ProofError(f"{_MLMODEL}: {key} holds several values, expected one.")
@@ -353,11 +348,9 @@ def _check_told(
 ) -> str:
     """Compare model card and bill of materials with those made again. Another release may word them differently: then
     that is told."""
-    made_by, here = version.get("dass"), version_of("dass")
+    made_by, here = version["dass"], version_of("dass")
     if made_by != here:
         return f"; {CARD} was written by dass {made_by}, and this is {here}: not compared"
-    if "libraries" not in version:
-        return f"; {CARD} is of before there was a {BOM}: not compared"
     tasks, recovery = tasks_of(folder), recovery_of(folder)
     _check_card(folder, card(manifest, evaluation, tasks, validate_settings(settings, SETTINGS), version, recovery))
     bom = bill_of_materials(manifest, evaluation, tasks, settings, version, recovery)

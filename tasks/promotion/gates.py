@@ -67,11 +67,11 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
     for task, limit in rules.max_task_drop.items():
         measured = all_entries(evidence.tasks).get(task)
         rulings.append(_task_drop(task, limit, measured, task in rules.optional_tasks))
-    rulings += _divergence(rules, evaluation.get("divergence"))
+    rulings += _divergence(rules, evaluation["divergence"])
     if rules.max_overlap is not None:
         tasks = {f"task {name}": each for name, each in evidence.tasks.get("overlap", {}).items()}
-        texts = {f"text {name}": each for name, each in evaluation.get("overlap", {}).items()}
-        rulings.append(_overlap(rules.max_overlap, texts | tasks if texts else {}))
+        texts = {f"text {name}": each for name, each in evaluation["overlap"].items()}
+        rulings.append(_overlap(rules.max_overlap, texts | tasks))
     if rules.max_layer_error is not None:
         rulings.append(_layer_error(rules.max_layer_error, evidence.manifest["layers"]))
     if rules.kernel is not None:
@@ -82,7 +82,7 @@ def judge(rules: Promote, evidence: Evidence) -> list[Ruling]:
         told = {True: "made from files that were not committed", False: "", None: "not made in a git repository"}
         dirty = evidence.git_dirty
         rulings.append(Ruling("clean_git", True, None if dirty is None else not dirty, dirty is False, told[dirty]))
-    found = [*evaluation.get("verdicts", []), *evidence.tasks.get("verdicts", [])]
+    found = [*evaluation["verdicts"], *evidence.tasks.get("verdicts", [])]
     for each in found:  # asked of every version: what such figures say is not known
         rulings.append(Ruling(each["verdict"], "none", "found", False, each["told"]))
     if rules.proof:
@@ -131,9 +131,8 @@ def _divergence(rules: Promote, measured: dict[str, Any] | None) -> list[Ruling]
 def _overlap(limit: float, measured: dict[str, dict[str, Any]]) -> Ruling:
     """The text or task that overlaps most decides; one without a single 13-gram cannot be judged."""
     shares = {name: each["share"] for name, each in measured.items()}
-    if not shares or None in shares.values():
-        unknown = ", ".join(name for name, share in shares.items() if share is None)
-        return Ruling("max_overlap", limit, None, False, f"not measured {f'of {unknown}' if unknown else ''}".rstrip())
+    if unknown := ", ".join(name for name, share in shares.items() if share is None):
+        return Ruling("max_overlap", limit, None, False, f"not measured of {unknown}")
     worst = max(shares, key=lambda name: shares[name])
     ruling = _at_most("max_overlap", limit, shares[worst])
     told = f"{worst}: {shares[worst]:.1%} of its 13-grams are in the calibration windows"

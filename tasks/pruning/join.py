@@ -9,6 +9,7 @@ from pathlib import Path
 from dass.errors import InfrastructureError
 from tasks.pruning.nodes import Job, answer, asked_for, facts_of, note_failure, split
 from tasks.pruning.processes import ProcessesError, end, reason_in, start_node
+from tasks.versioning.checkout import standing
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import holder
 from tasks.workspace.lock import lease_file
@@ -21,7 +22,8 @@ logger = logging.getLogger("dass")
 
 
 def join(ws: Workspace, wait: float) -> list[str]:
-    """Work along with the run that holds the workspace, until that is over.
+    """Work along with the run that holds the workspace, or the checkout that its schedule's runs work in, until that
+    is over.
 
     Args:
         ws: on a disk that the nodes share.
@@ -35,23 +37,27 @@ def join(ws: Workspace, wait: float) -> list[str]:
         InfrastructureError: no run came, or its address does not answer.
         ProcessesError: the work stopped, here or elsewhere.
     """
-    run, done, since = _Heart(ws), list[str](), time.monotonic()
+    places, done, since = [_Heart(ws)], list[str](), time.monotonic()
     known = set[str]()
     while True:
-        job, is_at_work = asked_for(ws), run.beats()
-        if job is not None and is_at_work and job.id not in known:
-            known.add(job.id)
-            _work_on(ws, job, run)
-            done.append(job.stage)
-            continue
-        if is_at_work:
+        if len(places) == 1 and (checkout := standing(ws)) is not None:  # the first scheduled run makes it
+            places.append(_Heart(checkout))
+        at_work = [each for each in places if each.beats()]
+        for run in at_work:
+            job = asked_for(run.ws)
+            if job is not None and job.id not in known:
+                known.add(job.id)
+                _work_on(run.ws, job, run)
+                done.append(job.stage)
+                break
+        if at_work:
             since = time.monotonic()
         elif done:
             return done
         elif time.monotonic() - since > wait:
             raise InfrastructureError(
-                f"No run has worked in {ws.root} for {wait:g} s. Start one there with engine.nodes above 1, and give "
-                "this machine the disk that it works on."
+                f"No run has worked in {ws.root}, or its checkout, for {wait:g} s. Start one there with engine.nodes "
+                "above 1, and give this machine the disk that it works on."
             )
         time.sleep(_POLL_SECONDS)
 
@@ -60,6 +66,7 @@ class _Heart:
     """Whether a run holds a workspace, seen from any machine: its heartbeat goes on (`tasks.workspace.lease`)."""
 
     def __init__(self, ws: Workspace) -> None:
+        self.ws = ws
         self._file = lease_file(ws)
         self._last: tuple[str, int] | None = None
         self._since = 0.0

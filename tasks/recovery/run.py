@@ -169,8 +169,9 @@ class RecoveryRun:
         """The windows, and what the record says of them."""
         asked = self._settings.recover
         is_drawn = asked.windows is not None
+        record: dict[str, Any]
         if given is not None:
-            windows, record = given, {"digest": digest_of_ids(given)}
+            windows, record = given, {"source": None, "texts": {}, "digest": digest_of_ids(given)}
         elif not is_drawn:
             windows, record = load_file(self._ws.calibration / TOKENS)["input_ids"], calibration
         else:
@@ -187,8 +188,8 @@ class RecoveryRun:
                 raise InputError(f"recover.windows: {error}") from None
         held_back = held_back_windows(len(windows), self._recipe.validation_share)
         return windows, {
-            "source": record.get("source"),
-            "texts": record.get("texts", {}),
+            "source": record["source"],
+            "texts": record["texts"],
             "digest": record["digest"],
             "windows": len(windows),
             "sequence_length": windows.shape[1],

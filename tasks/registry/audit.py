@@ -229,11 +229,6 @@ def _check_version(archive: Archive, version: str, names: list[str], chain: Chai
     if not names:
         found.notes.append(f"Version {version}: its files were deleted, or left out. Its entries hold.")
         return
-    if entry.key is None:
-        found.notes.append(
-            f"Version {version} was registered before entries were signed: its files are not vouched for."
-        )
-        return
     key = chain.keyring.keys[entry.key]
     if key.state == "revoked":
         found.notes.append(f"Version {version} was registered with key {key.told}, revoked in entry {key.since}.")
@@ -321,7 +316,6 @@ def as_json(found: Audit) -> dict[str, Any]:
                 "version": entry.version,
                 "details": entry.details,
                 "digest": entry.digest,
-                "signed": entry.key is not None,
             }
             for entry in ([] if chain is None else chain.entries)
         ],

@@ -104,7 +104,7 @@ def _model(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=_MODEL,
         description=notes,
-        licenses=_licences(manifest["base"].get("license")),
+        licenses=_licences(manifest["base"]["license"]),
         components=[_file(f"{_MODEL}/{name}", name, sha256) for name, sha256 in version["weights"].items()],
         pedigree=Pedigree(ancestors=[_base(manifest["base"])], notes=notes),
         properties=_properties(
@@ -129,12 +129,12 @@ def _base(base: Mapping[str, Any]) -> "Component":
 
     return Component(
         name=source_name(base["uri"]),
-        version=base.get("revision"),
+        version=base["revision"],
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=_BASE,
-        purl=_purl(base["uri"], base.get("revision")),
-        hashes=_hashes(base.get("sha256")),
-        licenses=_licences(base.get("license")),
+        purl=_purl(base["uri"], base["revision"]),
+        hashes=_hashes(base["sha256"]),
+        licenses=_licences(base["license"]),
         components=[
             _file(f"{_BASE}/{name}", name, sha256)
             for name, sha256 in base["files"].items()

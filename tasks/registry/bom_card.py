@@ -41,14 +41,14 @@ def model_card(
 
 def _text_metrics(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
-    for name, text in {"evaluation": evaluation, **evaluation.get("texts", {})}.items():
+    for name, text in {"evaluation": evaluation, **evaluation["texts"]}.items():
         where = f"{name}, context length {evaluation['context_length']}"
         found += [
             _metric("perplexity", text[which]["perplexity"], f"{where}, {which}") for which in ("dense", "pruned")
         ]
-        interval = (text.get("interval") or {}).get("ratio")
+        interval = (text["interval"] or {}).get("ratio")
         found.append(_metric("perplexity ratio", text["ratio"], where, interval))
-        divergence = text.get("divergence") or {}
+        divergence = text["divergence"] or {}
         found += [_metric(band, divergence[band], where) for band in _BANDS if band in divergence]
     found += [_metric("share of zeros", share, part) for part, share in evaluation["sparsity"].items()]
     return found
@@ -76,7 +76,7 @@ def _considerations(
 ) -> dict[str, Any]:
     zeros, ratio = evaluation["sparsity"]["mlp"], evaluation["ratio"]
     cost = f"{zeros:.1%} of the MLP weights are zero; perplexity is {ratio:.3f} times its base's"
-    verdicts = [f"{each['verdict']}: {each['told']}" for each in evaluation.get("verdicts", [])]
+    verdicts = [f"{each['verdict']}: {each['told']}" for each in evaluation["verdicts"]]
     return {
         "useCases": ["What its base is for, within its base's licence."],
         "technicalLimitations": [*gains(manifest, evaluation, version), *verdicts],

@@ -56,7 +56,7 @@ def card(
         "## What it gains",
         "\n".join(f"- {each}" for each in gains(manifest, evaluation, version)),
         "## Licence",
-        f"That of the base model: {base['license']}." if base.get("license") else "That of the base model; see there.",
+        f"That of the base model: {base['license']}." if base["license"] else "That of the base model; see there.",
         "## Load and verify",
         _use(name, version),
         "## Settings",
@@ -84,7 +84,7 @@ def _front_matter(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=base.get("license") or _NOT_QUALIFIED,
+        license=base["license"] or _NOT_QUALIFIED,
         base_model=base_model,
         **relation,
         datasets=sorted(each for each in on_hub if each) or None,
@@ -137,13 +137,13 @@ def described(prune: dict[str, Any]) -> str:
         told.append(f"α {prune['alpha']:g}")
     if prune["layout"] != "paper":
         told.append(f"layout {prune['layout']}")
-    if prune.get("refine", "none") != "none":
+    if prune["refine"] != "none":
         told.append(f"refined by at most {prune['max_swaps']} {prune['refine']} a row")
     if prune["update"] != "none":
         told.append(f"update {prune['update']}")
     if prune["update"] == "reconstruct-block":
         told.append(f"{prune['epochs']} epochs at most" + (", norms too" if prune["tune_norms"] else ""))
-    if prune.get("validation_share"):
+    if prune["validation_share"]:
         told.append(f"{prune['validation_share']:g} of the windows held back")
     if prune["allocation"] != "uniform":
         told.append(f"allocation {prune['allocation']} within {prune['owl_bound']:g}")
@@ -202,25 +202,25 @@ def _measured(figures: dict[str, float], metric: str) -> str:
 
 
 def more_figures(evaluation: dict[str, Any]) -> dict[str, str]:
-    """What else was measured of the predictions, in words; nothing of a version from before it was."""
+    """What else was measured of the predictions, in words."""
     told: dict[str, str] = {}
-    if (interval := evaluation.get("interval")) is not None:
+    if (interval := evaluation["interval"]) is not None:
         low, high = interval["ratio"]
         told[f"{interval['level']:.0%} interval of the ratio"] = f"{low:.3f} to {high:.3f}"
     for unit in ("word", "byte"):
-        values = [evaluation[which].get(f"{unit}_perplexity") for which in ("dense", "pruned")]
+        values = [evaluation[which][f"{unit}_perplexity"] for which in ("dense", "pruned")]
         if None not in values:
             told[f"{unit} perplexity, dense and pruned"] = f"{values[0]:,.3f} and {values[1]:,.3f}"
-    for name, text in evaluation.get("texts", {}).items():
+    for name, text in evaluation["texts"].items():
         told[f"ratio on {name}"] = f"{text['ratio']:.3f}"
-    if (divergence := evaluation.get("divergence")) is not None:
+    if (divergence := evaluation["divergence"]) is not None:
         told["KL from dense"] = f"{divergence['kl']:.4f} nats a token"
         told["same most likely token"] = f"{divergence['top1_agreement']:.2%}"
         told["shared of the five most likely"] = f"{divergence['top5_overlap']:.2%}"
-    for name, each in evaluation.get("overlap", {}).items():
+    for name, each in evaluation["overlap"].items():
         share = "not measured" if each["share"] is None else f"{each['share']:.2%} of its 13-grams"
         told[f"{name} text met in calibration"] = share
-    for number, each in enumerate(evaluation.get("verdicts", []), start=1):
+    for number, each in enumerate(evaluation["verdicts"], start=1):
         told[f"verdict {number}"] = f"{each['verdict']}: {each['told']}"
     return told
 

@@ -15,10 +15,6 @@ class BrokenLedger(Exception):
     """The ledger is not what was written. The message is one line: which entry, and what is wrong with it."""
 
 
-class UnsignedLedger(BrokenLedger):
-    """A ledger whose entries were never signed."""
-
-
 @dataclass(frozen=True)
 class Chain:
     """A ledger's entries, which are whole.
@@ -43,24 +39,22 @@ class Chain:
         return found[-1] if found else None
 
 
-def checked_chain(model: str, lines: Sequence[str], *, unsigned: bool = False) -> Chain:
+def checked_chain(model: str, lines: Sequence[str]) -> Chain:
     """Check a ledger's lines, oldest first.
 
     Args:
         model: the registered model they must be about.
         lines: one an entry.
-        unsigned: take lines of before entries were signed, with no signed one behind them.
 
     Raises:
         BrokenLedger: one is not what was written.
-        UnsignedLedger: none is signed.
     """
-    chain = _checked(model, tuple(lines), unsigned)
+    chain = _checked(model, tuple(lines))
     return replace(chain, entries=list(chain.entries))
 
 
 @lru_cache(maxsize=8)  # one command reads the same ledger twenty times
-def _checked(model: str, lines: tuple[str, ...], unsigned: bool) -> Chain:
+def _checked(model: str, lines: tuple[str, ...]) -> Chain:
     entries = [_read(model, n, line) for n, line in enumerate(lines)]
     # From the end: a line that is still what the one behind it says can be believed about the one before it.
     for entry, following in zip(reversed(entries[:-1]), reversed(entries[1:]), strict=True):
@@ -68,18 +62,11 @@ def _checked(model: str, lines: tuple[str, ...], unsigned: bool) -> Chain:
             raise _broken(model, f"entry {entry.n} was edited: entry {following.n} names another digest")
     if entries and entries[0].before != NOTHING:
         raise _broken(model, "entry 0 was edited: it names an entry before it")
-    root = next((entry for entry in entries if entry.key is not None), None)
-    if root is None and entries and not unsigned:
-        raise UnsignedLedger(
-            f"The ledger of {model!r} is of a time when entries were not signed. Run: dass keys init (it puts a signed "
-            "entry behind them, and your key becomes the first of its list)"
-        )
     keyring, named = Keyring(), []
     for entry in entries:
-        if root is not None and entry.n >= root.n:
-            keyring = _signed(model, entry, root, keyring)
-        named.append(replace(entry, actor=entry.actor or keyring.keys[str(entry.key)].name))
-    return Chain(named, keyring, root)
+        keyring = _signed(model, entry, keyring)
+        named.append(replace(entry, actor=keyring.keys[entry.key].name))
+    return Chain(named, keyring, named[0] if named else None)
 
 
 def champion_of(entries: Sequence[Entry]) -> str | None:
@@ -99,17 +86,15 @@ def _read(model: str, n: int, line: str) -> Entry:
     return entry
 
 
-def _signed(model: str, entry: Entry, root: Entry, keyring: Keyring) -> Keyring:
+def _signed(model: str, entry: Entry, keyring: Keyring) -> Keyring:
     """Check one entry's signature against the keys before it (the first one's against its own); the keys behind it."""
-    if entry.key is None:
-        raise _broken(model, f"entry {entry.n} ({entry.event}) is not signed")
     try:
         after = keyring.after(entry)
     except (ValueError, LookupError, TypeError) as error:
         raise _broken(model, f"entry {entry.n} ({entry.event}) changes the keys as it cannot be: {error}") from None
-    if entry is root and entry.event != "keys_started":
+    if entry.n == 0 and entry.event != "keys_started":
         raise _broken(model, f"entry {entry.n} ({entry.event}) is signed, and no list of keys comes before it")
-    holders = after if entry is root else keyring
+    holders = after if entry.n == 0 else keyring
     if told := holders.lacks(entry.key, entry.event):
         raise _broken(model, f"entry {entry.n} ({entry.event}) was not written by one who may: {told}")
     if not entry.is_signed_by(holders.keys[entry.key].public):

@@ -175,10 +175,6 @@ def registration_of(chain: Chain, model: str, number: str) -> tuple[Entry, Key]:
     entry = chain.registered(number)
     if entry is None:
         raise SignatureError(f"{model} version {number} is not in the ledger: it was never registered by dass.")
-    if entry.key is None:  # of before entries were signed
-        raise SignatureError(
-            f"{model} version {number} was registered before entries were signed. Register its result again: dass run"
-        )
     key = chain.keyring.keys[entry.key]
     if key.state == "revoked":
         raise SignatureError(

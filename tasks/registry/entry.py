@@ -35,7 +35,6 @@ PAYLOAD = "application/vnd.in-toto+json"
 PREDICATE = "urn:dass:ledger-entry:1"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _TEXTS = ("id", "time", "event", "model", "version", "before")
-_UNSIGNED_TEXTS = ("id", "time", "actor", "event", "model", "version", "manifest", "before")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Entry:
         details: what else there is to say about such an event. Whole numbers in it are floats.
         before: digest of the entry before it.
         line: the line itself.
-        key: fingerprint of the key that signed it; None: it was written before entries were signed.
+        key: fingerprint of the key that signed it.
         actor: the name of that key, as the ledger's list of keys gives it; None until that was looked up.
     """
 
@@ -67,9 +66,9 @@ class Entry:
     details: dict[str, Any]
     before: str
     line: str
-    key: str | None = None
+    key: str
+    _envelope: "Envelope" = field(repr=False, compare=False)
     actor: str | None = None
-    _envelope: "Envelope | None" = field(default=None, repr=False, compare=False)
 
     @property
     def digest(self) -> str:
@@ -147,9 +146,8 @@ def _holds(line: str, public_pem: str) -> bool:
     """Each signature is computed once a process: a ledger is read many times in one command."""
     from securesystemslib.exceptions import VerificationError
 
-    envelope = parse(line)._envelope
     try:
-        return envelope is not None and bool(envelope.verify([dsse_key(public_pem)], 1))
+        return bool(parse(line)._envelope.verify([dsse_key(public_pem)], 1))
     except VerificationError:
         return False
 
@@ -157,10 +155,7 @@ def _holds(line: str, public_pem: str) -> bool:
 @lru_cache(maxsize=16384)
 def _parse(line: str) -> Entry:
     try:
-        values = json.loads(line)
-        if isinstance(values, dict) and "payload" in values:
-            return _signed(values, line)
-        return _unsigned(values, line)
+        return _signed(json.loads(line), line)
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("another layout") from None
 
@@ -204,16 +199,3 @@ def _signed(values: dict[str, Any], line: str) -> Entry:
         key=key,
         _envelope=envelope,
     )
-
-
-def _unsigned(values: dict[str, Any], line: str) -> Entry:
-    """As ledgers were before their entries were signed. `dass keys init` puts a signed entry behind such lines."""
-    if values.keys() != {"n", "details", *_UNSIGNED_TEXTS}:
-        raise ValueError("other keys")
-    if type(values["n"]) is not int or not isinstance(values["details"], dict):
-        raise ValueError("other types")
-    if not all(isinstance(values[name], str) for name in _UNSIGNED_TEXTS) or values["event"] not in VERSION_EVENTS:
-        raise ValueError("other types")
-    if canonical_json(values) != line:
-        raise ValueError("another layout")
-    return Entry(**values, line=line)

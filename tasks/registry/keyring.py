@@ -121,7 +121,7 @@ class Keyring:
         elif entry.event == "key_revoked":
             keys[entry.manifest] = replace(keys[entry.manifest], state="revoked", since=entry.n)
         else:
-            old, new = keys[str(entry.key)], Key.read(details["key"], entry.n)
+            old, new = keys[entry.key], Key.read(details["key"], entry.n)
             if new.fingerprint in keys or new.roles != old.roles:
                 raise ValueError("another key or other roles")
             keys[old.fingerprint] = replace(old, state="rotated", since=entry.n)

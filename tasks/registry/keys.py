@@ -28,21 +28,20 @@ _LARGEST = 1 << 16
 
 
 def start(ws: Workspace, model: str) -> dict[str, Any]:
-    """Write dass.keys, and put the list of keys behind a ledger whose entries were not signed yet.
+    """Write dass.keys: the keys that the model's ledger must begin with.
 
     Returns:
         {"file", "written": whether dass.keys was made now, "keys": [{"name", "roles", "public"}], "entry": number of
         the entry that begins the list, None before the first registration}
 
     Raises:
-        InputError: dass.keys is damaged, or this user's key is none of its key managers and the ledger is to be begun.
+        InputError: dass.keys is damaged.
         BrokenLedger: the ledger is not whole.
         TrackingError: MLflow failed.
     """
     with tracking(ws) as client:
         ledger = None if find_model(client, model) is None else Ledger.open(client, model, ws)
-        lines = [] if ledger is None else ledger.lines()
-        chain = checked_chain(model, lines, unsigned=True)
+        chain = checked_chain(model, [] if ledger is None else ledger.lines())
         known = read_keys(ws)
         if known is not None:
             keys = known
@@ -52,8 +51,6 @@ def start(ws: Workspace, model: str) -> dict[str, Any]:
             keys = [Key(key_name(), fingerprint(public_key()), public_key(), ROLES)]
         if known is None:
             write_keys(ws, keys)
-        if ledger is not None and lines and chain.root is None:
-            ledger.begin(chain)
         root = ledger.chain().root if ledger is not None else None
         if root is not None:
             anchor_ledger(ws, client, model)

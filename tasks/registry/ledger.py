@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dass.errors import InputError
-from tasks.registry.chain import BrokenLedger, Chain, UnsignedLedger, champion_of, checked_chain
+from tasks.registry.chain import BrokenLedger, Chain, champion_of, checked_chain
 from tasks.registry.entry import CROWNINGS, EVENTS, NOTHING, Entry, sealed
 from tasks.registry.key_file import dsse_signer, fingerprint, key_name, public_key
 from tasks.registry.keyring import MANAGE, ROLES, Key
@@ -47,7 +47,6 @@ __all__ = [
     "Ledger",
     "NotAllowed",
     "Overtaken",
-    "UnsignedLedger",
     "champion_of",
 ]
 
@@ -203,7 +202,7 @@ class Ledger:
             behind = checked_chain(self.model, [self.begin(behind).line])
         self.check_allowed(event, behind)
         last = behind.entries[-1] if behind.entries else None
-        if last is not None and last.key is not None and last.version not in ("", version):
+        if last is not None and last.version not in ("", version):
             self.tag_head(last.version)  # a process killed behind its entry has not: at most the last one lags
         n, before = (0, NOTHING) if last is None else (last.n + 1, last.digest)
         entry = sealed(dsse_signer(), n, before, event, self.model, version, manifest, details)
@@ -226,7 +225,7 @@ class Ledger:
                 raise Overtaken(f"{self}: entry {entry.n} was written by another process") from None
 
     def begin(self, behind: Chain) -> Entry:
-        """Begin the list of keys, behind lines that were never signed or none: dass.keys, or this user's alone.
+        """Begin the ledger with the list of keys: dass.keys, or this user's alone.
 
         Raises:
             NotAllowed: dass.keys has other key managers.

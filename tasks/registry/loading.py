@@ -92,8 +92,7 @@ def materialize_version(folder: Path, target: Path, base: Path | None = None, ws
         else:
             _copy(kept, made)
         for name in (CARD, BOM):
-            if (folder / name).is_file():  # versions of before there was a bill of materials have none
-                shutil.copyfile(folder / name, made / name)
+            shutil.copyfile(folder / name, made / name)
 
 
 def materialize_registered(ws: Workspace, model: str, version: str, target: Path) -> None:
@@ -252,7 +251,7 @@ def _apply_masks(folder: Path, target: Path, base: Path | None, ws: Workspace | 
         )
     updates, tuned = values_of(folder, manifest, masks)
     with base_of(ws, manifest, base) as dense:
-        how = {"settings": manifest["settings"]["prune"], "history": manifest["base"].get("pruned")}
+        how = {"settings": manifest["settings"]["prune"], "history": manifest["base"]["pruned"]}
         apply_to_checkpoint(Checkpoint(dense), masks, target, updates, tuned=tuned, **how)
 
 

@@ -51,7 +51,7 @@ def registered_before(
         if entry.event != "registered" or entry.details.get("registration") != registration:
             continue
         made = version_numbered(client, model, entry.version)
-        if made is None or chain.keyring.keys[str(entry.key)].state == "revoked":
+        if made is None or chain.keyring.keys[entry.key].state == "revoked":
             continue  # deleted, or distrusted: the result is registered anew
         check_present(client, made, whole=True)
         held_to(client, made, chain)

@@ -114,13 +114,13 @@ def task_figures(tasks: dict[str, Any]) -> dict[str, Any]:
 
 def scores_told(manifest: dict[str, Any]) -> str | None:
     """What `method: auto` has given the layers, and how far ahead that is; None: a method was named."""
-    auto = manifest.get("auto")  # not in versions from before there was a choice
+    auto = manifest["auto"]
     return None if auto is None else Choice.of(auto).told
 
 
 def layer_scores(manifest: dict[str, Any]) -> list[str]:
     """What `method: auto` has given each layer; empty: a method was named."""
-    auto = manifest.get("auto")
+    auto = manifest["auto"]
     return [] if auto is None else [str(score) for score in Choice.of(auto).scores]
 
 

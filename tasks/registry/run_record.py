@@ -189,7 +189,7 @@ def log_datasets(workspace: Workspace, client: "MlflowClient", run_id: str, resu
     ):
         uri = record["source"]["uri"]
         name = Path(uri if isinstance(uri, str) else uri[0]).name
-        texts = {"texts": record["texts"]} if record.get("texts") else {}
+        texts = {"texts": record["texts"]} if record["texts"] else {}
         origin = {**record["source"], **texts, "tokenizer": record["tokenizer"], "tokens_sha256": record["digest"]}
         windows = load_file(folder / "tokens.safetensors")["input_ids"]
         dataset = from_numpy(windows, CodeDatasetSource(origin), name=name, digest=record["digest"][:_DATASET_DIGEST])

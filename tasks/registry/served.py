@@ -18,8 +18,6 @@ _PARAMS = (
 
 SIGNATURE: dict[str, str] = {"inputs": _TEXT, "outputs": _TEXT, "params": _PARAMS}
 """As an MLmodel holds it."""
-BEFORE_PARAMS: dict[str, str | None] = {"inputs": _TEXT, "outputs": _TEXT, "params": None}
-"""What versions with a checkpoint say that were registered before a request could ask anything; others said nothing."""
 
 
 def served_signature() -> "ModelSignature":

@@ -117,10 +117,9 @@ def _record(
     recovery: dict[str, Any],
     registered: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers")
+    kept = ("settings", "base", "calibration", "engine", "versions", "masks", "fingerprint", "layers", "auto")
     measured = {"evaluation": evaluation, "tasks": tasks, "recovery": recovery}
-    chosen = {"auto": manifest.get("auto")}
-    return {**{key: manifest[key] for key in kept}, **chosen, **measured, "registered": registered, "bom": None}
+    return {**{key: manifest[key] for key in kept}, **measured, "registered": registered, "bom": None}
 
 
 def render(record: dict[str, Any]) -> Fitted:

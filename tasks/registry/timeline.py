@@ -21,7 +21,7 @@ def timeline(model: str, chain: Chain) -> Fitted:
         for entry in chain.entries:
             time = day(entry.time, width) if width < NARROW else entry.time.replace("T", " ").partition(".")[0]
             texts = (time, entry.actor or "", entry.event, entry.version, told(entry))
-            holds = f"holds ({entry.key[:8]})" if entry.key else "none yet"  # a chain has no other ones
+            holds = f"holds ({entry.key[:8]})"  # a chain has no other ones
             made.add_row(str(entry.n), *(escape(plain(text)) for text in texts), holds)
         return made
 

@@ -4,7 +4,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dass.errors import InputError
 from dass.files import sha256_file
 from dass.masks.pruned_record import RECORD
 from dass.model.checkpoint_folder import BASE_CARD, contents
@@ -23,15 +22,9 @@ def shipped(ws: Workspace, version: CheckedVersion) -> Generator[dict[str, Path]
     to tasks stay: they quote the tasks' documents.
 
     Raises:
-        InputError: the version is of before there was a bill of materials.
         SignatureError: it is not what was signed, or its weights are not those that its records name.
         UnavailableError: its files, or its base, are not to be had.
     """
-    if BOM not in version.signed:
-        raise InputError(
-            f"{version.told} was registered before versions had a {BOM}: register its result again, with dass run "
-            "under another register.model, and publish that."
-        )
     with version.folder() as folder, checkpoint_of(folder, ws=ws) as checkpoint:
         refuse_links_and_pickles(checkpoint)
         found = contents(checkpoint)

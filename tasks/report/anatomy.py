@@ -56,7 +56,7 @@ def layers(facts: Facts) -> Section:
 
 
 def _layers_table(found: list[dict[str, Any]], scores: list[str]) -> Table:
-    refined = any(layer.get("refined") for layer in found)
+    refined = any(layer["refined"] for layer in found)
     columns = [
         "layer",
         "pattern",
@@ -84,7 +84,7 @@ def _layers_table(found: list[dict[str, Any]], scores: list[str]) -> Table:
                 *(text(score) for score in scores[layer["layer"] : layer["layer"] + 1]),
                 *(share(layer["sparsity"].get(name)) for name in PROJECTIONS),
                 *(_swaps(layer["refined"]) if refined else []),
-                *(number(layer.get(key), "{:.4f}") for key in ("relative_error", "fitted_error", "held_back_error")),
+                *(number(layer[key], "{:.4f}") for key in ("relative_error", "fitted_error", "held_back_error")),
                 *norms,
                 text(", ".join(runs) or "none"),
             ]
@@ -104,7 +104,7 @@ def _swaps(refined: dict[str, dict[str, float]]) -> list[Any]:
 
 def choice(facts: Facts) -> Section | None:
     """What `method: auto` proposed, and how far from the dense model each proposal is."""
-    if facts.manifest.get("auto") is None:
+    if facts.manifest["auto"] is None:
         return None
     found = Choice.of(facts.manifest["auto"])
     notes = [

@@ -13,14 +13,14 @@ from tasks.report.facts import Facts
 def headline(facts: Facts) -> Section:
     """One table: what it was, what it is, and how sure that is."""
     evaluation = facts.evaluation
-    ratio = evaluation.get("interval") or {}
+    ratio = evaluation["interval"] or {}
     rows = [
         _perplexity_row(name, evaluation, key)
         for key, name in _PERPLEXITIES.items()
-        if None not in (evaluation["dense"].get(key), evaluation["pruned"].get(key))
+        if None not in (evaluation["dense"][key], evaluation["pruned"][key])
     ]
     rows.append([text("perplexity ratio"), NONE, NONE, number(evaluation["ratio"]), interval(ratio.get("ratio"))])
-    divergence = evaluation.get("divergence") or {}
+    divergence = evaluation["divergence"] or {}
     for key, name, form in _DIVERGENCES:
         if key in divergence:
             rows.append([text(name), NONE, NONE, number(divergence[key], form), NONE])
@@ -32,9 +32,9 @@ def headline(facts: Facts) -> Section:
         f"Measured on {evaluation['tokens']:,} tokens of held-out text in windows of {evaluation['context_length']}."
     ]
     if ratio:
-        level = ratio.get("level")
-        how = ratio.get("method", "an interval")
-        notes.append(f"The interval of the ratio holds {level:.0%}: {how}, {ratio.get('resamples', '')} resamples.")
+        notes.append(
+            f"The interval of the ratio holds {ratio['level']:.0%}: {ratio['method']}, {ratio['resamples']} resamples."
+        )
     columns = ["figure", "dense", "pruned", "difference", _level(facts)]
     return Section("headline", "What it cost", notes, tables=[Table("Dense against pruned", columns, rows)])
 
@@ -57,7 +57,7 @@ def _perplexity_row(name: str, evaluation: dict[str, Any], key: str) -> list[Cel
 
 
 def _level(facts: Facts) -> str:
-    level = (facts.evaluation.get("interval") or {}).get("level", 0.95)
+    level = (facts.evaluation["interval"] or {}).get("level", 0.95)
     return f"{level:.0%} interval"
 
 
@@ -67,7 +67,7 @@ VERDICTS = ("incomplete", "anomalous")
 
 def verdicts(facts: Facts) -> Section | None:
     """Whether the figures can be trusted, and which rules of promotion hold."""
-    told = [*facts.evaluation.get("verdicts", []), *facts.tasks.get("verdicts", [])]
+    told = [*facts.evaluation["verdicts"], *facts.tasks.get("verdicts", [])]
     tables = []
     if told:
         rows = [[Cell(str(each.get("verdict")), mark="bad"), text(each.get("told"))] for each in told]
@@ -75,7 +75,7 @@ def verdicts(facts: Facts) -> Section | None:
     rulings = [each for each in facts.rulings if each.rule not in VERDICTS]
     if rulings:
         tables.append(Table("Rules of promotion", ["rule", "limit", "value", "holds", ""], list(map(_rule, rulings))))
-    overlap = facts.evaluation.get("overlap", {})
+    overlap = facts.evaluation["overlap"]
     if overlap:
         rows = [
             [text(name), share(each.get("share")), number(each.get("grams"), "{:,}")] for name, each in overlap.items()
@@ -84,7 +84,7 @@ def verdicts(facts: Facts) -> Section | None:
         tables.append(Table("Overlap with the calibration text", columns, rows))
     if not tables:
         return None
-    notes = [] if told else ["No verdict stands against the figures."] if "verdicts" in facts.evaluation else []
+    notes = [] if told else ["No verdict stands against the figures."]
     if rulings:
         notes.append(
             "Rules as params.yaml has them now, judged on the registered figures. "
@@ -113,23 +113,21 @@ def _asked(value: Any) -> Cell:
 def perplexity(facts: Facts) -> Section | None:
     """Dense against pruned, text by text."""
     evaluation = facts.evaluation
-    texts: dict[str, Any] = {"evaluation": evaluation, **evaluation.get("texts", {})}
+    texts: dict[str, Any] = {"evaluation": evaluation, **evaluation["texts"]}
     bars, rows = [], []
     for name, measured in texts.items():
-        pair = {model: measured.get(model, {}).get("perplexity") for model in ("dense", "pruned")}
-        if None in pair.values():
-            continue
+        pair = {model: measured[model]["perplexity"] for model in ("dense", "pruned")}
         bars += [{"name": name, "model": model, "value": value} for model, value in pair.items()]
-        of_text, moved = measured.get("interval") or {}, measured.get("divergence") or {}
+        of_text, moved = measured["interval"] or {}, measured["divergence"] or {}
         rows.append(
             [
                 text(name),
                 *map(number, pair.values()),
-                number(measured.get("ratio")),
+                number(measured["ratio"]),
                 interval(of_text.get("ratio")),
                 number(moved.get("kl"), "{:.4f}"),
                 share(moved.get("top1_agreement")),
-                number(measured.get("tokens"), "{:,}"),
+                number(measured["tokens"], "{:,}"),
             ]
         )
     title = "Perplexity of the dense and of the pruned model"
@@ -221,7 +219,7 @@ def _flips(name: str, task: dict[str, Any]) -> list[Cell]:
 
 def divergence(facts: Facts) -> Section | None:
     """Where the pruned model's predictions moved: along the window, and for rare and frequent tokens."""
-    measured = facts.evaluation.get("divergence") or {}
+    measured = facts.evaluation["divergence"] or {}
     charts = []
     for key, across, title in (
         ("by_position", "position in the window (tokens)", "KL divergence along the window"),
@@ -257,7 +255,7 @@ def _band(each: dict[str, Any]) -> str:
 def generations(facts: Facts) -> Section | None:
     """What both models write behind the same prompts."""
     pairs = []
-    for each in facts.evaluation.get("generations", []):
+    for each in facts.evaluation["generations"]:
         at, distinct = each.get("diverges_at"), each.get("distinct3") or {}
         told = "the same to the end" if at is None else f"the same up to token {at}"
         if distinct:

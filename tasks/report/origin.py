@@ -90,8 +90,8 @@ def provenance(facts: Facts) -> Section:
     made: list[tuple[str, Cell]] = [
         ("base", _source(base)),
         ("base digest", digest(base["digest"])),
-        ("tokenizer digest", digest(base.get("tokenizer"))),
-        ("licence of the base", text(base.get("license"))),
+        ("tokenizer digest", digest(base["tokenizer"])),
+        ("licence of the base", text(base["license"])),
         ("pruned by", text(described(manifest["settings"]["prune"]))),
         *([("auto chose", text(chosen))] if (chosen := scores_told(manifest)) else []),
         ("recovery", text(trained(facts.recovery))),
@@ -102,32 +102,32 @@ def provenance(facts: Facts) -> Section:
         ("files not committed", text({True: "yes", False: "no", None: "not known"}[origin["git"]["dirty"]])),
         ("registered", text(entry.time.replace("T", " ").partition(".")[0] + " UTC" if entry else None)),
         ("signed by", text(entry.actor if entry else None)),
-        ("signing key", digest(origin.get("key"))),
+        ("signing key", digest(origin["key"])),
         ("MLflow", text(facts.tracking_uri, code=True)),
         ("MLflow run", text(facts.run_id, code=True)),
     ]
     windows = calibration["settings"]
-    sources = facts.settings.get("sources", {})
+    sources = facts.settings["sources"]
     seen: list[tuple[str, Cell, Cell]] = [
-        ("text", text(redacted(calibrated_on(calibration))), _source(sources.get("evaluation"))),
+        ("text", text(redacted(calibrated_on(calibration))), _source(sources["evaluation"])),
         (
             "sha256",
-            text(", ".join(str(each.get("sha256"))[:12] for each in sources_of(calibration).values()))
-            if calibration.get("texts")
-            else digest(calibration["source"].get("sha256")),
-            digest((sources.get("evaluation") or {}).get("sha256")),
+            text(", ".join(str(each["sha256"])[:12] for each in sources_of(calibration).values()))
+            if calibration["texts"]
+            else digest(calibration["source"]["sha256"]),
+            digest(sources["evaluation"]["sha256"]),
         ),
-        ("windows", number(windows.get("samples"), "{:,}"), number(evaluation.get("windows"), "{:,}")),
+        ("windows", number(windows["samples"], "{:,}"), number(evaluation["windows"], "{:,}")),
         (
             "tokens a window",
-            number(windows.get("sequence_length"), "{:,}"),
-            number(evaluation.get("context_length"), "{:,}"),
+            number(windows["sequence_length"], "{:,}"),
+            number(evaluation["context_length"], "{:,}"),
         ),
-        ("tokens", number(calibration.get("tokens"), "{:,}"), number(evaluation.get("tokens"), "{:,}")),
-        ("documents", number(calibration.get("documents"), "{:,}"), text(None)),
-        ("seed", text(windows.get("seed")), text(None)),
-        ("BOS before each window", text(_yes(calibration.get("bos"))), text(_yes(evaluation.get("bos")))),
-        ("digest of the tokens", digest(calibration.get("digest")), digest(evaluation.get("digest"))),
+        ("tokens", number(calibration["tokens"], "{:,}"), number(evaluation["tokens"], "{:,}")),
+        ("documents", number(calibration["documents"], "{:,}"), text(None)),
+        ("seed", text(windows["seed"]), text(None)),
+        ("BOS before each window", text(_yes(calibration["bos"])), text(_yes(evaluation["bos"]))),
+        ("digest of the tokens", digest(calibration["digest"]), digest(origin["evaluated_on"]["evaluation"]["digest"])),
     ]
     tables = [
         Table("What it was made from", ["", ""], [[text(name), cell] for name, cell in made]),
@@ -137,7 +137,7 @@ def provenance(facts: Facts) -> Section:
             [[text(name), one, other] for name, one, other in seen if one.text != "–" or other.text != "–"],
         ),
     ]
-    if origin.get("dvc"):
+    if origin["dvc"]:
         rows = [[text(path, code=True), digest(md5)] for path, md5 in origin["dvc"].items()]
         tables.append(Table("Data in DVC", ["path", "md5"], rows, folded=True))
     settings = [[text(key, code=True), _value(value)] for key, value in flat(facts.settings).items()]
@@ -168,7 +168,7 @@ def history(facts: Facts) -> Section:
             text(entry.version or None),
             text(entry.actor),
             text(told(entry) or None),
-            text(entry.key[:16] if entry.key else None, code=True),
+            text(entry.key[:16], code=True),
         ]
         for entry in facts.chain.entries
         if entry.version in ("", facts.number) or entry.event in _ABOUT_ALL
@@ -210,6 +210,6 @@ def verify(facts: Facts) -> Section:
             "load it; what is not as signed is refused",
         ),
     ]
-    key = facts.origin.get("key")
+    key = facts.origin["key"]
     notes = [f"This page is a picture, not a proof. It was drawn from files signed with key {key}."]
     return Section("verify", "How to verify", notes, commands=commands)

@@ -50,7 +50,7 @@ class Head:
 def render(facts: Facts) -> str:
     """A version's page as HTML. Equal facts give equal pages."""
     head = Head(facts.model, f"version {facts.number}", facts.aliases)
-    return render_sections(head, sections_of(facts), f"{GENERATOR} {facts.origin.get('dass', '')}".strip())
+    return render_sections(head, sections_of(facts), f"{GENERATOR} {facts.origin['dass']}")
 
 
 def render_sections(head: Head, sections: Sequence[Section], generator: str) -> str:

@@ -9,7 +9,7 @@ SELF = "self"
 
 def sources_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> {"uri", "sha256", ...} of all that gave windows: "calibration" is what `calibration.source` says."""
-    return {"calibration": record["source"], **record.get("texts", {})}  # records of before there were texts have none
+    return {"calibration": record["source"], **record["texts"]}
 
 
 def told(record: Mapping[str, Any], named: Callable[[str], str] = str) -> str:

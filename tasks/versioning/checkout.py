@@ -50,8 +50,10 @@ def lease_file(ws: Workspace) -> Path:
 def standing(ws: Workspace) -> Workspace | None:
     """The checkout as the last run left it; None: there is none."""
     tree = ws.private / _FOLDER
+    if not (tree / ".git").is_file():
+        return None
     there = Workspace(tree / git.prefix(ws.root), keeper=ws.root)
-    return there if (tree / ".git").is_file() and there.params.is_file() else None
+    return there if there.params.is_file() else None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from dass.errors import InputError
 from tasks.workspace.folder import Workspace
@@ -42,7 +43,7 @@ def check_pipeline_files(ws: Workspace) -> None:
 
 @lru_cache(maxsize=8)  # the same files, before each stage of a run
 def _check_mapping(text: str, name: str, remedy: str) -> None:
-    value = _parse_json(text, name, remedy) if name.endswith(".json") else parse_yaml(text, name, remedy)
+    value = _parse_json(text, name, remedy) if name.endswith(".json") else parse_for_dvc(text, name, remedy)
     if not isinstance(value, dict):
         kind = "nothing" if value is None else f"a {type(value).__name__}"
         raise InputError(f"{name} holds {kind}: expected keys with values. {remedy}")
@@ -104,6 +105,42 @@ def parse_yaml(text: str, name: str, remedy: str = "") -> Any:
     if _count(value, name, {}, 0) > _VALUES:
         raise InputError(f"{name} holds more than {_VALUES} values, its aliases counted: expected a few dozen.")
     return value
+
+
+def parse_for_dvc(text: str, name: str, remedy: str = "") -> Any:
+    """YAML of a file that DVC reads, too. Its reader (libyaml) takes no ":" or "?" in brackets that is not quoted.
+
+    Raises:
+        InputError: as `parse_yaml`; or DVC would call the file corrupted.
+    """
+    value = parse_yaml(text, name, remedy)
+    try:
+        YAML(typ="safe").load(text)  # as DVC does
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        found = mark and _scalar_at(YAML(typ="safe", pure=True).compose(text), (mark.line, mark.column))
+        where = name if mark is None else f"{name} line {mark.line + 1}"
+        if found is None:
+            reason = _first_line(getattr(error, "problem", None) or error)
+            raise InputError(f"{where}: DVC cannot read it ({reason}). Put the values there in quotes.") from None
+        key, written = found
+        raise InputError(
+            f"{where}: {key} has a text in brackets that DVC reads in quotes only. Write it there as "
+            f"{json.dumps(written, ensure_ascii=False)}"
+        ) from None
+    return value
+
+
+def _scalar_at(node: Node, place: tuple[int, int], key: str = "") -> tuple[str, str] | None:
+    """The scalar that covers a line and column (from 0), and the key that leads to it; None: there is none."""
+    if isinstance(node, ScalarNode):
+        start, end = ((mark.line, mark.column) for mark in (node.start_mark, node.end_mark))
+        return (key, node.value) if start <= place < end else None
+    if isinstance(node, MappingNode):
+        inside = [(each, f"{key}.{name.value}".lstrip(".")) for name, value in node.value for each in (name, value)]
+    else:
+        inside = [(each, key) for each in node.value]
+    return next((found for each, named in inside if (found := _scalar_at(each, place, named))), None)
 
 
 def _brackets(text: str) -> int:

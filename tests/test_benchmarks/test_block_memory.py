@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import block_memory
+from benchmarks import block_memory, job
 from benchmarks.random_checkpoint import llama_config
 from dass.files import read_json
+from tests.test_benchmarks.test_job import measured_here
 
 
 def test_each_size_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +15,7 @@ def test_each_size_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytes
     )
     arguments = ["--layers", "2", "--length", "16", "--results", str(tmp_path / "found.json")]
     monkeypatch.setattr(sys, "argv", ["block_memory.py", *arguments, "--scratch", str(tmp_path / "scratch")])
+    monkeypatch.setattr(job, "run", measured_here)
     block_memory.main()
     records = read_json(tmp_path / "found.json")["records"]
     assert [(each["layers"], each["buffers_bytes"]) for each in records] == [(2, 2 * 4 * 16 * 32 * 4)]

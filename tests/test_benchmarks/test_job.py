@@ -1,4 +1,6 @@
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -14,6 +16,12 @@ def _job(checkpoint: Path, side: Side = "engine", windows: int = 4) -> Job:
     tokens = checkpoint.parent / "tokens.safetensors"
     write_tokens(tokens, 4, 16, VOCABULARY)
     return Job(side, "dass", "float32", checkpoint, tokens, windows, 16)
+
+
+def measured_here(job: Job, scratch: Path) -> Measurement:
+    """What `run` does, without a process of its own: it takes seconds to start."""
+    with TemporaryDirectory(dir=scratch) as output:
+        return measure(job, Path(output))
 
 
 def test_both_sides_write_the_same_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -37,6 +45,10 @@ def test_a_process_of_its_own_reports_its_own_memory_and_leaves_no_files(tiny_ch
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_a_run_that_fails_says_which(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobFailed, match='"side": "engine".*ended with status 1'):
+def test_a_run_that_fails_says_which(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="has no 5 windows of 16 tokens"):
+        measure(_job(tiny_checkpoint, windows=5), tmp_path / "out")
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that fails, and at once
+    with pytest.raises(JobFailed, match='"side": "engine".*"windows": 5.*ended with status 1'):
         run(_job(tiny_checkpoint, windows=5), tmp_path / "scratch")
+    assert not list((tmp_path / "scratch").iterdir())

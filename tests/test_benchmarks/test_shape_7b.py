@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import shape_7b
+from benchmarks import job, shape_7b
 from benchmarks.random_checkpoint import llama_config
 from dass.files import read_json
+from tests.test_benchmarks.test_job import measured_here
 
 
 def test_each_size_is_written_pruned_and_removed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +15,7 @@ def test_each_size_is_written_pruned_and_removed_once(tmp_path: Path, monkeypatc
     )
     arguments = ["--layers", "2", "--results", str(tmp_path / "shape_7b.json"), "--scratch", str(tmp_path / "scratch")]
     monkeypatch.setattr(sys, "argv", ["shape_7b.py", *arguments])
+    monkeypatch.setattr(job, "run", measured_here)
     shape_7b.main()
     records = read_json(tmp_path / "shape_7b.json")["records"]
     assert [(record["layers"], record["windows"], record["length"]) for record in records] == [(2, 4, 128)]

@@ -1,18 +1,21 @@
 """Workspaces with a tiny model, real subprocesses, and one Prefect server that all of them share."""
 
+import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flows.cli.main import run_command
 from flows.initialise import make_workspace
 from flows.prefect_api import own_server
 from tasks.sources.downloads import cache_folder
@@ -75,6 +78,15 @@ class Commands:
         own = {name: value for name, value in self.environment.items() if name not in SERVER_AT}
         return Commands({**own, "PREFECT_HOME": str(home)})
 
+    def make_database(self, home: Path) -> None:
+        """Put a copy of the shared server's database there: a server that starts makes one, for ten seconds."""
+        home.mkdir(parents=True, exist_ok=True)
+        with (
+            closing(sqlite3.connect(Path(self.environment["PREFECT_HOME"]) / "prefect.db")) as ready,
+            closing(sqlite3.connect(home / "prefect.db")) as own,
+        ):
+            ready.backup(own)
+
     def run(self, ws: Workspace, *options: str) -> dict[str, Any]:
         """`dass run --json`, its answer read."""
         answer: dict[str, Any] = json.loads(self(ws, "dass", "run", "--json", *options).stdout)
@@ -101,6 +113,15 @@ class Commands:
     @staticmethod
     def argv(tool: str, *arguments: str) -> list[str]:
         return [sys.executable, "-P", "-m", {"dass": "flows"}.get(tool, tool), *arguments]
+
+
+def typed(ws: Workspace, *command: str, status: int = 0) -> tuple[str, str]:
+    """What a command of `dass` prints and says, run in this process: starting one takes seconds."""
+    printed, said = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(said):
+        ended = run_command([*command, "--workspace", str(ws.root)])
+    assert ended == status, f"{command}: {ended}\n{printed.getvalue()}\n{said.getvalue()}"
+    return printed.getvalue(), said.getvalue()
 
 
 def put_modules_of_the_users_own(folder: Path) -> None:

@@ -19,6 +19,7 @@ import typer
 
 from flows.cli.app import app
 from flows.cli.main import run_command
+from flows.initialise import make_workspace
 from tasks.workspace.folder import Workspace
 from tests.test_flows.conftest import ROOT, Commands
 
@@ -65,11 +66,15 @@ def _environment_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="module")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workspace(tmp_path_factory.mktemp("initialised") / "ws").root
+
+
 @pytest.fixture
-def ws(tmp_path: Path) -> Workspace:
+def ws(initialised: Path, tmp_path: Path) -> Workspace:
     """A workspace that knows the default settings."""
-    assert run_command(["init", str(tmp_path / "ws")]) == 0
-    return Workspace.at(tmp_path / "ws")
+    return Workspace.at(shutil.copytree(initialised, tmp_path / "ws"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
@@ -164,89 +169,6 @@ def test_verbose_says_more(ws: Workspace, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("tasks.versioning.stages.pin_inputs", lambda ws: logging.getLogger("dass").debug("a detail"))
     assert run_command(["pin", "-w", str(ws.root), "-v"]) == 0
     assert "a detail" in capsys.readouterr().err
-
-
-def completed(typed: str, folder: Path = ROOT) -> set[str]:
-    """What Tab offers behind a line, asked as bash asks."""
-    asked = {"_DASS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1)}
-    command = [sys.executable, "-P", "-m", "flows"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **asked}, capture_output=True, text=True)
-    assert done.stderr == ""
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("dass ro", {"rollback"}),
-        ("dass run --until ba", {"baseline"}),
-        ("dass run --recipe q", {"quick"}),
-        ("dass run -S prune.metho", {"prune.method"}),
-        ("dass run --with engine.dev", {"engine.device"}),
-        ("dass settings promote.max_o", {"promote.max_overlap"}),
-        ("dass settings rec", {"recover", "recover.teacher", "recipes"}),
-    ],
-)
-def test_the_shell_completes(typed: str, offered: set[str]) -> None:
-    assert completed(typed) >= offered
-    assert all(word.startswith(typed.rpartition(" ")[2]) for word in completed(typed))
-
-
-def test_the_shell_completes_versions_and_their_aliases(finished: Workspace, tmp_path: Path) -> None:
-    before = finished.params.read_bytes(), sorted(finished.root.rglob("*"))
-    assert completed("dass promote ", finished.root) == {"challenger", "1"}
-    assert completed(f"dass show -w {finished.root} ch", tmp_path) == {"challenger"}
-    assert completed("dass promote ", tmp_path) == set()  # no workspace
-    assert (finished.params.read_bytes(), sorted(finished.root.rglob("*"))) == before
-
-
-HEAVY = {"torch", "prefect", "mlflow", "dvc", "transformers"}
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "flows.cli.main",
-        "flows.run",  # what is asked before there is work
-        "tasks.promotion.history",
-        "tasks.promotion.diff",
-        "tasks.registry.show",
-        "tasks.promotion.verification",
-        "flows.dry_run",
-        "flows.swept_before",
-    ],
-)
-def test_a_command_starts_without_heavy_libraries_that_it_may_not_need(module: str) -> None:
-    code = f"import sys, {module}; print(*{HEAVY} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == set()
-
-
-def test_commands_load_what_they_use(commands: Commands, finished: Workspace) -> None:
-    """What is refused, read or unchanged needs no model, no drawing and no Prefect, and on the workspace's own store no
-    MLflow; what is looked up needs no DVC either."""
-    code = (
-        "import sys; from flows.cli.main import run_command\n"
-        "looked_up = 'verify nonsense', 'verify 99', 'verify ./nonsense', 'show', 'show 1', 'history --json'\n"
-        "status = [run_command(each.split()) for each in looked_up]\n"
-        "print(status, *{'dvc', *sys.argv[1:]} & set(sys.modules), sep='|', file=sys.stderr)\n"
-        "status = [run_command(['run', '--json'])]\n"
-        "print(status, *{*sys.argv[1:]} & set(sys.modules), sep='|', file=sys.stderr)"
-    )
-    never = (
-        *("torch", "transformers", "pandas", "scipy", "sklearn", "matplotlib", "lm_eval", "datasets", "pyarrow"),
-        *("mlflow", "sqlalchemy", "alembic", "prefect"),
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *never],
-        cwd=finished.root,
-        env={**commands.environment, "PYTHONSAFEPATH": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = [line for line in done.stderr.splitlines() if line.startswith("[")]
-    assert told == ["[2, 2, 2, 0, 0, 0]", "[0]"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from prefect.client.schemas.filters import (
 )
 
 from dass.files import read_json
-from flows.compress import BEHIND
+from flows.compress import BEHIND, compress
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
-from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
+from tests.test_flows.conftest import Commands, put_modules_of_the_users_own, typed
 
 UNCHANGED = dict.fromkeys(
     ("sources", "calibration", "baseline", "prune", "recover", "materialize", "evaluate", "tasks", "plots"), "unchanged"
@@ -136,7 +136,8 @@ def outs_of(stage: dict[str, Any]) -> list[Any]:
 def test_a_page_that_is_gone_is_drawn_again(commands: Commands, finished: Workspace) -> None:
     before = finished.report.read_bytes()
     finished.report.unlink()
-    assert commands.run(finished)["stages"] == UNCHANGED
+    with commands.reporting():
+        assert compress(str(finished.root)).stages == UNCHANGED
     assert finished.report.read_bytes() == before
 
 
@@ -150,6 +151,9 @@ def test_after_a_run_dvc_is_clean_and_a_second_run_does_nothing(commands: Comman
     assert (answer["version"], answer["created"]) == ("1", False)
     assert (finished.root / "dvc.lock").read_bytes() == lock
     assert not home.exists()  # Prefect was not even asked
+    told, _ = typed(finished, "run")
+    assert "dense perplexity" in told
+    assert "dass show" in told or "-m flows show" in told
 
 
 @pytest.mark.slow
@@ -183,6 +187,7 @@ def test_changed_prune_settings_prune_again_and_restore_when_changed_back(
 
 
 @pytest.mark.faults("kill -9 of a run")
+@pytest.mark.slow
 def test_a_killed_run_goes_on_behind_its_last_finished_layer(
     commands: Commands, finished: Workspace, new_workspace: Callable[[], Workspace]
 ) -> None:
@@ -275,15 +280,17 @@ def test_push_delete_and_pull_bring_everything_back(commands: Commands, finished
 
 
 def test_a_run_needs_no_server_and_leaves_no_process(commands: Commands, finished: Workspace) -> None:
-    process = commands.alone(finished.private / "prefect").start(finished, "dass", "run", "-S", "evaluate.samples=3")
+    home = finished.private / "prefect"
+    commands.make_database(home)
+    some = ("--until", "calibration", "-S", "calibration.samples=8")
+    process = commands.alone(home).start(finished, "dass", "run", *some)
     try:
         told, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         wait_for(lambda: not _group_lives(process.pid))
     finally:
         _end_group(process.pid)
-    assert "dense perplexity" in told
-    assert "dass show" in told or "-m flows show" in told
+    assert "Stopped behind calibration: nothing was registered" in told
     assert "Traceback" not in errors
 
 

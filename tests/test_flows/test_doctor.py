@@ -4,11 +4,11 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from dvc.config import Config
 
 from dass.errors import InfrastructureError
 from flows import doctor
@@ -25,7 +25,10 @@ from tasks.workspace.settings import load_settings
 from tests.printing import printed
 
 NOWHERE = "http://127.0.0.1:9"
-LOOKED_AT = ["dass", "workspace", "settings", "device", "disk", "git", "DVC remote", "MLflow", "Prefect", "signing key"]
+LOOKED_AT = [
+    *("dass", "workspace", "settings", "device", "disk", "git", "pipeline", "DVC remote", "MLflow", "Prefect"),
+    "signing key",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,7 @@ def ws(_made: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wor
 
 
 def found(ws: Workspace, what: str) -> Finding:
-    (finding,) = [each for each in doctor.doctor(ws) if each.what == what]
-    return finding
+    return next(each for each in doctor.doctor(ws) if each.what == what)
 
 
 def told(finding: Finding) -> str:
@@ -84,6 +86,15 @@ def test_wrong_settings_are_told_and_the_rest_is_looked_at_all_the_same(ws: Work
     assert [each.what for each in findings] == LOOKED_AT
     assert "mend: params.yaml: prune.method is 'best': expected" in told(findings[2])
     assert findings[2].mend == "Correct it: dass settings"
+
+
+def test_a_pipeline_that_dvc_cannot_read(ws: Workspace) -> None:
+    assert found(ws, "pipeline").state == "ok"
+    pipeline = ws.root / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text() + "more: [http://x]\n")
+    assert "mend: dvc.yaml line" in told(found(ws, "pipeline"))
+    pipeline.write_text("stages: {prune: nothing}\n")
+    assert "mend: DVC cannot use" in told(found(ws, "pipeline"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that is missed here")
@@ -123,9 +134,9 @@ def test_an_experiment_needs_git(ws: Workspace) -> None:
 
 
 def remote(ws: Workspace, url: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "remote", "add", "-q", "-f", "-d", "store", url], cwd=ws.root, check=True
-    )
+    with Config(str(ws.root / ".dvc")).edit("repo") as config:
+        config["remote"] = {"store": {"url": url}}
+        config["core"]["remote"] = "store"
 
 
 def test_a_dvc_remote(ws: Workspace, tmp_path: Path) -> None:

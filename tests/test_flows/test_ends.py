@@ -59,13 +59,7 @@ def states(ws: Workspace) -> list[str]:
 @contextmanager
 def pruning(commands: Commands, ws: Workspace, *options: str) -> Generator[tuple[Terminal, int]]:
     """A terminal in which `dass run`, with a server of its own, has pruned a layer; and the command's process."""
-    home(ws).mkdir(parents=True, exist_ok=True)
-    # Making a database takes ten seconds.
-    with (
-        closing(sqlite3.connect(Path(commands.environment["PREFECT_HOME"]) / "prefect.db")) as ready,
-        closing(sqlite3.connect(home(ws) / "prefect.db")) as own,
-    ):
-        ready.backup(own)
+    commands.make_database(home(ws))
     done = set(ws.work.glob("*/layer_000.safetensors"))
     with terminal(ws.root, commands.alone(home(ws)).environment) as window:
         window.type(shlex.join(commands.argv("dass", "run", "-S", "prune.alpha=0.25", *options)) + "\n")

@@ -31,7 +31,7 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import lease_file
 from tasks.workspace.sizes import size_of
 from tests.servers import mlflow_server
-from tests.test_flows.conftest import ROOT, Commands
+from tests.test_flows.conftest import ROOT, Commands, typed
 
 MODEL = "tiny-dass"
 
@@ -250,18 +250,18 @@ def test_killed_in_the_middle_nothing_needed_is_lost_and_the_next_one_goes_on(
 
 
 def test_the_command_shows_first_and_asks(finished: Workspace, commands: Commands) -> None:
-    shown = commands(finished, "dass", "gc", "--dry-run")
-    assert "work of finished runs" in shown.stdout
-    untold = commands(finished, "dass", "gc")
+    shown, _ = typed(finished, "gc", "--dry-run")
+    assert "work of finished runs" in shown
+    untold = commands(finished, "dass", "gc")  # in a process that has no terminal
     assert "Nothing was removed: there is no terminal to ask at. To free it: dass gc --yes" in untold.stderr
     assert any((finished.private / "work").iterdir())
     holder = [sys.executable, "-c", HOLDS, str(finished.root)]
     with subprocess.Popen(holder, cwd=ROOT, env=commands.environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert "is held by another run" in commands(finished, "dass", "gc", "--yes", status=2).stderr
+        assert "is held by another run" in typed(finished, "gc", "--yes", status=2)[1]
         process.kill()
-    answer = json.loads(commands(finished, "dass", "gc", "--yes", "--json").stdout)
+    answer = json.loads(typed(finished, "gc", "--yes", "--json")[0])
     assert answer["freed"]["bytes"] == answer["bytes"] > 0
     assert not any((finished.private / "work").iterdir())
     assert lease_file(finished).exists()

@@ -68,8 +68,8 @@ def test_a_section_that_the_file_leaves_out_can_be_changed(ws: Workspace) -> Non
 
 
 def test_a_source_is_given_whole_and_then_its_digest(ws: Workspace) -> None:
-    change_settings(ws, ["sources.model={uri: pypi://a==1/b}", f"sources.model.sha256={64 * 'a'}"])
-    assert load_settings(ws.params).sources.model == Source(uri="pypi://a==1/b", sha256=64 * "a")
+    change_settings(ws, ["sources.model={uri: pypi://a==1/b?}", f"sources.model.sha256={64 * 'a'}"])
+    assert load_settings(ws.params).sources.model == Source(uri="pypi://a==1/b?", sha256=64 * "a")
 
 
 def test_a_pattern_is_quoted_so_that_no_reader_takes_it_for_a_number(ws: Workspace) -> None:

@@ -29,7 +29,7 @@ from flows.timetable import Timetable
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import Owner
-from tests.test_flows.conftest import Commands, put_modules_of_the_users_own
+from tests.test_flows.conftest import Commands, put_modules_of_the_users_own, typed
 
 ROOT = Path(__file__).parents[2]
 
@@ -268,10 +268,10 @@ def test_a_password_of_the_users_own_is_not_shown(capsys: pytest.CaptureFixture[
     ]
 
 
-def test_what_is_no_schedule_is_refused_in_one_line(commands: Commands, finished: Workspace) -> None:
-    refused = commands(finished, "dass", "serve", "--cron", "0 2 * *", status=2)
-    assert refused.stderr.startswith('dass: --cron "0 2 * *" is not a schedule: expected minute hour day month weekday')
-    assert len(refused.stderr.splitlines()) == 1
+def test_what_is_no_schedule_is_refused_in_one_line(finished: Workspace) -> None:
+    _, said = typed(finished, "serve", "--cron", "0 2 * *", status=2)
+    assert said.startswith('dass: --cron "0 2 * *" is not a schedule: expected minute hour day month weekday')
+    assert len(said.splitlines()) == 1
 
 
 def test_the_server_ends_when_its_starter_is_killed(commands: Commands, tmp_path: Path) -> None:

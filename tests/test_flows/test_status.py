@@ -18,7 +18,7 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import holder, take_lease
 from tasks.workspace.lock import lease_file, schedule_file
 from tests.printing import printed
-from tests.test_flows.conftest import ROOT, Commands
+from tests.test_flows.conftest import ROOT, Commands, typed
 from tests.test_flows.test_serve import files_of
 
 DIES = """
@@ -32,12 +32,14 @@ with workspace_lock(Workspace(Path(sys.argv[1]))):
 
 
 def told(ws: Workspace, commands: Commands) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(commands(ws, "dass", "status", "--json").stdout)
+    with commands.reporting():
+        answer: dict[str, Any] = json.loads(typed(ws, "status", "--json")[0])
     return answer
 
 
 def test_a_workspace_with_a_champion_a_schedule_and_past_runs(finished: Workspace, commands: Commands) -> None:
-    commands(finished, "dass", "promote")
+    with commands.reporting():
+        typed(finished, "promote")
     lease = take_lease(schedule_file(finished), "The schedule")
     try:
         lease.note(cron="0 2 * * *", timezone="UTC", jitter="0", due="2099-01-01T02:00:00+00:00")

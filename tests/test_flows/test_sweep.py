@@ -20,7 +20,7 @@ from flows.cli.main import run_command
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tests.servers import free_port
-from tests.test_flows.conftest import ROOT, Commands
+from tests.test_flows.conftest import ROOT, Commands, typed
 from tests.test_flows.test_compress import wait_for
 
 GRID = ("-S", "prune.sparsity=0.3,0.5", "-S", "prune.method=dass,wanda,sparsegpt", "-S", "prune.propagation=dense")
@@ -92,7 +92,10 @@ def check_same(point: dict[str, Any], ws: Workspace) -> None:
 def test_a_point_is_what_a_run_is_and_one_that_fails_does_not_stop_the_others(
     commands: Commands, finished: Workspace
 ) -> None:
-    answer, told = swept(commands, finished, "-S", "prune.alpha=0,0.5", "-S", "calibration.samples=300,1000000")
+    grid = ("-S", "prune.alpha=0,0.5", "-S", "calibration.samples=300,1000000")
+    with commands.reporting():
+        answered, told = typed(finished, "sweep", "--json", *grid)
+    answer = json.loads(answered)
     first, second, third, fourth = answer["points"]
     assert (first["failed"], third["failed"]) == (None, None)
     assert second["failed"] == fourth["failed"]

@@ -12,7 +12,7 @@ from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 from tests.stores import Store
-from tests.workspaces import copy_workspace, finish_workspace
+from tests.workspaces import copy_workspace, finish_workspace, prune_again
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,14 @@ def finished_template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         with tracking(workspace) as client:
             client.search_experiments()
     return workspace
+
+
+@pytest.fixture(scope="session")
+def results(finished_template: Workspace, tmp_path_factory: pytest.TempPathFactory) -> list[Workspace]:
+    """Two results of one model: half of its weights, and 2:4."""
+    other = copy_workspace(finished_template, tmp_path_factory.mktemp("results") / "2-4")
+    prune_again(other, prune__pattern="2:4")
+    return [finished_template, other]
 
 
 @pytest.fixture

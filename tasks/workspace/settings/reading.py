@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from dass.errors import InputError
 from tasks.workspace.settings.sections import Settings
-from tasks.workspace.small_files import parse_yaml, read_small
+from tasks.workspace.small_files import parse_for_dvc, read_small
 
 
 def validate_settings(values: Any, origin: str) -> Settings:
@@ -91,7 +91,8 @@ def read_params(params: Path) -> dict[str, Any]:
         InputError: the file is missing or unreadable, is not YAML, or holds no sections.
     """
     try:
-        values = parse_yaml(read_small(params, "Restore it, or make a workspace with: dass init FOLDER"), params.name)
+        text = read_small(params, "Restore it, or make a workspace with: dass init FOLDER")
+        values = parse_for_dvc(text, params.name)
     except FileNotFoundError:
         raise InputError(f"No {params}. Run: dass init {params.parent}") from None
     if not isinstance(values, dict):

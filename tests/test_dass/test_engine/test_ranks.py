@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +36,32 @@ from dass.model.streaming import StreamedDecoder
 from tests.models import fast_dtype
 
 base, tokens, work, layers, dies_in = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-what = plan(**json.loads(sys.argv[6]))
 with joined_ranks() as ranks:
-    decoder = StreamedDecoder(base, torch.device("cpu"), fast_dtype(base))
-    buffering = Buffering(batch_tokens=64)
-    run = CheckpointRun(decoder, load_file(tokens)["input_ids"], what, work, buffering=buffering, ranks=ranks)
-    for index in range(layers):
-        if dies_in == str(index) and ranks.rank == 1:
-            os._exit(7)
-        run.layer(index)
-    ranks.wait()
+    for name, options in json.loads(sys.argv[6]).items():
+        decoder = StreamedDecoder(base, torch.device("cpu"), fast_dtype(base))
+        windows, buffering = load_file(tokens)["input_ids"], Buffering(batch_tokens=64)
+        run = CheckpointRun(decoder, windows, plan(**options), work / name, buffering=buffering, ranks=ranks)
+        for index in range(layers):
+            if dies_in == str(index) and ranks.rank == 1:
+                os._exit(7)
+            run.layer(index)
+        ranks.wait()
 """
+Plans = dict[str, dict[str, Any]]
+PLAIN: Plans = {"plain": {}}
+REFITS: Plans = {name: {"update": name, "epochs": 2} for name in ("reconstruct", "reconstruct-block")}
+HELD_BACK: Plans = {name: {**how, "validation_share": 0.5} for name, how in REFITS.items()}  # all that rank 1 has
+PLANS: Plans = {"dass": {"method": "dass"}, "auto": {"method": "auto"}, **HELD_BACK}
 
 
 def start(
-    base: Path, tokens: Path, work: Path, processes: int, layers: int, dies_in: str = "never", **options: Any
+    base: Path, tokens: Path, work: Path, processes: int, plans: Plans, layers: int = 3, dies_in: str = "never"
 ) -> int:
+    """Work on each plan in the folder of its name. In one job: starting it takes longer than pruning a tiny model."""
     script = work.with_suffix(".py")
     script.write_text(_RANK, encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    arguments = [str(script), str(base), str(tokens), str(work), str(layers), dies_in, json.dumps(options)]
+    arguments = [str(script), str(base), str(tokens), str(work), str(layers), dies_in, json.dumps(plans)]
     return subprocess.run(
         [*torchrun, "--nproc-per-node", str(processes), *arguments],
         cwd=ROOT,
@@ -70,11 +76,29 @@ def digests(work: Path) -> dict[str, str]:
     return {path.name: MaskFile(path).digest for path in sorted(work.glob("layer_*.safetensors"))}
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> tuple[Path, Path]:
-    tokens = tmp_path / "tokens.safetensors"
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the ranks have: two would add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tiny")
+    tokens = folder / "tokens.safetensors"
     save_file({"input_ids": tiny_tokens(10, 32)}, tokens)
-    return save_tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16), tokens
+    return save_tiny_checkpoint(folder / "model", dtype=torch.bfloat16), tokens
+
+
+@pytest.fixture(scope="module")
+def of_two(tiny: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks made of each of `PLANS`."""
+    work = tmp_path_factory.mktemp("ranks") / "two"
+    assert start(*tiny, work, 2, PLANS) == 0
+    return work
 
 
 def digests_of_one(base: Path, tokens: Path, work: Path, **options: Any) -> dict[str, str]:
@@ -88,12 +112,12 @@ def digests_of_one(base: Path, tokens: Path, work: Path, **options: Any) -> dict
 
 
 @pytest.mark.parametrize("method", ["dass", "auto"])
-def test_two_ranks_make_the_masks_of_one(method: str, tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    assert start(*tiny, tmp_path / "work", 2, layers=3, method=method) == 0
-    found = digests(tmp_path / "work")
+def test_two_ranks_make_the_masks_of_one(method: str, of_two: Path, tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    work, alone = of_two / method, tmp_path / "alone"
+    found = digests(work)
     assert len(found) == 3
-    assert found == digests_of_one(*tiny, tmp_path / "alone", method=method)
-    records = [sorted((tmp_path / name).glob("auto/*.json")) for name in ("work", "alone")]
+    assert found == digests_of_one(*tiny, alone, method=method)
+    records = [sorted(folder.glob("auto/*.json")) for folder in (work, alone)]
     assert bool(records[0]) == (method == "auto")
     choices = [Choice.of(read_json(found[0])) for found in records if found]
     assert all(choice.scores == choices[0].scores for choice in choices)
@@ -104,27 +128,36 @@ def test_a_rank_that_dies_ends_the_job_and_finished_layers_are_gone_on_with(
     tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
-    assert start(*tiny, work, 2, layers=3, dies_in="2") != 0
-    assert set(digests(work)) == {"layer_000.safetensors", "layer_001.safetensors"}
-    assert start(*tiny, work, 2, layers=3) == 0
-    assert digests(work) == digests_of_one(*tiny, tmp_path / "undisturbed")
+    assert start(*tiny, work, 2, PLAIN, dies_in="2") != 0
+    assert set(digests(work / "plain")) == {"layer_000.safetensors", "layer_001.safetensors"}
+    assert start(*tiny, work, 2, PLAIN) == 0
+    assert digests(work / "plain") == digests_of_one(*tiny, tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])  # half: all that rank 1 has
-@pytest.mark.parametrize("update", ["reconstruct", "reconstruct-block"])
-def test_two_ranks_refit_as_one(tiny: tuple[Path, Path], tmp_path: Path, update: str, share: float) -> None:
-    options: dict[str, Any] = {"update": update, "validation_share": share, "epochs": 2}
-    assert start(*tiny, tmp_path / "work", 2, layers=3, **options) == 0
-    assert digests(tmp_path / "work") == digests_of_one(*tiny, tmp_path / "alone", **options)
-    for two, one in zip(finished_reports(tmp_path / "work"), finished_reports(tmp_path / "alone"), strict=True):
+@pytest.mark.parametrize("update", REFITS)
+def test_two_ranks_refit_as_one(update: str, of_two: Path, tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    check_refitted_as_one(of_two / update, tiny, tmp_path / "alone", HELD_BACK[update])
+
+
+@pytest.mark.slow
+def test_two_ranks_refit_as_one_on_all_windows(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    assert start(*tiny, tmp_path / "two", 2, REFITS) == 0
+    for update, how in REFITS.items():
+        check_refitted_as_one(tmp_path / "two" / update, tiny, tmp_path / "alone" / update, how)
+
+
+def check_refitted_as_one(work: Path, tiny: tuple[Path, Path], alone: Path, how: dict[str, Any]) -> None:
+    assert digests(work) == digests_of_one(*tiny, alone, **how)
+    for two, one in zip(finished_reports(work), finished_reports(alone), strict=True):
         assert two.fitted_error == pytest.approx(one.fitted_error, rel=1e-3)
+        share = how.get("validation_share")
         assert two.held_back_error == (pytest.approx(one.held_back_error, rel=1e-3) if share else None)
 
 
 @pytest.mark.slow
 def test_four_ranks_make_the_masks_of_one(tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    assert start(*tiny, tmp_path / "work", 4, layers=3) == 0
-    assert digests(tmp_path / "work") == digests_of_one(*tiny, tmp_path / "alone")
+    assert start(*tiny, tmp_path / "work", 4, PLAIN) == 0
+    assert digests(tmp_path / "work" / "plain") == digests_of_one(*tiny, tmp_path / "alone")
 
 
 @pytest.mark.real
@@ -137,8 +170,8 @@ def test_ranks_agree_on_the_first_four_layers_of_a_real_model(
     found = []
     for processes in (1, 2, 4):
         work = tmp_path / f"work{processes}"
-        assert start(real_base(ROOT / "params.yaml"), tokens, work, processes, layers=4) == 0
-        found.append(digests(work))
+        assert start(real_base(ROOT / "params.yaml"), tokens, work, processes, PLAIN, layers=4) == 0
+        found.append(digests(work / "plain"))
     assert len(found[0]) == 4
     assert found[0] == found[1] == found[2]
 

@@ -3,7 +3,9 @@
 import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +38,19 @@ def prepared(
     return workspace
 
 
+QUICK = {("dass", "unstructured"), ("dass", "2:4"), ("wanda", "4:8"), ("magnitude", "unstructured")}
+"""Every method and every pattern once; tiny models have all pairs."""
+
+
+def pairs() -> list[Any]:
+    return [
+        pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow, id="-".join(pair))
+        for pair in product(METHODS, PATTERNS)
+    ]
+
+
 @pytest.mark.real
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "pattern"), pairs())
 def test_masks_keep_their_share_and_weights_their_bits(prepared: Workspace, method: str, pattern: str) -> None:
     model = load_model(prepared.base, fast_dtype(prepared.base))
     base = {name: value.clone() for name, value in model.state_dict().items()}

@@ -36,10 +36,8 @@ class Pruned:
         self.base, self.folder = Checkpoint(folder / "base"), folder / "pruned"
         self.masks = dict(MaskFiles(sorted((folder / "work").glob("*/layer_*.safetensors"))))
         self.updates = Updates(sorted((folder / "work").glob("*/updates_*.safetensors")))
-        what = plan(**options)
-        prune = {**asdict(what), "pattern": str(what.pattern), "sparsity": what.pattern.sparsity}
         self.manifest: dict[str, Any] = {
-            "settings": {"prune": prune},
+            "settings": {"prune": plan(**options).named},
             "layers": [asdict(layer) for layer in report.layers],
             "auto": report.choice and report.choice.named,
         }

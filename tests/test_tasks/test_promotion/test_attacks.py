@@ -39,7 +39,7 @@ from tasks.workspace.settings import Promote, load_settings
 from tests.forgeries import altered, another_user
 from tests.stores import Store
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
-from tests.workspaces import change_settings, copy_workspace, finish_workspace
+from tests.workspaces import change_settings, copy_workspace
 
 RULES = Promote(max_ratio=100.0, margin=10.0)
 REFUSALS = (BrokenLedger, SignatureError, ForeignChampion)
@@ -75,12 +75,6 @@ def stored(store: Store, client: MlflowClient, model: str, version: str) -> Path
     made = client.get_model_version(model, version)
     location = client.get_logged_model(made.source.removeprefix("models:/")).artifact_location
     return local_path(location) or store.workspace.root / "server" / location.removeprefix("mlflow-artifacts:/")
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[Workspace]:
-    folder = tmp_path_factory.mktemp("attacked")
-    return [finish_workspace(folder / "half")[0], finish_workspace(folder / "2-4", prune__pattern="2:4")[0]]
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -417,7 +411,7 @@ def a_copy_with_another_number(world: World, _: Path) -> str:
 @pytest.mark.parametrize(
     ("forge", "said"),
     [
-        (unsigned, "(promoted) is not signed"),
+        (unsigned, "it is no line of a ledger"),
         (by_a_stranger, "is not in its list of keys"),
         (by_a_key_without_the_role, "has not the role promote"),
         (a_copy, "lines were moved"),

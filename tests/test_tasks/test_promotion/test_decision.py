@@ -23,19 +23,9 @@ from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote, load_settings
 from tests.stores import Store
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
-from tests.workspaces import change_settings, copy_workspace, finish_workspace
+from tests.workspaces import change_settings, copy_workspace
 
 RULES = Promote(max_ratio=100.0, margin=10.0)
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[Workspace]:
-    """Two results of one model."""
-    folder = tmp_path_factory.mktemp("results")
-    return [
-        finish_workspace(folder / "half")[0],
-        finish_workspace(folder / "2-4", prune__pattern="2:4")[0],
-    ]
 
 
 @pytest.fixture

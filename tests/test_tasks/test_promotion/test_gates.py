@@ -19,10 +19,20 @@ def task(change: float, interval: tuple[float, float]) -> dict[str, Any]:
     return {"metric": "acc", "difference": {"acc": between}}
 
 
+UNMEASURED: dict[str, Any] = {
+    "ratio": 2.0,
+    "sparsity": {"mlp": 0.5},
+    "divergence": None,
+    "overlap": {"evaluation": {"share": None, "grams": 0}},
+    "verdicts": [],
+}
+MEASURED: dict[str, Any] = {**UNMEASURED, "divergence": {"kl": 0.25, "top1_agreement": 0.8}}
+
+
 def evidence(**changes: Any) -> Evidence:
     known: dict[str, Any] = {
         "manifest": {"layers": [layer(0, 0.2), layer(1, 0.4)]},
-        "evaluation": {"ratio": 2.0, "sparsity": {"mlp": 0.5}},
+        "evaluation": UNMEASURED,
         "tasks": {"tasks": {"arc": task(-0.05, (-0.08, -0.02)), "wikitext": {"metric": None, "difference": {}}}},
         "git_dirty": False,
         "proof": "",
@@ -57,9 +67,6 @@ def test_a_limit_holds_when_it_is_met_and_says_by_how_much_it_failed(
     assert (refused.passed, refused.rule, refused.limit, refused.told) == (False, rule, fails, told)
 
 
-MEASURED = {"divergence": {"kl": 0.25, "top1_agreement": 0.8}, "ratio": 2.0, "sparsity": {"mlp": 0.5}}
-
-
 @pytest.mark.parametrize(("rule", "holds", "fails"), [("max_kl", 0.25, 0.2), ("min_top1_agreement", 0.8, 0.85)])
 def test_how_far_predictions_may_move(rule: str, holds: float, fails: float) -> None:
     assert one(rule, holds, evaluation=MEASURED).passed
@@ -69,9 +76,8 @@ def test_how_far_predictions_may_move(rule: str, holds: float, fails: float) -> 
         False,
         f"0.05 {'above' if rule == 'max_kl' else 'below'}",
     )
-    for unknown in ({**MEASURED, "divergence": None}, {"ratio": 2.0, "sparsity": {"mlp": 0.5}}):
-        refused = one(rule, holds, evaluation=unknown)
-        assert (refused.value, refused.passed, refused.told) == (None, False, "not measured")
+    refused = one(rule, holds, evaluation=UNMEASURED)
+    assert (refused.value, refused.passed, refused.told) == (None, False, "not measured")
 
 
 def test_the_text_that_overlaps_most_decides() -> None:

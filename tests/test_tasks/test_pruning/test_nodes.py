@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tasks.pruning.join import _wait_for_address as wait_for_address
 from tasks.pruning.join import join
 from tasks.pruning.nodes import Job, answer, ask_for_nodes, asked_for, check_endpoint, facts_of, split, wait_for_nodes
 from tasks.pruning.stages import prune
+from tasks.versioning.checkout import checked_out
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import workspace_lock
 from tasks.workspace.settings import Engine, Settings
@@ -119,6 +121,29 @@ def test_whoever_joins_where_nobody_works_is_told(asked: tuple[Workspace, Settin
     ws, _, _ = asked  # as left behind by a run that was killed, or in a copy of the folder on another disk
     with pytest.raises(InfrastructureError, match=r"No run has worked in .* for 0 s\. Start one there"):
         join(ws, 0.0)
+
+
+def test_whoever_joins_finds_the_run_that_a_schedule_started_in_the_checkout(tmp_path: Path) -> None:
+    ws, wanted = committed(tmp_path / "ws"), with_engine(engine())
+    with checked_out(ws, "HEAD") as checkout, workspace_lock(checkout.ws):
+        file = checkout.ws.work / "settings.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(wanted.model_dump_json(by_alias=True))
+        job = ask_for_nodes(checkout.ws, wanted, "prune", file)
+        with pytest.raises(InfrastructureError, match=f"{job.endpoint}: nothing answered there within 1 s"):
+            join(ws, 0.0)
+        assert str(job.failure(checkout.ws)).startswith(f"on {socket.gethostname()}: engine.rdzv_endpoint")
+
+
+def committed(root: Path) -> Workspace:
+    """What a checkout is made of, in git."""
+    (root / ".dvc").mkdir(parents=True)
+    (root / ".dvc" / "config").touch()
+    shutil.copy(ROOT / "params.yaml", root)
+    shutil.copy(ROOT / "flows" / "templates" / "pipeline.yaml", root / "dvc.yaml")
+    for line in ("init -q", "add .", "-c user.name=x -c user.email=x@y commit -q -m first"):
+        subprocess.run(["git", *line.split()], cwd=root, check=True)
+    return Workspace(root)
 
 
 @pytest.mark.slow

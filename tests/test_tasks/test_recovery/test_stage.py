@@ -32,6 +32,7 @@ from tasks.registry.tracking import tracking
 from tasks.registry.versions import find_version, folder_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
+from tests.flips import check_flips_are_caught
 from tests.processes import start
 from tests.workspaces import STAGES, change_settings, copy_workspace, start_workspace
 
@@ -50,9 +51,10 @@ PROVENANCE: dict[str, Any] = {"git_commit": None, "git_dirty": None, "dvc": {}, 
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Pruned, and not yet recovered."""
+def template(finished_template: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Pruned, and not yet recovered; mlflow.db is migrated and empty."""
     ws, settings = start_workspace(tmp_path_factory.mktemp("pruned"), **ON)
+    shutil.copy(finished_template.root / "mlflow.db", ws.root)
     for stage in STAGES[: STAGES.index(recover)]:
         stage(ws, settings)
     return ws
@@ -170,19 +172,10 @@ def test_a_trained_version_is_proved_and_everything_says_that_it_was_trained(
 
 def test_twenty_of_twenty_flipped_bytes_are_caught(registered: tuple[Workspace, str]) -> None:
     ws, _ = registered
-    draw = random.Random(2)
     with tracking(ws) as client, folder_of(client, find_version(client, "tiny", "2")) as folder:
         files = sorted((folder / "dass" / "recovered").iterdir())
         files += [folder / "dass" / "recovery.json", *sorted((folder / "model").glob("*.safetensors"))]
-        for number in range(20):
-            path = files[number % len(files)]
-            content = path.read_bytes()
-            at = draw.randrange(len(content))
-            path.unlink()  # it is a second name of a file in artifacts/
-            path.write_bytes(content[:at] + bytes([content[at] ^ (1 << draw.randrange(8))]) + content[at + 1 :])
-            assert "files" in prove(ws).failed, (path, at)
-            path.write_bytes(content)
-        assert not prove(ws).failed
+        check_flips_are_caught(ws, folder, "2", files, times=20, seed=2)
 
 
 @pytest.mark.parametrize(

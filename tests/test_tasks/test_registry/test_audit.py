@@ -23,7 +23,7 @@ from tasks.registry.audit import Audit, audit
 from tasks.registry.audit_archive import FORMAT, write_archive
 from tasks.registry.audit_bundle import export_audit
 from tasks.registry.chain import checked_chain
-from tasks.registry.entry import parse, sealed
+from tasks.registry.entry import NOTHING, parse, sealed
 from tasks.registry.key_file import dsse_signer, fingerprint, public_key
 from tasks.registry.keyring import ROLES, Key
 from tasks.registry.registration import register
@@ -36,8 +36,7 @@ from tasks.workspace.settings import Promote
 from tests.forgeries import altered, another_user, strangers_signer
 from tests.stores import Store
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
-from tests.test_tasks.test_registry.test_keys import unsigned_lines
-from tests.workspaces import change_settings, finish_workspace
+from tests.workspaces import change_settings, copy_workspace
 
 ROOT = Path(__file__).parents[3]
 GENEROUS, STRICT = Promote(max_ratio=100.0, margin=10.0), Promote(max_ratio=0.001, margin=10.0)
@@ -57,7 +56,9 @@ main()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, _sqlite_store: Store) -> Iterator[tuple[Workspace, Path]]:
+def made(
+    finished_template: Workspace, tmp_path_factory: pytest.TempPathFactory, _sqlite_store: Store
+) -> Iterator[tuple[Workspace, Path]]:
     """run, promote, run, refuse, force, rollback, key rotation, promote; and what export-audit wrote of it."""
     folder = tmp_path_factory.mktemp("audited")
     with pytest.MonkeyPatch.context() as patch:
@@ -65,8 +66,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, _sqlite_store: Store) -> Iter
         patch.setenv("DASS_SIGNING_KEY", str(folder / "own" / "signing-key.pem"))
         patch.setenv("DASS_KEY_NAME", "alice")
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-        ws, settings = finish_workspace(folder / "ws", register__model=MODEL)
-        register(ws, settings, PROVENANCE)
+        ws = copy_workspace(finished_template, folder / "ws")
+        register(ws, change_settings(ws, register__model=MODEL), PROVENANCE)
         assert decide(ws, MODEL, "1", GENEROUS, prove_for(ws, MODEL, "1", GENEROUS)).promoted
         settings = change_settings(ws, prune__pattern="2:4", register__model=MODEL, register__artifact="masks")
         for stage in (prune, materialize, evaluate_pruned):
@@ -135,7 +136,7 @@ def test_a_history_is_checked_where_there_is_no_mlflow(bundle: Path, tmp_path: P
     assert [key["state"] for key in record["keys"]] == ["rotated", "trusted"]
     forced = next(entry for entry in record["entries"] if entry["details"].get("forced"))
     assert forced["details"]["reason"] == REASON
-    assert all(entry["actor"] == "alice" and entry["signed"] for entry in record["entries"])
+    assert all(entry["actor"] == "alice" for entry in record["entries"])
 
 
 def test_a_fault_is_told_there_with_status_1_and_what_is_no_bundle_with_2(bundle: Path, tmp_path: Path) -> None:
@@ -432,18 +433,19 @@ def test_texts_of_strangers_do_nothing_to_a_terminal() -> None:
 
 
 def test_what_nobody_vouches_for_any_more_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 1 is of before entries were signed, version 2's key was revoked, version 3 is as it should be."""
+    """Version 1's key was revoked, version 2 is as it should be."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    lines = unsigned_lines("tiny")
+    lines: list[str] = []
     files: dict[str, bytes] = {}
     own, ci = Key("me", fingerprint(public_key()), public_key(), ROLES), strangers_signer(tmp_path / "ci")
     theirs = Key("ci", ci.public_key.keyid, str(ci.public_key.keyval["public"]), ("register",))
 
     def write(signer: Any, event: str, version: str, about: str, details: dict[str, Any]) -> None:
-        lines.append(sealed(signer, len(lines), parse(lines[-1]).digest, event, "tiny", version, about, details).line)
+        before = parse(lines[-1]).digest if lines else NOTHING
+        lines.append(sealed(signer, len(lines), before, event, "tiny", version, about, details).line)
 
     write(dsse_signer(), "keys_started", "", own.fingerprint, {"keys": [own.as_json(), theirs.as_json()]})
-    for version, signer in (("2", ci), ("3", dsse_signer())):
+    for version, signer in (("1", ci), ("2", dsse_signer())):
         folder = tmp_path / version
         (folder / "dass").mkdir(parents=True)
         (folder / "dass/manifest.json").write_text(version)
@@ -457,9 +459,8 @@ def test_what_nobody_vouches_for_any_more_is_told(tmp_path: Path, monkeypatch: p
     chain = checked_chain("tiny", lines)
     assert chain.root is not None
     versions = {
-        version: [f"dass/{name}" for name in ("manifest.json", "model.sig", "version.json")] for version in "23"
+        version: [f"dass/{name}" for name in ("manifest.json", "model.sig", "version.json")] for version in "12"
     }
-    versions["1"] = ["README.md"]
     head = {"n": len(lines) - 1, "digest": chain.entries[-1].digest}
     said = {
         "format": FORMAT,
@@ -471,15 +472,12 @@ def test_what_nobody_vouches_for_any_more_is_told(tmp_path: Path, monkeypatch: p
     }
     files |= {f"ledger/{n:06d}.json": line.encode() for n, line in enumerate(lines)}
     files |= {f"keys/{key.name}-{key.fingerprint[:16]}.pem": key.public.encode() for key in (own, theirs)}
-    whole = {**files, "versions/1/README.md": b"a card", "bundle.json": json.dumps(said).encode()}
+    whole = {**files, "bundle.json": json.dumps(said).encode()}
     found = check(tmp_path / "history.zip", whole)
     assert found.faults == []
-    assert found.notes == [
-        "Version 1 was registered before entries were signed: its files are not vouched for.",
-        f"Version 2 was registered with key {theirs.told}, revoked in entry 5.",
-    ]
-    changed = {**said, "versions": {**versions, "3": []}, "head": {**head, "digest": "0" * 64}}
-    kept = {name: content for name, content in whole.items() if not name.startswith("versions/3/")}
+    assert found.notes == [f"Version 1 was registered with key {theirs.told}, revoked in entry 3."]
+    changed = {**said, "versions": {**versions, "2": []}, "head": {**head, "digest": "0" * 64}}
+    kept = {name: content for name, content in whole.items() if not name.startswith("versions/2/")}
     found = check(tmp_path / "history.zip", {**kept, "bundle.json": json.dumps(changed).encode()})
-    assert found.faults == ["bundle.json names another last entry than ledger/000005.json."]
-    assert found.notes[-1].startswith("Version 3: its files were deleted, or left out")
+    assert found.faults == ["bundle.json names another last entry than ledger/000003.json."]
+    assert found.notes[-1].startswith("Version 2: its files were deleted, or left out")

@@ -82,6 +82,7 @@ def test_it_is_valid_cyclonedx(records: Records) -> None:
         "text": {
             "drawn": True,
             "source": {"uri": ["pypi://x==1/a", "pypi://x==1/b"], "sha256": "ff" * 32},
+            "texts": {},
             "digest": "e",
         },
     }

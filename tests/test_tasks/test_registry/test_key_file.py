@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -20,16 +19,6 @@ from dass.errors import InputError
 from tasks.registry import key_file as module
 from tasks.registry.key_file import dsse_key, dsse_signer, fingerprint, key_file, key_name, public_key
 from tasks.registry.signing import check, sign
-
-
-@pytest.fixture
-def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for a key that no other test knows."""
-    path = tmp_path / "keys" / "mine.pem"
-    monkeypatch.setenv("DASS_SIGNING_KEY", str(path))
-    for name in ("DASS_KEY_NAME", "DASS_SIGNING_KEY_PASSPHRASE", "DASS_SIGNING_KEY_PASSPHRASE_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    return path
 
 
 def write_key(path: Path, content: bytes) -> None:
@@ -206,104 +195,6 @@ def test_what_is_no_public_key_is_refused(pem: str, told: str) -> None:
             use(pem)
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o604, 0o610, 0o700, 0o602])
-def test_a_key_that_others_can_reach_is_refused_until_the_command_is_run(key: Path, mode: int) -> None:
-    write_key(key, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    key.chmod(mode)
-    told = f"mine.pem has mode 0{mode:o}: the signing key is for its owner only. Run: (chmod 600 .*mine.pem)$"
-    for use in (public_key, dsse_signer, key_name):
-        with pytest.raises(InputError, match=told) as refused:
-            use()
-    assert stat.S_IMODE(key.stat().st_mode) == mode
-    subprocess.run(str(refused.value).partition("Run: ")[2], shell=True, check=True)
-    assert public_key()
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o400])
-def test_a_key_for_its_owner_only_is_taken(key: Path, mode: int) -> None:
-    write_key(key, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    key.chmod(mode)
-    assert public_key()
-
-
-def test_the_command_names_a_path_with_spaces_so_that_a_shell_takes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "my keys" / "it's mine.pem"
-    monkeypatch.setenv("DASS_SIGNING_KEY", str(path))
-    write_key(path, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    path.chmod(0o644)
-    with pytest.raises(InputError, match="Run: chmod 600") as refused:
-        public_key()
-    subprocess.run(str(refused.value).partition("Run: ")[2], shell=True, check=True)
-    assert public_key()
-
-
-@pytest.mark.parametrize("made", [False, True])
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
-def test_a_folder_that_others_write_is_refused_until_the_command_is_run(key: Path, mode: int, made: bool) -> None:
-    if made:
-        write_key(key, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    key.parent.mkdir(exist_ok=True)
-    key.parent.chmod(mode)
-    with pytest.raises(
-        InputError, match=f"keys has mode 0{mode:o}: others could .* Run: chmod go-w .*keys$"
-    ) as refused:
-        public_key()
-    assert os.listdir(key.parent) == [key.name] * made
-    subprocess.run(str(refused.value).partition("Run: ")[2], shell=True, check=True)
-    assert public_key()
-
-
-def test_a_link_is_looked_at_where_it_leads(key: Path, tmp_path: Path) -> None:
-    held = tmp_path / "held" / "mine.pem"
-    write_key(held, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    key.parent.mkdir(mode=0o700)
-    key.symlink_to(held)
-    assert public_key()
-    held.parent.chmod(0o777)
-    with pytest.raises(InputError, match="held has mode 0777"):
-        public_key()
-    held.parent.chmod(0o700)
-    held.chmod(0o644)
-    with pytest.raises(InputError, match="mine.pem has mode 0644"):
-        public_key()
-    held.unlink()
-    with pytest.raises(InputError, match="mine.pem leads nowhere"):
-        public_key()
-
-
-def test_a_folder_like_tmp_is_taken(key: Path) -> None:
-    key.parent.mkdir(mode=0o700)
-    key.parent.chmod(0o1777)
-    assert public_key() == public_key()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_key_or_folder_of_another_user_is_refused(key: Path) -> None:
-    write_key(key, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    os.chown(key, 65533, -1)
-    with pytest.raises(InputError, match="mine.pem belongs to user 65533 and this is root: expected the signing key"):
-        public_key()
-    os.chown(key, 0, -1)
-    os.chown(key.parent, 65533, -1)
-    with pytest.raises(InputError, match="keys belongs to user 65533, who could replace the signing key"):
-        public_key()
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_what_is_no_file_is_no_key(key: Path, kind: str) -> None:
-    key.parent.mkdir(mode=0o700)
-    if kind == "folder":
-        key.mkdir(mode=0o600)
-    else:
-        os.mkfifo(key, 0o600)
-    with pytest.raises(
-        InputError, match=r"mine.pem (is no file|cannot be read \(Is a directory\)).*: expected the signing"
-    ):
-        public_key()
-
-
 def test_a_place_where_no_key_can_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DASS_SIGNING_KEY", str(tmp_path / "file" / "key.pem"))
@@ -345,103 +236,6 @@ def test_a_key_is_made_with_a_line_that_says_so(key: Path, caplog: pytest.LogCap
         known = fingerprint(public_key())
         public_key()
     assert caplog.messages == [f"Made the signing key {key} ({known[:16]}). Keep a copy: docs/keys.md."]
-
-
-ENCRYPTED_BY_OPENSSL = {
-    "pkcs8": ["openssl", "pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout", "pass:open sesame"],
-    "scrypt": ["openssl", "pkcs8", "-topk8", "-scrypt", "-passout", "pass:open sesame"],
-    "traditional": ["openssl", "ec", "-aes256", "-passout", "pass:open sesame"],
-}
-
-
-@pytest.fixture(params=ENCRYPTED_BY_OPENSSL)
-def encrypted(request: pytest.FixtureRequest, key: Path) -> str:
-    """A key that the openssl command encrypted with "open sesame"; gives its fingerprint."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
-    plain = ec.generate_private_key(ec.SECP384R1())
-    command = ENCRYPTED_BY_OPENSSL[request.param]
-    write_key(key, subprocess.run(command, input=pem_of(plain), capture_output=True, check=True).stdout)
-    return fingerprint(public_pem_of(plain))
-
-
-def test_a_passphrase_is_taken_from_the_environment_or_a_file(
-    key: Path, encrypted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv("DASS_SIGNING_KEY_PASSPHRASE", "open sesame")
-        assert dsse_signer().public_key.keyid == encrypted
-    for content in ("open sesame", "open sesame\n", "open sesame\r\nanother line\n"):
-        (tmp_path / "passphrase").write_text(content, encoding="utf-8", newline="")
-        with monkeypatch.context() as patch:
-            patch.setenv("DASS_SIGNING_KEY_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
-            patch.setenv("DASS_SIGNING_KEY_PASSPHRASE", "")
-            assert dsse_signer().public_key.keyid == encrypted
-
-
-def test_a_missing_passphrase_is_refused_by_both_names(key: Path, encrypted: str) -> None:
-    told = "has a passphrase. Set DASS_SIGNING_KEY_PASSPHRASE to it, or DASS_SIGNING_KEY_PASSPHRASE_FILE to a file"
-    with pytest.raises(InputError, match=told):
-        public_key()
-
-
-def test_a_wrong_passphrase_is_refused_by_both_names_and_not_shown(
-    key: Path, encrypted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("DASS_SIGNING_KEY_PASSPHRASE", "open barley")
-    told = "another passphrase than the one of DASS_SIGNING_KEY_PASSPHRASE or DASS_SIGNING_KEY_PASSPHRASE_FILE"
-    with pytest.raises(InputError, match=told) as refused:
-        public_key()
-    assert "barley" not in str(refused.value) + caplog.text
-
-
-def test_a_key_made_with_a_passphrase_needs_it(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv("DASS_SIGNING_KEY_PASSPHRASE", "open sesame")
-        made = public_key()
-        assert public_key() == made
-        assert key_name()
-    assert b"BEGIN ENCRYPTED PRIVATE KEY" in key.read_bytes()
-    with pytest.raises(InputError, match="has a passphrase"):
-        public_key()
-
-
-@pytest.mark.parametrize(
-    ("text", "content", "told"),
-    [
-        ("x", "x", "DASS_SIGNING_KEY_PASSPHRASE and DASS_SIGNING_KEY_PASSPHRASE_FILE are both set"),
-        (None, "", "holds a passphrase of 0 bytes: expected 1 to 1023"),
-        (None, "\n", "holds a passphrase of 0 bytes: expected 1 to 1023"),
-        ("x" * 1024, None, "DASS_SIGNING_KEY_PASSPHRASE holds a passphrase of 1024 bytes"),
-        ("x", None, "mine.pem has no passphrase, but DASS_SIGNING_KEY_PASSPHRASE or .* gives one"),
-    ],
-)
-def test_a_passphrase_that_means_nothing_is_refused(
-    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, content: str | None, told: str
-) -> None:
-    write_key(key, pem_of(ec.generate_private_key(ec.SECP256R1())))
-    if text is not None:
-        monkeypatch.setenv("DASS_SIGNING_KEY_PASSPHRASE", text)
-    if content is not None:
-        (tmp_path / "passphrase").write_text(content, encoding="utf-8")
-        monkeypatch.setenv("DASS_SIGNING_KEY_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
-    with pytest.raises(InputError, match=told):
-        public_key()
-
-
-@pytest.mark.parametrize("kind", ["none", "folder", "pipe"])
-def test_a_passphrase_file_that_is_none_is_refused(
-    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    path = tmp_path / "passphrase"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    monkeypatch.setenv("DASS_SIGNING_KEY_PASSPHRASE_FILE", str(path))
-    with pytest.raises(InputError, match="passphrase is no file: expected the passphrase that DASS_SIGNING_KEY_PASS"):
-        public_key()
-    assert not key.exists()
 
 
 @pytest.mark.parametrize(

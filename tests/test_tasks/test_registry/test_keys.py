@@ -1,6 +1,5 @@
 """`dass keys`: who may sign what, on both stores, and what becomes of what a key signed."""
 
-import hashlib
 import json
 import signal
 from itertools import count
@@ -11,10 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from dass.errors import InputError
-from dass.files import canonical_json, read_json
+from dass.files import read_json
 from tasks.registry import keys
-from tasks.registry.chain import BrokenLedger, UnsignedLedger
-from tasks.registry.entry import NOTHING
+from tasks.registry.chain import BrokenLedger
 from tasks.registry.key_file import fingerprint, key_file, public_key
 from tasks.registry.ledger import Ledger, NotAllowed
 from tasks.registry.trust import KEYS
@@ -170,32 +168,6 @@ def test_a_ledger_that_strangers_began_is_not_that_of_the_written_list(
         bare_model(client, model)
     with pytest.raises(BrokenLedger, match=rf"it begins with the keys stranger .*, and .*{KEYS} lists"):
         Ledger.open(client, model, ws).chain()
-
-
-def unsigned_lines(model: str) -> list[str]:
-    """A ledger as it was written before entries were signed."""
-    lines: list[str] = []
-    for n, event in enumerate(("registered", "promoted")):
-        before = hashlib.sha256(lines[-1].encode()).hexdigest() if lines else NOTHING
-        values = {"n": n, "id": f"{n}", "time": "2026-11-01T00:00:00.000+00:00", "actor": "a@b", "event": event}
-        values |= {"model": model, "version": "1", "manifest": manifest_of("1"), "details": {}, "before": before}
-        lines.append(canonical_json(values))
-    return lines
-
-
-def test_a_ledger_of_before_is_taken_over_by_a_signed_entry(ws: Workspace, client: MlflowClient, model: str) -> None:
-    ledger, _ = Ledger.start(client, model)
-    lines = unsigned_lines(model)
-    for n, line in enumerate(lines):
-        client.log_param(ledger.run_id, f"entry.{n:06d}", line)
-    with pytest.raises(UnsignedLedger, match="Run: dass keys init"):
-        ledger.chain()
-    assert keys.start(ws, model)["entry"] == 2
-    chain = ledger.chain()
-    assert [entry.event for entry in chain.entries] == ["registered", "promoted", "keys_started"]
-    assert chain.entries[0].actor == "a@b"
-    assert chain.entries[2].before == chain.entries[1].digest
-    assert keys.start(ws, model)["entry"] == 2
 
 
 def test_what_is_no_public_key_is_refused(ws: Workspace, client: MlflowClient, model: str, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from tasks.registry.registration import register
 from tasks.registry.signing import SignatureError
 from tasks.registry.tracking import tracking
 from tasks.registry.version_folder import MANIFEST, MASKS, UPDATES, VERSION, version_folder
+from tasks.sources.base import fetch_base
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 from tests.models import save_tiny_checkpoint
-from tests.workspaces import STAGES, change_settings, finish_workspace, start_workspace
+from tests.workspaces import STAGES, change_settings, prune_again, start_workspace
 
 PROVENANCE: dict[str, Any] = {"git_commit": None, "git_dirty": None, "dvc": {}, "seconds": {}}
 REGISTRATION = "7" * 64
@@ -63,14 +64,23 @@ def test_masks_only_materialises_to_the_very_bytes_of_the_pruned_checkpoint(
     assert digests(tmp_path / "full") == digests(finished.pruned) | told
 
 
-@pytest.mark.parametrize("artifact", ["checkpoint", "masks"])
-def test_card_and_licence_come_along_and_no_record_of_the_base(tmp_path: Path, artifact: str) -> None:
-    workspace, _ = start_workspace(tmp_path / "workspace")
+@pytest.fixture(scope="module")
+def with_terms(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A result of a model with terms and a card."""
+    workspace, _ = start_workspace(tmp_path_factory.mktemp("terms"))
     (workspace.root / "model" / "LICENSE.md").write_text("the terms", encoding="utf-8")
     (workspace.root / "model" / "README.md").write_text("the dense model's card", encoding="utf-8")
-    settings = change_settings(workspace, register__artifact=artifact)
+    settings = change_settings(workspace)
     for stage in STAGES:
         stage(workspace, settings)
+    return workspace
+
+
+@pytest.mark.parametrize("artifact", ["checkpoint", "masks"])
+def test_card_and_licence_come_along_and_no_record_of_the_base(
+    with_terms: Workspace, tmp_path: Path, artifact: str
+) -> None:
+    workspace, settings = with_terms, change_settings(with_terms, register__artifact=artifact)
     with version_folder(workspace, settings, PROVENANCE, REGISTRATION) as folder:
         materialize_version(folder, tmp_path / "full", ws=workspace)
         assert (tmp_path / "full" / "README.md").read_bytes() == (folder / "README.md").read_bytes()
@@ -89,8 +99,9 @@ def test_masks_only_loads_bit_identical_to_the_materialised_checkpoint(
     assert same_weights(load(masks_only, base=finished.base), written)
 
 
-def test_updated_weights_come_back_too(tmp_path: Path) -> None:
-    workspace, settings = finish_workspace(tmp_path / "updated", prune__method="sparsegpt", register__artifact="masks")
+def test_updated_weights_come_back_too(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished
+    settings = prune_again(workspace, prune__method="sparsegpt", register__artifact="masks")
     with version_folder(workspace, settings, PROVENANCE, REGISTRATION) as folder:
         materialize_version(folder, tmp_path / "full", ws=workspace)
         assert digests(tmp_path / "full").items() >= digests(workspace.pruned).items()
@@ -284,8 +295,9 @@ def test_a_changed_base_in_the_workspace_is_fetched_again(finished: Workspace, m
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_a_base_that_is_gone_is_fetched_again_in_its_dtype(tmp_path: Path, dtype: str) -> None:
-    workspace, _ = finish_workspace(tmp_path / "typed", sources__dtype=dtype)
-    manifest = read_json(workspace.masks / "manifest.json")
+    workspace, settings = start_workspace(tmp_path / "typed", sources__dtype=dtype)
+    fetch_base(workspace, settings)
+    manifest = {"base": read_json(workspace.base / "source.json")}
     shutil.rmtree(workspace.base)
     with base_of(workspace, manifest) as base:
         assert digests(base) == manifest["base"]["files"]

@@ -1,12 +1,8 @@
 """Registration against real MLflow: SQLite in the workspace, and a server on this machine."""
 
-import json
 import os
-import shutil
 import signal
 import sqlite3
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,20 +14,18 @@ import torch
 from mlflow import MlflowClient
 
 from dass.errors import InputError, UnavailableError
-from dass.files import read_json, sha256_file, write_json
+from dass.files import read_json, sha256_file
 from tasks.registry import ledger, ledger_run, publishing
 from tasks.registry.checked import checked_version
-from tasks.registry.description import LONGEST, description
 from tasks.registry.loading import load
 from tasks.registry.registration import Registration, check_reachable, register
-from tasks.registry.run_record import DIGESTS, run_name
+from tasks.registry.run_record import DIGESTS
 from tasks.registry.tracking import TrackingError
 from tasks.registry.versions import folder_of
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
-from tests.models import LAYERS
 from tests.processes import register_result, start
-from tests.servers import free_port, mlflow_server
+from tests.servers import mlflow_server
 from tests.workspaces import change_settings, copy_workspace
 
 PROVENANCE: dict[str, Any] = {
@@ -57,9 +51,9 @@ def all_models(client: MlflowClient) -> list[Any]:
 
 
 def test_the_registered_model_loads_and_generates_text(
-    finished: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    registered: tuple[Workspace, Registration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = register(finished, settings, PROVENANCE)
+    _, made = registered
     assert (made.model, made.version, made.created) == ("tiny", "1", True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made.tracking_uri)
     pipeline = mlflow.transformers.load_model("models:/tiny@challenger")
@@ -68,14 +62,16 @@ def test_the_registered_model_loads_and_generates_text(
     assert len(text) > len("the model keeps")
 
 
-def test_the_registered_weights_are_the_files_of_the_pruned_checkpoint(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
+def test_the_registered_weights_are_the_files_of_the_pruned_checkpoint(
+    registered: tuple[Workspace, Registration],
+) -> None:
+    finished, _ = registered
     [copied] = (finished.root / "mlartifacts").rglob("model.safetensors")
     assert copied.read_bytes() == (finished.pruned / "model.safetensors").read_bytes()
 
 
-def test_a_version_names_where_it_comes_from(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
+def test_a_version_names_where_it_comes_from(registered: tuple[Workspace, Registration]) -> None:
+    finished, _ = registered
     client = client_of(finished)
     version = client.get_model_version_by_alias("tiny", "challenger")
     tags = version.tags
@@ -102,168 +98,12 @@ def test_a_workspace_outside_git_says_so(finished: Workspace, settings: Settings
     assert (tags["git_commit"], tags["git_dirty"]) == ("none", "unknown")
 
 
-def test_the_run_records_settings_figures_layers_files_and_datasets(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
-    client = client_of(finished)
-    run = client.get_run(made.run_id)
-    assert run.info.status == "FINISHED"
-    assert client.get_experiment(made.experiment_id).name == "tests"
-    assert run.data.params["prune.method"] == "dass"
-    assert run.data.params["sources.model.uri"] == "./model"
-    assert run.data.params["sources.model.sha256"] == "null"
-    assert run.data.params["calibration.samples"] == "6"
-    assert run.data.params["context_length"] == "32"  # nothing that was measured
-    assert "context_length" not in run.data.metrics
-
-    evaluation, manifest = read_json(finished.metrics / "evaluation.json"), read_json(finished.masks / "manifest.json")
-    assert run.data.metrics["ratio"] == evaluation["ratio"]
-    assert run.data.metrics["dense.perplexity"] == evaluation["dense"]["perplexity"]
-    assert run.data.metrics["sparsity.model"] == evaluation["sparsity"]["model"]
-    assert run.data.metrics["seconds.prune"] == 1.5
-    errors = client.get_metric_history(made.run_id, "layer.relative_error")
-    assert [(metric.step, metric.value) for metric in errors] == [
-        (layer["layer"], layer["relative_error"]) for layer in manifest["layers"]
-    ]
-    for name in ("layer.sparsity.gate_proj", "layer.sparsity.down_proj", "layer.norm.median", "layer.seconds"):
-        assert len(client.get_metric_history(made.run_id, name)) == LAYERS
-
-    files = {file.path for file in [*client.list_artifacts(made.run_id), *client.list_artifacts(made.run_id, "plots")]}
-    assert files == {
-        "digests.json",
-        "manifest.json",
-        "evaluation.json",
-        "settings.json",
-        "plots",
-        "plots/layers.png",
-        "plots/norms.png",
-    }
-
-    datasets = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
-    assert datasets["calibration"].name == "text.txt"
-    assert manifest["calibration"]["digest"].startswith(datasets["calibration"].digest)
-    assert datasets["evaluation"].name == "held_out.txt"
-    assert read_json(finished.evaluation / "dense.json")["digest"] in datasets["evaluation"].source
-
-
-def test_the_run_describes_itself_and_names_prefects_run(finished: Workspace, settings: Settings) -> None:
-    flow_run = {"id": "0f1e", "name": "brave-owl", "url": "https://prefect.example/flow-runs/flow-run/0f1e"}
-    made = register(finished, settings, {**PROVENANCE, "flow_run": flow_run})
-    tags = client_of(finished).get_run(made.run_id).data.tags
-    assert {name: tags[f"prefect.flow_run_{name}"] for name in flow_run} == flow_run
-    described = tags["mlflow.note.content"]
-    for words in (
-        "| ratio | ",
-        "tokens of `./text.txt`",
-        "[brave-owl](<https://prefect.example/flow-runs/flow-run/0f1e>), `0f1e`; commit `0123abc`",
-        'dass.load("models:/tiny/1")',
-        "dass verify 1 --replay",
-        "report.html",
-    ):
-        assert words in described, words
-    for words in ("base_model", "## Settings", "VERSION"):
-        assert words not in described, words
-
-
-def test_run_version_and_logged_model_are_named_and_point_at_each_other(
-    finished: Workspace, settings: Settings
+def test_the_same_result_is_registered_once(
+    registered: tuple[Workspace, Registration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = time.time()
-    made = register(finished, settings, {**PROVENANCE, "seconds": {"prune": 100.0, "evaluate": 20.0}})
-    client = client_of(finished)
-    run, version, [logged] = client.get_run(made.run_id), client.get_model_version("tiny", "1"), all_models(client)
-    assert run.info.run_name == "dass 50% #1"
-    assert 120 <= (run.info.end_time - run.info.start_time) / 1000 < 120 + time.time() - before + 1
-    assert version.description == run.data.tags["mlflow.note.content"]
-    assert len(version.description) <= LONGEST
-    assert version.source == f"models:/{logged.model_id}"
-    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": "1"}]
-    assert logged.name == "dass 50 percent"
-
-
-def test_a_description_too_long_for_mlflow_says_where_the_rest_is() -> None:
-    card = "---\na: b\n---\n\n# tiny\n\nIt is pruned.\n\n## Results\n\nnone\n\n## More\n\n" + "x" * LONGEST
-    told = description(card, {"git_commit": None})
-    assert told.startswith("It is pruned.")
-    assert told.endswith("The rest is in `README.md` among the version's files.\n")
-    assert "## Results" in told
-    assert "## More" not in told
-    assert len(told) <= LONGEST
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"prune__pattern": "2:4", "prune__layout": "transposable"}, "dass 2:4 transposable"),
-        ({"prune__update": "reconstruct", "prune__sparsity": 0.25}, "dass 25% reconstruct"),
-        ({"recover__steps": 30, "recover__step_tokens": 32}, "dass 50% recovered 30 steps"),
-    ],
-)
-def test_a_run_is_called_after_what_is_not_as_published(
-    finished: Workspace, changes: dict[str, Any], name: str
-) -> None:
-    assert run_name(change_settings(finished, **changes)) == name
-
-
-def test_the_experiment_opens_on_its_runs_and_what_somebody_chose_stays(
-    finished: Workspace, settings: Settings
-) -> None:
-    client = client_of(finished)
-    made = register(finished, settings, PROVENANCE)
-    tags = client.get_experiment(made.experiment_id).tags
-    assert tags["mlflow.experimentKind"] == "custom_model_development"
-    view = json.loads(tags["mlflow.sharedViewState.dass"])
-    assert view["selectedColumns"][:2] == ["params.`prune.method`", "params.`prune.pattern`"]
-    run = client.get_run(made.run_id).data
-    for column in view["selectedColumns"]:
-        kind, _, name = column.partition(".")
-        assert name.strip("`") in {"params": run.params, "metrics": run.metrics, "attributes": {"Models"}}[kind]
-    assert f"#/experiments/{made.experiment_id}/runs?viewStateShareKey=dass" in tags["mlflow.note.content"]
-    for kind in ("genai_development", "genai_development_inferred"):
-        client.set_experiment_tag(made.experiment_id, "mlflow.experimentKind", kind)
-        client.set_experiment_tag(made.experiment_id, "mlflow.note.content", "ours")
-        register(finished, change_settings(finished, register__model=kind), PROVENANCE)
-        tags = client.get_experiment(made.experiment_id).tags
-        assert (tags["mlflow.experimentKind"] == kind) is (kind == "genai_development")
-        assert tags["mlflow.note.content"] == "ours"
-
-
-def test_figures_along_something_have_their_place_as_step_and_any_name_is_taken(
-    finished: Workspace, settings: Settings
-) -> None:
-    measured = read_json(finished.metrics / "evaluation.json")
-    bands = [{"from": 1, "to": 3, "kl": 0.5}, {"from": 4, "to": None, "kl": 0.25}]
-    measured["divergence"] |= {"kl": 0.25, "by_position": bands, "by_frequency": []}
-    measured["texts"] = {"code / ../ <é>": {**measured, "ratio": 2.0, "texts": {}}}
-    write_json(finished.metrics / "evaluation.json", measured)
-    made = register(finished, settings, PROVENANCE)
-    client = client_of(finished)
-    metrics = client.get_run(made.run_id).data.metrics
-    assert metrics["divergence.kl"] == 0.25
-    assert metrics["texts.code _ .._ ___.ratio"] == 2.0
-    assert "interval.ratio" not in metrics
-    along = client.get_metric_history(made.run_id, "divergence.by_position.kl")
-    assert sorted((each.step, each.value) for each in along) == [(1, 0.5), (4, 0.25)]
-
-
-def test_masks_restored_from_a_cache_register_without_seconds(finished: Workspace, settings: Settings) -> None:
-    shutil.rmtree(finished.private)
-    made = register(finished, settings, PROVENANCE)
-    client = client_of(finished)
-    assert client.get_metric_history(made.run_id, "layer.seconds") == []
-    assert len(client.get_metric_history(made.run_id, "layer.relative_error")) == LAYERS
-
-
-def test_models_can_be_searched_by_figure(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
-    found = client_of(finished).search_logged_models(
-        [made.experiment_id], "metrics.ratio > 0 AND params.sparsity = '0.5'"
-    )
-    assert len(found) == 1
-
-
-def test_the_same_result_is_registered_once(finished: Workspace, settings: Settings) -> None:
-    first = register(finished, settings, PROVENANCE)
-    second = register(finished, settings, {**PROVENANCE, "seconds": {}})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    finished, first = registered
+    second = register(finished, change_settings(finished), {**PROVENANCE, "seconds": {}})
     assert second == Registration(**{**vars(first), "created": False})
     client = client_of(finished)
     assert len(client.search_model_versions()) == len(all_runs(client)) == 1
@@ -344,9 +184,9 @@ def test_a_process_killed_behind_the_version_is_completed(finished: Workspace, s
     assert client.get_run(made.run_id).info.status == "FINISHED"
 
 
-def test_the_ledgers_entry_says_what_was_registered(finished: Workspace, settings: Settings) -> None:
-    register(finished, settings, PROVENANCE)
-    register(finished, settings, PROVENANCE)
+def test_the_ledgers_entry_says_what_was_registered(registered: tuple[Workspace, Registration]) -> None:
+    finished, _ = registered
+    assert not register(finished, change_settings(finished), PROVENANCE).created
     client = client_of(finished)
     tags = client.get_model_version("tiny", "1").tags
     [_, entry] = ledger.Ledger.open(client, "tiny").entries()
@@ -477,56 +317,6 @@ def test_the_callers_own_run_stays_as_it_was(
     own = client.get_run(run.info.run_id)
     assert (own.data.params, own.data.metrics, own.inputs.dataset_inputs) == ({}, {}, [])
     assert own.info.status == "FINISHED"
-
-
-def test_the_git_remote_and_its_token_are_not_recorded(finished: Workspace, settings: Settings) -> None:
-    made = register(finished, settings, PROVENANCE)
-    client = client_of(finished)
-    names = {*client.get_run(made.run_id).data.tags, *all_models(client)[0].tags}
-    known = ("git_commit", "git_dirty", "mlflow.source.git.commit")
-    assert not [name for name in names if "git" in name.lower() and name not in known]
-
-
-@pytest.fixture
-def closed_port() -> int:
-    return free_port()
-
-
-def test_a_server_that_is_not_there_is_named_without_its_password(
-    finished: Workspace, closed_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    password = uuid.uuid4().hex
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://kim:{password}@127.0.0.1:{closed_port}")
-    began = time.monotonic()
-    with pytest.raises(TrackingError, match=f"MLFLOW_TRACKING_URI is http://127.0.0.1:{closed_port} ") as caught:
-        check_reachable(finished)
-    assert time.monotonic() - began < 30
-    assert password not in f"{caught.getrepr(chain=True)}{caplog.text}"
-
-
-@pytest.mark.parametrize(
-    ("uri", "kind"),
-    [
-        ("ftp-like://somewhere", InputError),
-        ("postgresql://kim:s3cret@127.0.0.1:1/mlflow", TrackingError),
-        ("http://[::1", InputError),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_refused(
-    finished: Workspace, uri: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    began = time.monotonic()
-    with pytest.raises(kind, match="MLFLOW_TRACKING_URI is .* cannot be used") as caught:
-        check_reachable(finished)
-    assert time.monotonic() - began < 30
-    assert "s3cret" not in str(caught.value)
-
-
-def test_the_embedded_default_needs_no_check(finished: Workspace) -> None:
-    (finished.root / "mlflow.db").unlink()
-    check_reachable(finished)
-    assert not (finished.root / "mlflow.db").exists()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import socket
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from tasks.registry.tracking import TrackingError, TrackingRefusal, check_reacha
 from tasks.registry.versions import repository
 from tasks.workspace.folder import Workspace
 from tests.peers import BAD, drips_its_body, peer, silent
+from tests.servers import free_port
 
 SECRET = "s3cr3t-w0rd"
 
@@ -191,3 +193,45 @@ def test_a_deadline_that_is_none_is_refused(value: str, tmp_path: Path, monkeypa
     monkeypatch.setenv("DASS_TIMEOUT", value)
     with pytest.raises(InputError, match=f"DASS_TIMEOUT is '{value}'"):
         tracking(Workspace(tmp_path)).__enter__()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    return free_port()
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(
+    finished: Workspace, closed_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    password = uuid.uuid4().hex
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://kim:{password}@127.0.0.1:{closed_port}")
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=f"MLFLOW_TRACKING_URI is http://127.0.0.1:{closed_port} ") as caught:
+        check_reachable(finished)
+    assert time.monotonic() - began < 30
+    assert password not in f"{caught.getrepr(chain=True)}{caplog.text}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("ftp-like://somewhere", InputError),
+        ("postgresql://kim:s3cret@127.0.0.1:1/mlflow", TrackingError),
+        ("http://[::1", InputError),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(
+    finished: Workspace, uri: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    with pytest.raises(kind, match="MLFLOW_TRACKING_URI is .* cannot be used") as caught:
+        check_reachable(finished)
+    assert time.monotonic() - began < 30
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_embedded_default_needs_no_check(finished: Workspace) -> None:
+    (finished.root / "mlflow.db").unlink()
+    check_reachable(finished)
+    assert not (finished.root / "mlflow.db").exists()

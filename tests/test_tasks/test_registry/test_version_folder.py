@@ -30,7 +30,7 @@ from tasks.registry.version_folder import (
 from tasks.registry.versions import find_version
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
-from tests.workspaces import change_settings, copy_workspace, finish_workspace
+from tests.workspaces import change_settings, copy_workspace, prune_again
 
 PROVENANCE: dict[str, Any] = {
     "git_commit": "0123abc",
@@ -116,8 +116,9 @@ def test_the_bill_of_materials_has_the_same_bytes_again(finished: Workspace, set
     assert written[0] == written[1]
 
 
-def test_updates_come_along(tmp_path: Path) -> None:
-    workspace, settings = finish_workspace(tmp_path / "updated", prune__method="sparsegpt", register__artifact="masks")
+def test_updates_come_along(finished: Workspace) -> None:
+    workspace = finished
+    settings = prune_again(workspace, prune__method="sparsegpt", register__artifact="masks")
     with version_folder(workspace, settings, PROVENANCE, REGISTRATION) as folder:
         updates = {f"dass/updates/{path.name}" for path in (workspace.masks / "updates").iterdir()}
         assert updates

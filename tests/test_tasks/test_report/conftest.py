@@ -12,26 +12,24 @@ from tasks.report.facts import Facts, read_facts
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Promote
 from tests.test_tasks.test_promotion.test_verification import PROVENANCE
-from tests.workspaces import change_settings, finish_workspace
+from tests.workspaces import change_settings, copy_workspace, prune_again
 
 RULES = Promote(max_ratio=100.0, margin=10.0)
 MODEL = "<b>tiny & 'co' \"x\""
 
 
 @pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def registered(finished_template: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Version 1 is champion, with a reason that is somebody's attack; version 2 is the workspace's result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        root = tmp_path_factory.mktemp("shown")
-        ws, settings = finish_workspace(root, register__model=MODEL, register__artifact="masks")
-        register(ws, settings, PROVENANCE)
+        ws = copy_workspace(finished_template, tmp_path_factory.mktemp("shown") / "ws")
+        named = {"register__model": MODEL, "register__artifact": "masks"}
+        register(ws, change_settings(ws, **named), PROVENANCE)
         rules = replace_rules(max_ratio=0.5)
         reason = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
         decide(ws, MODEL, "1", rules, prove(ws, MODEL, "1", rules), force=True, reason=reason)
-        finish_workspace(root, register__model=MODEL, register__artifact="masks", prune__sparsity=0.75)
-        settings = change_settings(ws, register__model=MODEL, register__artifact="masks", prune__sparsity=0.75)
-        register(ws, settings, PROVENANCE)
+        register(ws, prune_again(ws, **named, prune__sparsity=0.75), PROVENANCE)
     assert os.environ.get("MLFLOW_TRACKING_URI") is None
     return ws
 
@@ -66,7 +64,16 @@ def full(plain: Facts) -> Facts:
             "by_position": [{"from": 1, "to": 15, "kl": 0.5}, {"from": 16, "to": 31, "kl": 0.3}],
             "by_frequency": [{"from": 1, "to": 1, "kl": 0.9}, {"from": 2, "to": None, "kl": 0.2}],
         },
-        "texts": {"<i>code</i>": {"dense": {"perplexity": 3.0}, "pruned": {"perplexity": 4.5}, "ratio": 1.5}},
+        "texts": {
+            "<i>code</i>": {
+                "tokens": 155,
+                "dense": {"perplexity": 3.0},
+                "pruned": {"perplexity": 4.5},
+                "ratio": 1.5,
+                "interval": None,
+                "divergence": None,
+            }
+        },
         "generations": [
             {
                 "prompt": "Once <script>",

@@ -76,8 +76,10 @@ def test_what_was_not_measured_has_no_section(plain: Facts, full: Facts) -> None
     assert set(names(full)) - set(always) == {"tasks", "divergence", "generations"}
 
 
-def test_it_shows_every_figure(page: str) -> None:
+def test_it_shows_every_figure(page: str, full: Facts) -> None:
     words = Read(page).words
+    assert full.manifest["calibration"]["digest"] in words
+    assert full.origin["evaluated_on"]["evaluation"]["digest"] in words
     for told in (
         "version 2",
         "1.500 to 2.500",

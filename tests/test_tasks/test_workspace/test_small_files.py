@@ -1,6 +1,7 @@
 """What git, editors and full disks leave of a workspace's own files is told in one line, at every door."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,38 @@ def test_every_door_ends_with_status_2(
     assert run_command([*command, "--workspace", str(workspace)]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith(f"dass: {name} line 1 is a conflict marker")
+
+
+SCHEDULE = ("serve", "--cron", "0 2 * * *")
+DOORS: dict[str, list[tuple[str, ...]]] = {
+    "params.yaml": [("run",), ("run", "--dry-run"), ("status",), ("sweep", "-S", "prune.alpha=0.3,0.5"), SCHEDULE],
+    "dvc.yaml": [("run", "--dry-run"), ("prune",), ("sweep", "-S", "prune.alpha=0.3,0.5"), SCHEDULE],
+}
+
+
+@pytest.mark.parametrize(("name", "command"), [(name, door) for name, doors in DOORS.items() for door in doors])
+def test_what_dvc_reads_in_quotes_only_is_told_at_every_door(
+    workspace: Path, name: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`uri: [pypi://A, pypi://B]` is YAML, but not to the reader that DVC has, which calls such a file corrupted."""
+    with (workspace / name).open("a") as file:
+        file.write("more: {uri: [a, pypi://b]}\n")
+    assert run_command([*command, "--workspace", str(workspace)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    why = 'more.uri has a text in brackets that DVC reads in quotes only. Write it there as "pypi://b"'
+    assert re.fullmatch(rf"dass: {name} line \d+: {re.escape(why)}", told)
+
+
+def test_a_text_in_brackets_is_named_by_its_key(ws: Workspace) -> None:
+    for written, key, quoted in (
+        ("a: {b: [x, 'k:v', k:v]}", "a.b", "k:v"),
+        ("a:\n  - b\n  - [what?]", "a", "what?"),
+        ("a: {b: 1, http://x: 2}", "a.http://x", "http://x"),
+    ):
+        ws.params.write_text(f"{written}\n")
+        refused(ws, "params.yaml", re.escape(f": {key} has a text in brackets that DVC reads in quotes only. Write"))
+        with pytest.raises(InputError, match=re.escape(json.dumps(quoted))):
+            load_settings(ws.params)
 
 
 def test_show_and_history_refuse_damaged_settings(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
