@@ -71,6 +71,7 @@ bench: $(READY)
 	@.venv/bin/python -m benchmarks.evaluation $(FRESH)
 	@.venv/bin/python -m benchmarks.shape_7b $(FRESH)
 	@.venv/bin/python -m benchmarks.block_memory $(FRESH)
+	@.venv/bin/python -m benchmarks.digests $(FRESH)
 	@.venv/bin/python -m benchmarks.registry $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 

@@ -15,6 +15,7 @@ from benchmarks import (
     block_memory,
     command,
     cost,
+    digests,
     evaluation,
     gpu,
     growth,
@@ -113,6 +114,15 @@ SECTIONS = (
         "float32. One epoch, and one step of conjugate gradients in the closed forms before it: more of either takes "
         "time, not memory. Two buffers: hidden states of the pruned and of the dense model. A layer's MLP: its three "
         "matrices once in float32. Growth is that of peak memory over the row above.",
+    ),
+    Section(
+        "Reads of model-sized files",
+        "digests.json",
+        "python -m benchmarks.digests",
+        digests.table,
+        "Layers of LLaMA-2-7B's width with random weights and a small vocabulary, by the product's own functions with "
+        "DVC, artifact checkpoint, the store on the same machine: what the kernel counts as read, from the disk or its "
+        "cache, over the size of the model. A digest that is read for adds one.",
     ),
     Section(
         "A large registry",

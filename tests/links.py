@@ -1,4 +1,4 @@
-"""A TCP line to a server on this machine that can be slow, fall silent or be cut, after a stated number of bytes."""
+"""A TCP line to a server on this machine that can be slow, fall silent, read no more or be cut, after so many bytes."""
 
 import socket
 import threading
@@ -25,7 +25,7 @@ class Link:
         self.rate: float | None = None
         self.passed = 0
         self._after: tuple[int, Callable[[], None]] | None = None
-        self._is_cut = self._is_silent = False
+        self._is_cut = self._is_silent = self._is_full = False
         self._lines: list[socket.socket] = []
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -43,10 +43,14 @@ class Link:
         """The server gets everything, and nothing of what it answers comes back."""
         self._is_silent = True
 
+    def read_no_more(self) -> None:
+        """The server is there, and reads nothing of what is sent to it: what does not fit into buffers stays unsent."""
+        self._is_full = True
+
     def mend(self) -> None:
         """New connections are as they should be."""
         self._end_all()
-        self._is_cut = self._is_silent = False
+        self._is_cut = self._is_silent = self._is_full = False
         self.rate = self._after = None
 
     def end(self) -> None:
@@ -85,7 +89,7 @@ class Link:
             while part := source.recv(_PART):
                 if counts:
                     self._count(len(part))
-                while self._is_silent and not counts:
+                while self._is_full if counts else self._is_silent:
                     time.sleep(0.05)
                 if self.rate is not None:
                     time.sleep(len(part) / self.rate)

@@ -12,7 +12,7 @@ MAY_IMPORT = {"dass": {"dass"}, "tasks": {"tasks", "dass"}, "flows": {"flows", "
 STOREYS: dict[str, list[set[str]]] = {
     "dass": [
         {"errors"},
-        {"files"},
+        {"files", "digests"},
         {"outputs", "arguments", "progress", "registered"},
         {"method", "windows", "measures"},
         {"model", "calibration"},

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dass.digests import Digests
 from dass.errors import InputError
 from dass.files import sha256_file
 from dass.masks.beside import write_beside
@@ -265,6 +266,7 @@ def apply_to_checkpoint(
     tuned: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
     history: Mapping[str, Any] | None = None,
+    remember: Callable[[Path, Digests], object] | None = None,
 ) -> Contents:
     """Write base × masks into `folder`: removed weights are +0.0, what no update names is the base's byte for byte.
 
@@ -281,6 +283,7 @@ def apply_to_checkpoint(
         tuned: the tensors without a mask that `updates` may hold.
         settings: what was asked for, for dass.json.
         history: how the base was pruned before (`dass.masks.pruned_record.history`), for dass.json.
+        remember: is told the digests of each file of weights, md5 too, as they were written.
 
     Returns:
         What of the base's folder went along and what did not.
@@ -296,9 +299,15 @@ def apply_to_checkpoint(
     beside, dropped = write_beside(base.folder, found, folder)
     for each in dropped:
         logger.warning("Left out of the pruned checkpoint's %s: what they refer to is not in it.", each)
-    base.copy(folder, lambda name, weight: pruned_weight(name, weight, masks, updates))
-    digests = {name: sha256_file(folder / name) for name in [*found.weights, *beside]}
+    written = base.copy(
+        folder, lambda name, weight: pruned_weight(name, weight, masks, updates), md5=remember is not None
+    )
+    digests = {name: each.sha256 for name, each in written.items()}
+    digests |= {name: sha256_file(folder / name) for name in [*found.weights, *beside] if name not in written}
     write_record(folder, digests, settings, history)
+    if remember is not None:
+        for name in written:
+            remember(folder / name, written[name])
     return found
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dass.digests import Digests, Hashing
 from dass.errors import InputError
 from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_weight_map, weight_files
 from dass.model.tensor_bytes import DTYPES, bytes_of
@@ -175,29 +176,49 @@ class Checkpoint:
         for name in self.stored:
             yield name, self.load([name])[name]
 
-    def copy(self, folder: Path, changed: Callable[[str, Tensor], Tensor | None]) -> None:
+    def copy(
+        self, folder: Path, changed: Callable[[str, Tensor], Tensor | None], md5: bool = False
+    ) -> dict[str, Digests]:
         """Write the same tensors to `folder`, some of them changed.
 
         Args:
             folder: where to; its files are made or overwritten, and synced to disk.
             changed: gets a tensor's name and value (float tensors only) and returns the new value, same shape and
                 dtype, or None to keep it. At most one tensor is in memory at a time.
+            md5: whether the digests have one, too.
+
+        Returns:
+            Safetensors file -> its digests, of the bytes as they were written: none is read again.
         """
-        for file, (header, tensors) in self._headers.items():
-            with (self.folder / file).open("rb") as source, (folder / file).open("wb") as target:
-                target.write(header)
-                for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
-                    source.seek(place.begin)
-                    if place.dtype in DTYPES:
-                        before = torch.empty(place.shape, dtype=DTYPES[place.dtype])
-                        _read_exactly(source, before, self.folder / file)
-                        target.write(bytes_of(_changed(name, before, changed)))
-                    else:
-                        _copy_bytes(source, target, place.end - place.begin)
+        written: dict[str, Digests] = {}
+        for file in self._headers:
+            hashing = Hashing(md5)
+            with (folder / file).open("wb") as target:
+                for part in self._parts(file, changed):
+                    target.write(part)
+                    hashing.update(part)
+                    del part  # before the next one is in memory
                 target.flush()
                 os.fsync(target.fileno())
+            written[file] = hashing.digests()
         if (self.folder / INDEX_FILE).is_file() and SINGLE_FILE not in self._headers:
             (folder / INDEX_FILE).write_bytes((self.folder / INDEX_FILE).read_bytes())
+        return written
+
+    def _parts(self, file: str, changed: Callable[[str, Tensor], Tensor | None]) -> Iterator[bytes | memoryview]:
+        """What a file's copy consists of, in order."""
+        header, tensors = self._headers[file]
+        yield header
+        with (self.folder / file).open("rb") as source:
+            for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
+                source.seek(place.begin)
+                if place.dtype in DTYPES:
+                    before = torch.empty(place.shape, dtype=DTYPES[place.dtype])
+                    _read_exactly(source, before, self.folder / file)
+                    yield bytes_of(_changed(name, before, changed))
+                else:
+                    for begin in range(place.begin, place.end, _CHUNK_BYTES):
+                        yield source.read(min(_CHUNK_BYTES, place.end - begin))
 
     def _config(self) -> dict[str, Any]:
         """The config, or nothing where there is none to read: whoever builds a model from it says so."""
@@ -256,8 +277,3 @@ def _changed(name: str, before: Tensor, changed: Callable[[str, Tensor], Tensor 
         return before
     assert (after.shape, after.dtype) == (before.shape, before.dtype), name
     return after.contiguous()
-
-
-def _copy_bytes(source: BinaryIO, target: BinaryIO, size: int) -> None:
-    for begin in range(0, size, _CHUNK_BYTES):
-        target.write(source.read(min(_CHUNK_BYTES, size - begin)))

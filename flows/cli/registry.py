@@ -133,7 +133,8 @@ def verify(
 ) -> int:
     """Prove a version: files and signature, ledger, weights = base times masks, pattern. Status 1 when a step fails.
 
-    A name is a version's number or alias first; a folder is named with a slash, such as ./champion.
+    A name is a version's number or alias first; a folder is named with a slash, such as ./champion. Every byte is read:
+    digests that a run remembers count for nothing here.
 
         dass verify champion
         dass verify ./downloaded

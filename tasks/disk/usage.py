@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry.place import artifacts, database
-from tasks.sources.downloads import cache_folder
+from tasks.workspace.cache_folder import cache_folder
 from tasks.workspace.folder import Workspace
 from tasks.workspace.sizes import Counted
 

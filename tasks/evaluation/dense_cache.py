@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dass.files import complete_file
-from tasks.sources.downloads import cache_folder
+from tasks.workspace.cache_folder import cache_folder
 
 LARGEST = 1 << 30
 """Bytes that all files may have together."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from tasks.forecast.effort import calibration_tokens, effort_of, evaluation_tokens
 from tasks.forecast.rates import Machine, device_of, kind_of
 from tasks.forecast.shape import Shape, shape_of
-from tasks.sources.downloads import SCHEME, cache_folder
+from tasks.sources.downloads import SCHEME
 from tasks.sources.hub import HubId
 from tasks.sources.locate import locate, uri_of
+from tasks.workspace.cache_folder import cache_folder
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Source
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dass.files import complete_file
 from tasks.forecast.effort import Effort
-from tasks.sources.downloads import cache_folder
+from tasks.workspace.cache_folder import cache_folder
 from tasks.workspace.settings import Settings
 
 _NOMINAL = 100e9  # operations a second that "reckoned" stands for

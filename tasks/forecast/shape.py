@@ -6,9 +6,10 @@ from typing import Any
 
 from dass.errors import InputError
 from dass.files import read_json
-from tasks.sources.downloads import SCHEME, cache_folder
+from tasks.sources.downloads import SCHEME
 from tasks.sources.hub import HubId
 from tasks.sources.locate import locate
+from tasks.workspace.cache_folder import cache_folder
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Source
 

@@ -22,7 +22,7 @@ from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.run import CheckpointRun, LayerRecord, read_report
 from dass.errors import InputError
-from dass.files import complete_folder, digest_of, read_json, sha256_file, write_json
+from dass.files import complete_folder, digest_of, read_json, write_json
 from dass.masks.mask_file import MaskFile, removed_shares, save_masks
 from dass.masks.updates import updates_in
 from dass.method.plan import Plan
@@ -31,6 +31,7 @@ from dass.model.streaming import StreamedDecoder
 from tasks.pruning.nodes import check_nodes
 from tasks.pruning.processes import JoinedProcesses, is_rank
 from tasks.workspace.devices import choose_device, choose_dtype
+from tasks.workspace.digests import copy_remembered, known_digests
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -126,7 +127,7 @@ class PruningRun:
             if self._plan.changes_kept_weights:
                 (folder / UPDATES).mkdir()
                 for path in self._run.updates.files:
-                    shutil.copyfile(path, folder / UPDATES / path.name.removeprefix("updates_"))
+                    copy_remembered(path, folder / UPDATES / path.name.removeprefix("updates_"))
             write_json(folder / MANIFEST, self._manifest(folder))
 
     def close(self) -> None:
@@ -158,7 +159,7 @@ class PruningRun:
                 **{package: version(package) for package in ("torch", "transformers", "safetensors")},
             },
             "masks": {"file": MASKS, "digest": masks.digest},
-            "statistics": {"file": STATISTICS, "sha256": sha256_file(folder / STATISTICS)},
+            "statistics": {"file": STATISTICS, "sha256": known_digests(folder / STATISTICS, md5=True).sha256},
             # What changed besides zeros: the kept weights of these tensors, and tensors without a mask as a whole.
             "updates": {
                 "folder": UPDATES,

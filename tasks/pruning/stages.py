@@ -13,6 +13,7 @@ from dass.masks.updates import named_updates
 from dass.model.checkpoint import Checkpoint
 from tasks.pruning.recovered import RECOVERY, check_recovery_fits
 from tasks.pruning.run import MANIFEST, MASKS, UPDATES, PruningRun, read_stage
+from tasks.workspace.digests import remember
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress
 from tasks.workspace.settings import Settings
@@ -78,6 +79,7 @@ def materialize(workspace: Workspace, settings: Settings) -> None:
             tuned=tuned,
             settings=manifest["settings"]["prune"],
             history=source.get("pruned"),
+            remember=remember,
         )
         if line := left.told(workspace.base):
             logger.warning(line)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError
-from dass.files import canonical_json, complete_folder, digest_of, read_json, write_json
+from dass.files import canonical_json, complete_folder, digest_of, files_in, read_json, write_json
 from dass.masks.mask_file import MaskFile
 from dass.masks.updates import named_updates, save_updates, updates_in
 from dass.model.checkpoint import Checkpoint
@@ -41,6 +41,7 @@ from tasks.pruning.recovered import FORMAT
 from tasks.pruning.run import MANIFEST, MASKS, UPDATES, read_stage
 from tasks.sources.tokens import digest_of_ids
 from tasks.workspace.devices import choose_device, choose_dtype
+from tasks.workspace.digests import copy_remembered
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import progress_bar
 from tasks.workspace.settings import Settings
@@ -153,7 +154,9 @@ class RecoveryRun:
     def finish(self, recovered: Path) -> None:
         """Make artifacts/recovered of what was trained. No times: equal runs, equal bytes."""
         with complete_folder(recovered) as folder:
-            shutil.copytree(self._folder / _RESULT, folder, dirs_exist_ok=True)
+            for name, path in files_in(self._folder / _RESULT).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                copy_remembered(path, folder / name)
             if self._text["drawn"]:
                 save_file({"input_ids": self._windows}, folder / TOKENS)
 

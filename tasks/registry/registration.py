@@ -17,6 +17,7 @@ from tasks.registry.checked import registration_of
 from tasks.registry.clearing import clear_left, cleared, store_named
 from tasks.registry.description import description
 from tasks.registry.experiment import experiment_of
+from tasks.registry.handed_in import hand_in
 from tasks.registry.key_file import fingerprint, public_key
 from tasks.registry.ledger import Ledger
 from tasks.registry.live import LiveRun, Shown
@@ -96,7 +97,7 @@ def register(
         InputError: a stage has not run, a file was changed since its stage wrote it, or the experiment or the signing
             key cannot be used.
         UnavailableError: this very result was registered before, and the version's files are gone.
-        SignatureError: artifacts/pruned holds what is not signed, such as a pickle.
+        SignatureError: artifacts/pruned holds what is not signed, such as a pickle, or was changed meanwhile.
         TrackingError: MLflow failed. The run is marked FAILED and nothing else is left.
     """
     result = Result.read(workspace, settings)
@@ -237,6 +238,6 @@ def _log_model(
     with version_folder(workspace, settings, provenance, registration, model) as folder:
         signature = sha256_file(folder / SIGNATURE)
         card = (folder / CARD).read_text(encoding="utf-8")
-        client.log_model_artifacts(logged.model_id, str(folder))
+        hand_in(client, logged, folder)
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     return _Logged(str(logged.model_id), signature, card)

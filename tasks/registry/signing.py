@@ -36,7 +36,7 @@ class SignatureError(Exception):
 
 
 def sign(folder: Path, signer: "Signer | None" = None) -> str:
-    """Sign every file of a folder into dass/model.sig.
+    """Sign every file of a folder into dass/model.sig. One that is as it was when it was hashed or written is not read.
 
     Args:
         folder: what is signed.
@@ -69,7 +69,7 @@ def _bundle(folder: Path, signer: "Signer") -> "Bundle":
     from sigstore_models.bundle.v1 import Bundle, VerificationMaterial
     from sigstore_models.common.v1 import PublicKeyIdentifier
 
-    statement = json_format.MessageToJson(Payload(_hashing().hash(folder)).statement.pb).encode()
+    statement = json_format.MessageToJson(Payload(_hashing(remembered=True).hash(folder)).statement.pb).encode()
     signature = Envelope(statement, _IN_TOTO_JSON_PAYLOAD_TYPE, {}).sign(signer)
     hint = hashlib.sha256(signer.public_key.keyval["public"].encode()).hexdigest()
     return Bundle(
@@ -136,11 +136,17 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in signed_files(folder / SIGNATURE) if not (folder / name).is_file()]
 
 
-def _hashing() -> "hashing.Config":
+def _hashing(remembered: bool = False) -> "hashing.Config":
+    """How a folder is hashed. To sign it, digests that are remembered will do; to check it, every byte is read."""
     from model_signing import hashing  # takes a second; whoever signs nothing does not pay for it
 
     # Git's own files are no exception here: whatever lies in the folder is signed.
-    return hashing.Config().set_ignored_paths(paths=[SIGNATURE, FROM_MLFLOW], ignore_git_paths=False)
+    config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, FROM_MLFLOW], ignore_git_paths=False)
+    if remembered:
+        from tasks.registry.remembered import Serializer, remembered_digest
+
+        config._serializer = Serializer(remembered_digest)
+    return config
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.files import sha256_file
 from dass.masks.beside import differing_keys, prove_beside
 from dass.masks.mask_file import MaskFile
 from dass.masks.proof import ProofError
@@ -18,12 +17,14 @@ from dass.masks.updates import named_updates
 from dass.model.checkpoint_folder import BASE_CARD, CARD, contents
 from tasks.pruning.recovered import RECOVERY, check_recovery_fits
 from tasks.pruning.run import MANIFEST, MASKS, STATISTICS, UPDATES, read_stage
+from tasks.workspace.digests import known_digests
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
 
 def check_unchanged(ws: Workspace, settings: Settings) -> None:
-    """Refuse to register what was changed since a stage wrote it. The pruned weights are hashed, no tensor is compared.
+    """Refuse to register what was changed since a stage wrote it. No tensor is compared, and no file is read that is as
+    it was when it was hashed or written last (`tasks.workspace.digests`).
 
     Args:
         ws: every stage has run.
@@ -50,7 +51,7 @@ def check_unchanged(ws: Workspace, settings: Settings) -> None:
 def _check_answers(ws: Workspace) -> None:
     named = read_stage(ws.metrics / "tasks.json", "tasks").get("answers")
     answers = ws.answers / "answers.parquet"
-    if named is not None and (not answers.is_file() or sha256_file(answers) != named["sha256"]):
+    if named is not None and (not answers.is_file() or known_digests(answers).sha256 != named["sha256"]):
         raise _changed(answers, "it is not the file that metrics/tasks.json names", "tasks")
 
 
@@ -58,7 +59,7 @@ def _check_base(ws: Workspace, files: Mapping[str, str]) -> None:
     """Compare what the pruned checkpoint's other files follow from. The base's weights are left to the proof."""
     for name in [*contents(ws.base).beside, CARD, BASE_CARD]:
         path = ws.base / name
-        if path.is_file() and sha256_file(path) != files.get(name):
+        if path.is_file() and known_digests(path).sha256 != files.get(name):
             raise _changed(path, "it is not the file that source.json names", "sources")
 
 
@@ -77,7 +78,7 @@ def _check_masks(ws: Workspace, manifest: Mapping[str, Any]) -> None:
             raise _changed(folder, f"these are not the new values that {record} names", stage) from None
     check_recovery_fits(recovery, manifest, ws.recovered)
     statistics = ws.masks / STATISTICS
-    if sha256_file(statistics) != manifest["statistics"]["sha256"]:
+    if known_digests(statistics).sha256 != manifest["statistics"]["sha256"]:
         raise _changed(statistics, "it is not the file that manifest.json names", "prune")
 
 
@@ -85,9 +86,8 @@ def _check_pruned(ws: Workspace, manifest: Mapping[str, Any]) -> None:
     record = read_record(ws.pruned)
     if record is None:
         raise _changed(ws.pruned / RECORD, "it is missing or damaged", "materialize")
-    weights = {
-        name: sha256_file(ws.pruned / name) for name in contents(ws.base).weights if (ws.pruned / name).is_file()
-    }
+    present = {name: ws.pruned / name for name in contents(ws.base).weights if (ws.pruned / name).is_file()}
+    weights = {name: known_digests(path).sha256 for name, path in present.items()}
     for name, sha256 in weights.items():
         if sha256 != record["files"].get(name):
             raise _changed(ws.pruned / name, f"it is not the file that {RECORD} names", "materialize")

@@ -15,7 +15,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dass.files import read_json, scratch_folder, sha256_file, write_json
+from dass.files import files_in, read_json, scratch_folder, sha256_file, write_json
 from dass.masks.pruned_record import RECORD, read_record
 from dass.model.checkpoint_folder import CONFIG_FILE, contents
 from tasks.pruning.recovered import NOT_TRAINED
@@ -25,6 +25,7 @@ from tasks.registry.key_file import dsse_signer
 from tasks.registry.libraries import installed_libraries
 from tasks.registry.served import served_signature
 from tasks.registry.signing import SIGNATURE, sign
+from tasks.workspace.digests import copy_remembered, unchanged_by
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings
 
@@ -93,6 +94,8 @@ def version_folder(
         _save_records(workspace, settings, provenance, folder, identity)
         sign(folder, signer)
         yield folder
+        with unchanged_by(_large_files(workspace)):
+            shutil.rmtree(folder)  # the links to them
 
 
 def _save_checkpoint(workspace: Workspace, settings: Settings, folder: Path, model: "Model") -> None:
@@ -226,7 +229,15 @@ def _requirements() -> list[str]:
 def _link(path: Path, target: Path) -> None:
     """A second name for a file, or a copy on another disk. Nobody writes into either of them."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path.resolve(), target)  # resolved: DVC may have linked it from its cache, by a symlink
-    except OSError:
-        shutil.copyfile(path, target)
+    path = path.resolve()  # DVC may have linked it from its cache, by a symlink
+    with unchanged_by([path]):
+        try:
+            os.link(path, target)
+        except OSError:
+            copy_remembered(path, target)
+
+
+def _large_files(workspace: Workspace) -> list[Path]:
+    """What may be linked, by its name in the workspace."""
+    places = (workspace.pruned, workspace.masks, workspace.recovered, workspace.answers)
+    return [path for place in places for path in files_in(place).values() if path.is_file()]

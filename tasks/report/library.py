@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import cache
 
 from dass.files import complete_file
-from tasks.sources.downloads import cache_folder
+from tasks.workspace.cache_folder import cache_folder
 
 _VEGA_LITE = "6.4"
 """The version that altair writes for."""

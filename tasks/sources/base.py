@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dass.files import complete_folder, digest_of, files_in, read_json, sha256_file, write_json
+from dass.files import complete_folder, digest_of, files_in, read_json, write_json
 from dass.masks.pruned_record import history
 from dass.model.checkpoint_folder import CARD
 from dass.model.older_keys import write_older_keys
@@ -15,6 +15,7 @@ from tasks.sources.checkpoint_folder import copy_checkpoint, make_plain
 from tasks.sources.hub import HubId, commit_of, fetch_checkpoint
 from tasks.sources.locate import check_digest, check_model_file, locate, uri_of
 from tasks.sources.pinned import pinned
+from tasks.workspace.digests import known_digests
 from tasks.workspace.folder import Workspace
 from tasks.workspace.progress import working
 from tasks.workspace.settings import DType, Settings, Source
@@ -56,7 +57,7 @@ def fetch_base(ws: Workspace, settings: Settings) -> None:
     with complete_folder(ws.base) as folder:
         fetched = fetch_model(source, pin_, ws.root, settings.sources.dtype, folder)
         check_tokenizer(folder)
-        files = {name: sha256_file(path) for name, path in sorted(files_in(folder).items())}
+        files = {name: known_digests(path, md5=True).sha256 for name, path in sorted(files_in(folder).items())}
         config = read_json(folder / "config.json")
         record = {
             "uri": source.uri,
@@ -116,7 +117,7 @@ def _convert_file(source: Source, file: Path, pin_: dict[str, Any], dtype: DType
 
     from tasks.sources.gguf import convert_gguf
 
-    found = sha256_file(file)
+    found = known_digests(file).sha256
     check_digest(source, found, pin_)
     with working(f"Converting {file.name}"):
         license_ = convert_gguf(file, folder, torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))

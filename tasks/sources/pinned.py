@@ -6,9 +6,9 @@ from typing import Any
 from dass.errors import InputError
 from dass.files import digest_of, read_json
 from tasks.sources.checkpoint_folder import checkpoint_files
-from tasks.sources.downloads import local_digest
 from tasks.sources.hub import HubId, RepoType, commit_of
 from tasks.sources.locate import locate, uri_of
+from tasks.workspace.digests import known_digests
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Source
 
@@ -83,7 +83,7 @@ def pin(source: Source, root: Path = Path(), repo_type: RepoType = "model") -> d
         return {"sha256": None, "revision": commit_of(where, repo_type)}
     if where.is_dir():
         return {
-            "sha256": digest_of({name: local_digest(path) for name, path in checkpoint_files(where).items()}),
+            "sha256": digest_of({name: known_digests(path).sha256 for name, path in checkpoint_files(where).items()}),
             "revision": None,
         }
-    return {"sha256": local_digest(where), "revision": None}
+    return {"sha256": known_digests(where).sha256, "revision": None}

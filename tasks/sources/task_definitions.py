@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from dass.errors import InputError
 from dass.files import complete_file
-from tasks.sources.downloads import cache_folder
+from tasks.workspace.cache_folder import cache_folder
 
 Kind = Literal["task", "class", "group"]
 

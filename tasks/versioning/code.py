@@ -32,6 +32,8 @@ PLUMBING = frozenset(
         "versioning.git",
         "versioning.pins",
         "versioning.stages",
+        "workspace.cache_folder",
+        "workspace.digests",
         "workspace.folder",
         "workspace.log_format",
         "workspace.patience",
@@ -45,7 +47,7 @@ PLUMBING = frozenset(
 # Of dass: messages, vocabulary, how files are read and written; no arithmetic.
 _WORDS_ONLY = frozenset(
     {
-        *("dass", "dass.errors", "dass.files", "dass.outputs", "dass.method.pattern"),
+        *("dass", "dass.digests", "dass.errors", "dass.files", "dass.outputs", "dass.method.pattern"),
         *("dass.model.checkpoint", "dass.model.config_bounds", "dass.masks.pruned_record"),
     }
 )

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from dass.errors import InfrastructureError, InputError
 from dass.files import read_json, write_json
 from tasks.versioning.stages import dvc_repo, name_of, patiently, stages_of
+from tasks.versioning.stillness import ended_when_still
 from tasks.versioning.waits import connect_anew
 from tasks.workspace.folder import Workspace
+from tasks.workspace.patience import answer_seconds
 from tasks.workspace.progress import working
 from tasks.workspace.redaction import redacted
 
@@ -53,27 +55,9 @@ def is_pushed(ws: Workspace, remotes: Mapping[str, str]) -> bool:
 
 
 def _push(repo: "Repo", name: str, address: str) -> None:
-    def send() -> None:
-        patiently(lambda: repo.push(targets=[str(Path(repo.root_dir) / "dvc.yaml")], remote=name))
-
     try:
-        remote = repo.cloud.get_remote(name)
-        if remote.fs.version_aware or remote.worktree:
-            send()  # files by their own names, which DVC compares by the store's checksums
-            return
-        wanting = _differing(repo, remote.odb)
-        for oid, size in wanting:
-            if size is not None:
-                remote.odb.delete(oid)  # cut off
-        for oid in _lists_with(repo, {oid for oid, _ in wanting}):
-            if _size(remote.odb, oid) is not None:
-                remote.odb.delete(oid)
-        send()
-        broken = _differing(repo, remote.odb)
-        if broken:
-            _forget_known(repo, remote.odb)
-            send()
-            broken = _differing(repo, remote.odb)
+        with ended_when_still(answer_seconds()):
+            broken = _sent(repo, name)
     except InputError:  # DVC is busy
         raise
     except Exception as error:  # whatever a store's driver raises
@@ -87,6 +71,32 @@ def _push(repo: "Repo", name: str, address: str) -> None:
             f"DVC's remote {name} ({address}) has not got {len(broken)} of the files that were sent, or cut off "
             f"({broken[0][0]}). Nothing is registered, and all that was made is kept: look at the store, and run again."
         )
+
+
+def _sent(repo: "Repo", name: str) -> list[tuple[str, int | None]]:
+    """Send a remote what it has not got. Returns what it still has not, as `_differing`."""
+
+    def send() -> None:
+        patiently(lambda: repo.push(targets=[str(Path(repo.root_dir) / "dvc.yaml")], remote=name))
+
+    remote = repo.cloud.get_remote(name)
+    if remote.fs.version_aware or remote.worktree:
+        send()  # files by their own names, which DVC compares by the store's checksums
+        return []
+    wanting = _differing(repo, remote.odb)
+    for oid, size in wanting:
+        if size is not None:
+            remote.odb.delete(oid)  # cut off
+    for oid in _lists_with(repo, {oid for oid, _ in wanting}):
+        if _size(remote.odb, oid) is not None:
+            remote.odb.delete(oid)
+    send()
+    broken = _differing(repo, remote.odb)
+    if broken:
+        _forget_known(repo, remote.odb)
+        send()
+        broken = _differing(repo, remote.odb)
+    return broken
 
 
 def _differing(repo: "Repo", there: "HashFileDB") -> list[tuple[str, int | None]]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dass.errors import InfrastructureError, InputError
+from tasks.versioning.checksums import digests_kept, hand_over
 from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.follow_git import follow_git
 from tasks.versioning.once import read_instead
@@ -176,6 +177,7 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
         check_held(ws)
         repo._reset()
         _check_inputs(stage)
+        hand_over(repo, stage)  # dvc repro itself records the outputs, in another process
 
 
 def _unchanged(repo: "Repo", names: Iterable[str], started: Started) -> list[str]:
@@ -261,10 +263,12 @@ def _record(repo: "Repo", stage: "PipelineStage") -> None:
     with held(repo):
         check_held(Workspace(Path(repo.root_dir)))
         _check_inputs(stage)
+        hand_over(repo, stage)
         stage.save_outs()
         stage.md5 = stage.compute_md5()
         repo.stage_cache.save(stage)
-        stage.commit()
+        with digests_kept(repo, stage):
+            stage.commit()
         dump_stage(repo, stage)
 
 

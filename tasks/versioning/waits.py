@@ -18,7 +18,7 @@ _ATTEMPTS = "2"  # of botocore, inside each of s3fs' five
 def bound_waits(repo: "Repo") -> None:
     """Give remotes on S3 a time limit where their user has set none: DVC sets none either, and S3's client then waits
     for ever. It counts for each answer; a transfer that goes on may take as long as it needs. SSH has DVC's own, half
-    an hour for each file.
+    an hour for each file. What stands still in the middle of a push ends earlier: `tasks.versioning.stillness`.
     """
     seconds = min(_ANSWER_SECONDS, math.ceil(answer_seconds()))
     for remote in repo.config["remote"].values():

@@ -18,7 +18,7 @@ import pytest
 from flows.cli.main import run_command
 from flows.initialise import make_workspace
 from flows.prefect_api import own_server
-from tasks.sources.downloads import cache_folder
+from tasks.workspace.cache_folder import cache_folder
 from tasks.workspace.folder import Workspace
 from tests.models import save_tiny_checkpoint, tiny_text
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dass.digests import digests_of
 from dass.errors import InputError
 from dass.model.checkpoint import Checkpoint
 from dass.model.streaming import StreamedDecoder
@@ -96,6 +97,20 @@ def test_a_copy_keeps_tensors_it_does_not_understand(single: Path, tmp_path_fact
     with safe_open(target / "model.safetensors", "pt") as copied, safe_open(single / "model.safetensors", "pt") as base:
         assert torch.equal(copied.get_tensor("positions"), torch.arange(9))
         assert torch.equal(copied.get_tensor("model.norm.weight"), base.get_tensor("model.norm.weight") * 2)
+
+
+@pytest.mark.parametrize("md5", [False, True])
+def test_a_copy_tells_the_digests_of_what_it_wrote(
+    md5: bool, sharded: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = Checkpoint(sharded).file_of[GATE]
+    tensors = load_file(sharded / name) | {"positions": torch.arange(9), "empty": torch.empty(0, 4)}
+    save_file(tensors, sharded / "model.safetensors", {"format": "pt"})
+    target = tmp_path_factory.mktemp("copy")
+    told = Checkpoint(sharded).copy(target, lambda name, value: value * 2, md5)
+    assert told.keys() == {path.name for path in target.glob("*.safetensors")}
+    assert told == {name: digests_of(target / name, md5) for name in told}
+    assert all((each.md5 is not None) == md5 for each in told.values())
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:

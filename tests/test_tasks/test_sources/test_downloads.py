@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dass.errors import InfrastructureError, InputError
-from tasks.sources.downloads import fetch_wheel_files, local_digest, parse_wheel_uri
+from tasks.sources.downloads import fetch_wheel_files, parse_wheel_uri
 from tasks.sources.hub import HubId, commit_of
 from tests.package_index import make_wheel
 from tests.peers import peer, silent
@@ -197,24 +197,6 @@ def test_a_path_that_leaves_the_wheel_is_refused(uri: str) -> None:
 def test_a_uri_of_another_form_is_refused_with_the_form(uri: str) -> None:
     with pytest.raises(InputError, match="expected pypi://DIST==VERSION/PATH/IN/WHEEL"):
         parse_wheel_uri(uri)
-
-
-def test_a_local_digest_follows_the_content(tmp_path: Path, empty_cache: Path) -> None:
-    file = tmp_path / "x"
-    file.write_bytes(b"one")
-    assert local_digest(file) == local_digest(file) == sha256(b"one")
-    file.write_bytes(b"three")
-    assert local_digest(file) == sha256(b"three")
-
-
-def test_an_unchanged_local_file_is_not_hashed_again(tmp_path: Path, empty_cache: Path) -> None:
-    file = tmp_path / "x"
-    file.write_bytes(b"one")
-    local_digest(file)
-    state = file.stat()
-    file.write_bytes(b"two")  # same size, and its time set back: only hashing could tell
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert local_digest(file) == sha256(b"one")
 
 
 def test_an_index_that_says_nothing_is_not_waited_for_without_end(

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tests.test_tasks.test_versioning.test_push import PARAMS, PIPELINE
 pytestmark = pytest.mark.slow
 
 _FILES, _SIZE = 4, 200_000
+_LARGE = 8_000_000  # more than fits into the buffers of a connection on this machine
 _ASKED = 250_000  # bytes: more than a file and what is said before it, less than all of them
 
 
@@ -53,9 +55,10 @@ class Remote:
     def push(self) -> None:
         push(self.ws, remotes_of(self.ws, None))
 
-    def fails(self) -> None:
+    def fails(self, told: str = "") -> None:
         """A push ends with one message, and nothing counts as pushed."""
-        with pytest.raises(InfrastructureError, match=r"DVC's remote store \(.*\) did not take the data") as caught:
+        message = r"DVC's remote store \(.*\) did not take the data: " + told
+        with pytest.raises(InfrastructureError, match=message) as caught:
             self.push()
         assert "\n" not in str(caught.value)
         assert "all that was made is kept" in str(caught.value)
@@ -74,8 +77,9 @@ class Remote:
         assert {path.name: path.read_bytes() for path in made.iterdir()} == before
 
 
-@pytest.fixture(params=["s3", "ssh"])
+@pytest.fixture(params=[("s3", _SIZE), ("ssh", _SIZE)], ids=["s3", "ssh"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
+    kind, size = request.param
     root = tmp_path / "ws"
     root.mkdir()
     shutil.copy(PARAMS, root / "params.yaml")
@@ -86,10 +90,10 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     def work() -> None:
         with complete_folder(root / "made" / "first") as folder:
             for number in range(_FILES):
-                (folder / f"{number}.bin").write_bytes(random.Random(number).randbytes(_SIZE + number))
+                (folder / f"{number}.bin").write_bytes(random.Random(number).randbytes(size + number))
 
     assert run_if_changed(ws, "first", work, start_run(ws)) == "ran"
-    with {"s3": _on_s3, "ssh": _on_ssh}[request.param](ws, tmp_path, monkeypatch) as made:
+    with {"s3": _on_s3, "ssh": _on_ssh}[kind](ws, tmp_path, monkeypatch) as made:
         yield made
 
 
@@ -178,6 +182,21 @@ def test_a_remote_that_answers_no_more_is_not_waited_for_without_end(
     remote.goes_on()
 
 
+@pytest.mark.faults("a DVC remote accepts a file and never reads it")
+@pytest.mark.parametrize("remote", [("s3", _LARGE), ("ssh", _LARGE)], indirect=True, ids=["s3", "ssh"])
+def test_a_remote_that_reads_no_more_is_not_sent_to_without_end(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASS_TIMEOUT", "2")
+    remote.link.then(_ASKED, remote.link.read_no_more)
+    began = time.monotonic()
+    remote.fails(r"no byte has moved for 2 s \(DASS_TIMEOUT is 2\)")
+    assert time.monotonic() - began < 60
+    remote.link.mend()
+    monkeypatch.delenv("DASS_TIMEOUT")
+    remote.goes_on()
+
+
 @pytest.mark.faults("a DVC remote is slow")
 def test_a_remote_that_is_slow_gets_everything(remote: Remote) -> None:
     remote.link.rate = 400_000.0
@@ -187,7 +206,7 @@ def test_a_remote_that_is_slow_gets_everything(remote: Remote) -> None:
 
 
 @pytest.mark.faults("credentials expire or change")
-@pytest.mark.parametrize("remote", ["s3"], indirect=True)  # SSH asks for a login once a connection
+@pytest.mark.parametrize("remote", [("s3", _SIZE)], indirect=True)  # SSH asks for a login once a connection
 def test_a_login_that_expires_in_a_push_is_named(remote: Remote) -> None:
     remote.link.then(_ASKED, remote.expire)
     remote.fails()
