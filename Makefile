@@ -26,8 +26,9 @@ unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 PACKAGES := .venv/.packages
 READY := .venv/.ready
 DOCS := .venv-docs/.packages
+PEER := .dass/benchmarks/peers/llm-compressor
 
-.PHONY: help run test test-slow test-faults check format docs bench bench-gpu stack stack-down clean
+.PHONY: help run test test-slow test-faults check format docs bench bench-peers bench-gpu stack stack-down clean
 
 help:
 	@sed -n -e 's/^# make/make/p' -e 's/^#             /            /p' Makefile
@@ -75,6 +76,12 @@ bench: $(READY)
 	@.venv/bin/python -m benchmarks.registry $(FRESH)
 	@.venv/bin/python -m benchmarks.render
 
+# make bench-peers  the engine beside llm-compressor, which gets an environment of its own, on the same tokens
+#             (an hour; goes on if stopped; make bench-peers OPTIONS='--models smollm2-135m --dtype float32 --repeats 1')
+bench-peers: $(READY) $(PEER)/.packages
+	@.venv/bin/python -m benchmarks.peers $(FRESH) $(OPTIONS)
+	@.venv/bin/python -m benchmarks.render
+
 # make bench-gpu  the same on a GPU, at the shape of a 7B model (without one: a dry run on the CPU)
 bench-gpu: $(READY)
 	@.venv/bin/python -m benchmarks.gpu $(FRESH)
@@ -90,7 +97,7 @@ stack-down: $(READY)
 
 # make clean  remove the environments
 clean:
-	@rm -rf .venv .venv-docs
+	@rm -rf .venv .venv-docs $(PEER)
 
 # Built anew rather than updated, so that .venv never holds a package that the lock does not.
 $(PACKAGES): requirements.lock
@@ -107,6 +114,15 @@ $(DOCS): requirements-docs.lock
 	@rm -rf .venv-docs
 	@$(PYTHON) -m venv .venv-docs
 	@.venv-docs/bin/python -m pip install --quiet --requirement requirements-docs.lock
+	@touch $@
+
+$(PEER)/.packages: benchmarks/llm_compressor.lock
+	@test -n "$(PYTHON)" || { echo 'No Python >= 3.11 with venv and pip found. Install one, or run: make PYTHON=/path/to/python3' >&2; exit 2; }
+	@echo "Building llm-compressor's environment in $(PEER) from benchmarks/llm_compressor.lock"
+	@rm -rf $(PEER)
+	@$(PYTHON) -m venv $(PEER)
+	@$(PEER)/bin/python -m pip install --quiet --requirement benchmarks/llm_compressor.lock
+	@$(PEER)/bin/python -m pip check --quiet
 	@touch $@
 
 $(READY): $(PACKAGES) pyproject.toml

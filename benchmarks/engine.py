@@ -19,6 +19,7 @@ def prune_folder(
     folder_out: Path,
     input_ids_ST: Tensor,
     method: str,
+    pattern: str,
     dtype: torch.dtype,
     update: str,
     fewest_steps: bool = False,
@@ -30,7 +31,9 @@ def prune_folder(
     if fewest_steps:
         refit.__kwdefaults__ = {**(refit.__kwdefaults__ or {}), "iterations": 1}
     epochs = 1 if fewest_steps else DEFAULT_EPOCHS
-    dass.prune_checkpoint(folder_in, folder_out, input_ids_ST, method, dtype=dtype, update=update, epochs=epochs)
+    dass.prune_checkpoint(
+        folder_in, folder_out, input_ids_ST, method, pattern=pattern, dtype=dtype, update=update, epochs=epochs
+    )
 
 
 def time_layers(folder: Path, input_ids_ST: Tensor, device: torch.device) -> tuple[float, list[float]]:

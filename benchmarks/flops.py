@@ -6,17 +6,24 @@ and the reported error are left out, so a rate computed from this count is a low
 Axes: S windows, T tokens a window, H hidden, I intermediate.
 """
 
+from collections import Counter
+
 from transformers import LlamaConfig
 
 
 def attention_flops(config: LlamaConfig, windows: int, length: int) -> int:
     """One layer's projections, and its scores and their weighted sum over the causal half of T × T."""
-    heads = config.num_attention_heads
-    width = config.head_dim or config.hidden_size // heads
-    queries, keys = heads * width, (config.num_key_value_heads or heads) * width
+    queries, keys = _widths(config)
     projections = 2 * windows * length * config.hidden_size * (2 * queries + 2 * keys)
     pairs = length * (length + 1) // 2
     return projections + 2 * (2 * windows * pairs * queries)
+
+
+def _widths(config: LlamaConfig) -> tuple[int, int]:
+    """Of the queries, and of the keys or the values."""
+    heads = config.num_attention_heads
+    width = config.head_dim or config.hidden_size // heads
+    return heads * width, (config.num_key_value_heads or heads) * width
 
 
 def mlp_flops(config: LlamaConfig, windows: int, length: int, matrices: int) -> int:
@@ -30,9 +37,25 @@ def layer_flops(config: LlamaConfig, windows: int, length: int, *, is_last: bool
     return attention_flops(config, windows, length) + mlp_flops(config, windows, length, dense + pruned)
 
 
+def linear_shapes(config: LlamaConfig) -> dict[tuple[int, int], int]:
+    """(out_features, in_features) of a layer's matrices -> how often a token goes through: all but the last layer."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    queries, keys = _widths(config)
+    products = [
+        *((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)),
+        *[(intermediate, hidden)] * 4,  # gate and up, dense and pruned
+        (hidden, intermediate),
+    ]
+    return dict(Counter(products))
+
+
+def model_flops(config: LlamaConfig, windows: int, length: int) -> int:
+    """Pruning all layers."""
+    layers = config.num_hidden_layers
+    return sum(layer_flops(config, windows, length, is_last=index == layers - 1) for index in range(layers))
+
+
 def engine_share(config: LlamaConfig, length: int) -> float:
     """Operations of the engine as a share of those of two full passes a layer, over a whole model."""
-    layers = config.num_hidden_layers
-    engine = sum(layer_flops(config, 1, length, is_last=index == layers - 1) for index in range(layers))
-    published = 2 * layers * (attention_flops(config, 1, length) + mlp_flops(config, 1, length, 3))
-    return engine / published
+    published = 2 * config.num_hidden_layers * (attention_flops(config, 1, length) + mlp_flops(config, 1, length, 3))
+    return model_flops(config, 1, length) / published

@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 
 from benchmarks import command, markdown
 from benchmarks.engine import time_layers
-from benchmarks.flops import layer_flops
+from benchmarks.flops import model_flops
 from benchmarks.kernels import LAYOUTS, compare_kernel
 from benchmarks.paths import FOLDER
 from benchmarks.random_checkpoint import ensure_checkpoint, llama_2_7b, llama_config, random_tokens
@@ -140,10 +140,7 @@ def measure_pruning(results: Results, size: Size, device: torch.device, scratch:
         figures: Record = {
             "embedding_seconds": embedding_seconds,
             "layer_seconds": layer_seconds,
-            "flops": sum(
-                layer_flops(size.config, size.windows, size.length, is_last=index == layers - 1)
-                for index in range(layers)
-            ),
+            "flops": model_flops(size.config, size.windows, size.length),
             "matmul": size.matmul,
             "matmul_flops_per_second": rate,
             "peak_device_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,

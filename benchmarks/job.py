@@ -5,30 +5,34 @@ weights counts, imports do not.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from benchmarks.paths import ROOT
 
-Side = Literal["engine", "reference"]
+Side = Literal["engine", "reference", "peer"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to run: one checkpoint pruned at 50 %, unstructured.
+    """What to run: one checkpoint pruned at 50 %.
 
     Attributes:
-        side: the engine, or the published procedure.
+        side: the engine, the published procedure, or another tool in an environment of its own.
         method: "dass", "wanda", "magnitude" or "sparsegpt".
         dtype: what is computed in, "float32" or "bfloat16".
         checkpoint: folder of the dense checkpoint.
         tokens: safetensors file with input_ids, LongTensor.
         windows: how many windows of it are used, the first ones.
         length: tokens a window, the first ones.
+        pattern: "unstructured", or an N:M pattern that keeps half.
         update: what becomes of the weights that stay, on the engine's side.
         fewest_steps: re-fits end after one epoch and one step of conjugate gradients, which takes as much memory as
             all of them.
@@ -41,6 +45,7 @@ class Job:
     tokens: Path
     windows: int
     length: int
+    pattern: str = "unstructured"
     update: str = "none"
     fewest_steps: bool = False
 
@@ -60,6 +65,23 @@ class Measurement:
     baseline_bytes: int
 
 
+@dataclass(frozen=True)
+class Program:
+    """What a measured process runs: given a job in JSON and a folder to write the pruned checkpoint into, it prints the
+    measurement in JSON as its last line.
+
+    Attributes:
+        argv: how it is called.
+        environment: variables that it gets besides this process's.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+OURS = Program((sys.executable, "-m", "benchmarks.measured"))
+
+
 class JobFailed(Exception):
     """A measured process ended with an error; its own words went to stderr."""
 
@@ -70,11 +92,23 @@ def run(job: Job, scratch: Path) -> Measurement:
     Raises:
         JobFailed: the process did not end well.
     """
+    with written(job, scratch) as (taken, _):
+        return taken
+
+
+@contextmanager
+def written(job: Job, scratch: Path, program: Program = OURS) -> Iterator[tuple[Measurement, Path]]:
+    """Measure a job in a fresh process, and show the checkpoint that it wrote into `scratch` before that is removed.
+
+    Raises:
+        JobFailed: the process did not end well.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     request = json.dumps(asdict(job), default=str)
     with tempfile.TemporaryDirectory(prefix="pruned-", dir=scratch) as output:
-        command = [sys.executable, "-m", "benchmarks.measured", request, output]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise JobFailed(f"{request} ended with status {done.returncode}.")
-    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+        command = [*program.argv, request, output]
+        environment = os.environ | program.environment
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise JobFailed(f"{request} ended with status {done.returncode}.")
+        yield Measurement(**json.loads(done.stdout.splitlines()[-1])), Path(output)

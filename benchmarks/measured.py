@@ -31,10 +31,10 @@ def measure(job: Job, output: Path) -> Measurement:
     baseline = _resident("VmRSS")
     began = time.perf_counter()
     if job.side == "engine":
-        prune_folder(job.checkpoint, output, input_ids_ST, job.method, dtype, job.update, job.fewest_steps)
+        prune_folder(job.checkpoint, output, input_ids_ST, job.method, job.pattern, dtype, job.update, job.fewest_steps)
     else:
         model = load_model(job.checkpoint, dtype)
-        prune_reference(model, input_ids_ST, job.method, parse_pattern("unstructured"))
+        prune_reference(model, input_ids_ST, job.method, parse_pattern(job.pattern))
         model.save_pretrained(output)
     seconds = time.perf_counter() - began
     # Linux counts both a few pages late, so that a peak can seem to lie below what came before it.

@@ -20,6 +20,7 @@ from benchmarks import (
     gpu,
     growth,
     many_masks,
+    peers,
     quality,
     refits,
     registry,
@@ -34,8 +35,8 @@ from dass.files import read_json
 PAGE, QUALITY_PAGE = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results.md"
 _INTRODUCTION = """# Benchmarks
 
-Made by `python -m benchmarks.render` from `benchmarks/results`, which `make bench` and, on a machine with a GPU, `make
-bench-gpu` fill.
+Made by `python -m benchmarks.render` from `benchmarks/results`, which `make bench-peers`, `make bench` and, on a
+machine with a GPU, `make bench-gpu` fill.
 
 The reference is the published layer-wise procedure written the plain way (`benchmarks/reference.py`): model in memory
 in float32, one window at a time, a hook on every linear, two full passes a layer, a full sort for every mask. The
@@ -64,6 +65,23 @@ class Section:
 
 
 SECTIONS = (
+    Section(
+        "Engine and llm-compressor",
+        "peers.json",
+        "python -m benchmarks.peers",
+        peers.tables,
+        "Wanda on the MLPs, from the checkpoint on disk to the pruned one written, on the CPU. In each turn the "
+        "reference, llm-compressor (`oneshot` with its WandaPruningModifier and its own defaults, in an environment "
+        "of its own: `make bench-peers`) and the engine run one after the other on the same tokens, in every other "
+        "turn in reverse order; torch is asked for huge pages in all of them. A ratio is that to llm-compressor in "
+        "the same type, taken inside each turn: the median of the turns, the least and the greatest. The floor is the "
+        "time that the matrix products of the engine's algorithm take (`benchmarks/flops.py`) at the highest rate "
+        "that this machine reached on the model's own shapes before and after them. Removed: zeros among the MLP "
+        "weights, those of the base included. Same masks: weights that are zero in the engine's checkpoint of the "
+        "same type too, or in neither, in the turn with the fewest; two unrelated masks agree on half. llm-compressor "
+        "reads its tokenizer before the clock starts, holds the model in the type that it computes in, and writes "
+        "that type; the engine writes the base's own, bfloat16, and waits until the disk has it.",
+    ),
     Section(
         "Engine against the published procedure",
         "speed.json",
@@ -207,7 +225,7 @@ def _section(section: Section, folder: Path) -> str:
     heading, file = f"## {section.title}", folder / section.results
     if file.exists():
         content: dict[str, Any] = read_json(file)
-        note = textwrap.fill(section.note, width=120)
+        note = textwrap.fill(section.note, width=120, break_on_hyphens=False)
         return "\n\n".join([heading, note, section.tables(content["records"]), _provenance(content)])
     if section.tables is not gpu.tables:
         return f"{heading}\n\nNot measured yet: `{section.command}`."

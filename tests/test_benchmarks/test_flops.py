@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from benchmarks.flops import attention_flops, engine_share, layer_flops, mlp_flops
+from benchmarks.flops import attention_flops, engine_share, layer_flops, linear_shapes, mlp_flops, model_flops
 from tests.models import HIDDEN, INTERMEDIATE, tiny_model, tiny_tokens
 
 TINY = LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=2, num_key_value_heads=2)
@@ -33,6 +33,20 @@ def test_matrix_products_of_a_layer_are_what_torch_counts() -> None:
     pairs = 2 * 16 * 17 // 2
     assert layer == attention_flops(config, 2, 16) - 4 * pairs * HIDDEN + mlp_flops(config, 2, 16, 3)
     assert mlp_flops(config, 2, 16, 1) == 2 * 32 * HIDDEN * INTERMEDIATE
+
+
+def test_the_matrices_of_a_layer_make_its_operations_but_for_the_scores() -> None:
+    shared = LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=2, num_key_value_heads=1)
+    shapes = linear_shapes(shared)
+    assert shapes == {(4, 4): 2, (2, 4): 2, (6, 4): 4, (4, 6): 1}
+    scores = 2 * 2 * 6 * 4  # one window of three tokens: 6 pairs
+    linears = sum(2 * 3 * rows * columns * times for (rows, columns), times in shapes.items())
+    assert layer_flops(shared, 1, 3) == scores + linears
+
+
+def test_nothing_follows_the_last_layer_of_a_model() -> None:
+    config = LlamaConfig(num_hidden_layers=3, hidden_size=4, intermediate_size=6, num_attention_heads=2)
+    assert model_flops(config, 2, 3) == 2 * layer_flops(config, 2, 3) + layer_flops(config, 2, 3, is_last=True)
 
 
 def test_the_engine_needs_less_than_two_full_passes() -> None:

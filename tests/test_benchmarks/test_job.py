@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.job import Job, JobFailed, Measurement, Side, run
+from benchmarks.job import Job, JobFailed, Measurement, Program, Side, run, written
 from benchmarks.measured import measure
 from benchmarks.random_checkpoint import write_tokens
 from tests.models import VOCABULARY
@@ -45,10 +45,29 @@ def test_a_process_of_its_own_reports_its_own_memory_and_leaves_no_files(tiny_ch
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_a_run_that_fails_says_which(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_says_which(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has no 5 windows of 16 tokens"):
         measure(_job(tiny_checkpoint, windows=5), tmp_path / "out")
-    monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that fails, and at once
-    with pytest.raises(JobFailed, match='"side": "engine".*"windows": 5.*ended with status 1'):
-        run(_job(tiny_checkpoint, windows=5), tmp_path / "scratch")
+    fails = Program(("/bin/false",))
+    failing = written(_job(tiny_checkpoint, windows=5), tmp_path / "scratch", fails)
+    with pytest.raises(JobFailed, match='"side": "engine".*"windows": 5.*ended with status 1'), failing:
+        pass
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+_OTHER_TOOL = """
+import json, os, pathlib, sys
+job, output = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
+(output / "pattern.txt").write_text(job["pattern"] + os.environ["WORD"])
+print("a line of its own")
+print(json.dumps({"seconds": 1.5, "peak_bytes": 20, "baseline_bytes": 10}))
+"""
+
+
+def test_another_program_is_told_the_job_and_shows_what_it_wrote(tmp_path: Path) -> None:
+    program = Program((sys.executable, "-I", "-c", _OTHER_TOOL), {"WORD": "!"})
+    asked = Job("peer", "wanda", "float32", tmp_path, tmp_path / "tokens", 4, 16, pattern="2:4")
+    with written(asked, tmp_path / "scratch", program) as (taken, folder):
+        assert taken == Measurement(1.5, 20, 10)
+        assert (folder / "pattern.txt").read_text() == "2:4!"
     assert not list((tmp_path / "scratch").iterdir())
