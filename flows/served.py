@@ -4,14 +4,21 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from dass.errors import InputError
 from flows.timetable import Timetable
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import take_lease
+from tasks.workspace.lock import flow_run_file
 from tasks.workspace.tied import end_with
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger("dass")
 
@@ -75,6 +82,56 @@ def check_served(workspace: str) -> None:
     served = os.environ.get(_WORKSPACE)
     if served and workspace != served:
         raise InputError(f'workspace is "{workspace}": this schedule works in "{served}" only. Leave it as it was.')
+
+
+def served(work: Callable[P, T]) -> Callable[P, T]:
+    """The body of a flow that a deployment may start: it takes no other workspace than its own, and while it works its
+    process holds a lease of the flow run, by which others see whether it lives. Its first parameter is the workspace.
+
+    Raises:
+        InputError: another workspace.
+    """
+
+    @wraps(work)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        workspace = str(args[0] if args else kwargs["workspace"])
+        check_served(workspace)
+        with _leased(Workspace.at(workspace)):
+            return work(*args, **kwargs)
+
+    return kept
+
+
+@contextmanager
+def _leased(ws: Workspace) -> Iterator[None]:
+    """Hold this flow run's lease, if a deployment started it, and free the slots of runs that lost theirs."""
+    from prefect.runtime import flow_run
+
+    if not is_served() or flow_run.id is None:
+        yield
+        return
+    from flows.slots import free_slots
+
+    path = flow_run_file(ws, str(flow_run.id))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease = take_lease(path, f"Flow run {flow_run.name}")
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s): should this run and its worker be killed, its slot stays taken until somebody "
+            "ends the run on Prefect's page",
+            path,
+            error.strerror,
+        )
+        yield
+        return
+    try:
+        lease.note(flow=str(flow_run.flow_name), run=str(flow_run.name), count=str(flow_run.run_count))
+        free_slots(ws)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lease.release()
 
 
 def is_served() -> bool:

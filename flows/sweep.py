@@ -15,7 +15,7 @@ from flows.cancellation import cancel_when_interrupted, crash_lost
 from flows.notices import tells_failure
 from flows.run import Run, run_of
 from flows.runners import elsewhere, worker_here
-from flows.served import check_served
+from flows.served import served
 from flows.stages import wanted_stages
 from flows.swept_before import PREPARED, made_from
 from tasks.sweep.space import Point
@@ -37,6 +37,7 @@ logger = logging.getLogger("dass")
 
 @flow(name="sweep", persist_result=False, on_crashed=[cancel_when_interrupted])
 @tells_failure
+@served
 def sweep(workspace: str, changes: list[str]) -> Swept:
     """Prune and measure the workspace's model with many settings. Nothing is registered, params.yaml stays as it is.
 
@@ -44,7 +45,6 @@ def sweep(workspace: str, changes: list[str]) -> Swept:
         workspace: the folder with params.yaml, dvc.yaml and .dvc.
         changes: `section.key=values`: what is swept over, and what all points have.
     """
-    check_served(workspace)
     ws = Workspace.at(workspace)
     with workspace_lock(ws), WholeSweep(ws, changes) as whole:
         crash_lost(ws)
