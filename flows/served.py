@@ -163,9 +163,17 @@ def _wait_for_the_others(workspace: str) -> None:
 
 
 @contextmanager
-def place_of(ws: Workspace) -> Iterator[Workspace]:
-    """Where a run works: in the workspace, or, when a schedule with a revision started it, in its checkout."""
-    revision = os.environ.get(_REVISION)
+def place_of(workspace: str, changes: Sequence[str] = ()) -> Iterator[Workspace]:
+    """Where a run works: in the workspace, or, when a schedule with a revision started it, in its checkout.
+
+    Args:
+        workspace, changes: as for `obey_schedule`, which comes first.
+
+    Raises:
+        InputError: as that, and as `Workspace.at` and `tasks.versioning.checkout.checked_out`.
+    """
+    obey_schedule(workspace, changes)
+    ws, revision = Workspace.at(workspace), os.environ.get(_REVISION)
     if not revision:
         yield ws
         return

@@ -141,7 +141,7 @@ def _stuck_sweeps(client: "MlflowClient", experiment: str, places: dict[str, Hol
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
-    is_ours = str(client.tracking_uri).startswith("sqlite") and not _is_held(places["workspace"])
+    is_ours = str(client.tracking_uri).startswith("sqlite") and not any(map(_is_held, places.values()))
     return [
         _said("sweep", f"{left.name} was stopped: {left.told or 'nothing more was heard of it'}", _GO_ON)
         for left in left_sweeps(client, str(found.experiment_id))

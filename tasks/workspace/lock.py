@@ -54,6 +54,11 @@ def schedule_file(ws: Workspace) -> Path:
     return ws.private / "schedule"
 
 
+def sweep_file(ws: Workspace) -> Path:
+    """The lease of whoever sweeps, in the workspace or in its checkout: both have the same points."""
+    return ws.registry / ".dass" / "sweep"
+
+
 def flow_run_file(ws: Workspace, flow_run: str) -> Path:
     """The lease of a flow run that a deployment started, whatever it works on; `flow_run` is Prefect's id of it."""
     return ws.private / "flow-runs" / flow_run
