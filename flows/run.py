@@ -30,6 +30,7 @@ from tasks.versioning.push import is_pushed, push
 from tasks.versioning.remote import remotes_of
 from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
+from tasks.workspace.gpus import gpus_held
 from tasks.workspace.lock import check_held, clear_workspace, lease_of, workspace_lock
 from tasks.workspace.progress import working
 from tasks.workspace.settings import Settings
@@ -163,18 +164,21 @@ def aliases_of(ws: Workspace, model: str, version: str) -> list[str]:
 
 @contextmanager
 def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Iterator[Run]:
-    """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
+    """Hold the workspace and its GPUs, and read everything once; what can be refused is refused before any work."""
     with place_of(workspace, changes) as place, run_in(place, changes, until) as run:
         yield run
 
 
 @contextmanager
-def run_in(place: Workspace, changes: Sequence[str] = (), until: str | None = None) -> Iterator[Run]:
-    """The same where the place is known: a workspace, or the checkout of one."""
+def run_in(
+    place: Workspace, changes: Sequence[str] = (), until: str | None = None, what: str = "dass run"
+) -> Iterator[Run]:
+    """The same where the place is known: a workspace, or the checkout of one. `what` is told to who wants its GPU."""
     with _held(place, changes, until) as run:
         check_start(run.ws, run.settings)
         tell_same_text(run.ws, run.settings)
-        yield run
+        with gpus_held(run.ws, run.settings.engine, what):
+            yield run
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from dass.errors import InputError
 from flows.timetable import Timetable
 from tasks.workspace.folder import Workspace
+from tasks.workspace.gpus import WAIT
 from tasks.workspace.lease import take_lease
 from tasks.workspace.lock import flow_run_file
 from tasks.workspace.tied import end_with
@@ -27,6 +28,7 @@ _WORKSPACE = "DASS_SERVED_WORKSPACE"  # prefect.yaml sets it, too
 _CHANGES = "DASS_SERVED_CHANGES"  # JSON; without it a run may be given any
 _JITTER = "DASS_SERVED_JITTER"
 _REVISION = "DASS_SERVED_REVISION"
+_GPU_SECONDS = "21600"  # prefect.yaml has them, too
 
 
 def schedule_here(ws: Workspace, changes: Sequence[str], timetable: Timetable, revision: str | None) -> None:
@@ -41,6 +43,7 @@ def schedule_here(ws: Workspace, changes: Sequence[str], timetable: Timetable, r
     os.environ[_CHANGES] = json.dumps(list(changes))
     os.environ[_JITTER] = str(timetable.jitter)
     os.environ[_REVISION] = revision or ""
+    os.environ.setdefault(WAIT, _GPU_SECONDS)  # nobody is there to try again
 
 
 def obey_schedule(workspace: str, changes: Sequence[str] = ()) -> None:

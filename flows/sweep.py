@@ -57,7 +57,7 @@ def work_on_alike(whole: WholeSweep, ws: Workspace, points: list[Point]) -> None
     """Work on points that share base, calibration and dense evaluation."""
     with ExitStack() as until_done:
         try:
-            run = until_done.enter_context(run_in(ws, points[0].changes, PREPARED))
+            run = until_done.enter_context(run_in(ws, points[0].changes, PREPARED, "dass sweep"))
             whole.prepared(points, made_from(run.started))
             prepare(run)
             for name, outcome in run.outcomes.items():
