@@ -80,7 +80,10 @@ class Server:
         return limit.active_slots
 
     def heard_of(self, worker: str) -> None:
-        self.client.request("POST", f"/work_pools/{self.pool}/workers/heartbeat", json={"name": worker})
+        there = {"work_pool_name": self.pool}
+        self.client.request(
+            "POST", "/work_pools/{work_pool_name}/workers/heartbeat", path_params=there, json={"name": worker}
+        )
 
 
 @pytest.fixture
