@@ -71,8 +71,12 @@ def crash_lost(ws: Workspace) -> None:
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):  # it was another server's
         run = client.read_flow_run(UUID(left))
         if run.state is None or not run.state.is_final():
-            reason = f"{lease.reason[:1].upper()}{lease.reason[1:]}"
-            client.set_flow_run_state(run.id, Crashed(message=f"{reason}. {_KEPT}"), force=True)
+            client.set_flow_run_state(run.id, crashed(lease.reason), force=True)
+
+
+def crashed(reason: str) -> "State":
+    """The state of a run that was lost; `reason` as a lease has it."""
+    return Crashed(message=f"{reason[:1].upper()}{reason[1:]}. {_KEPT}")
 
 
 def _runs(deployment: str | None, *seen_as: StateType) -> "list[FlowRun]":

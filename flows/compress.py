@@ -13,6 +13,7 @@ from flows.notices import tell_lost, tells_failure
 from flows.progress import log_layer, progress_artifact
 from flows.retries import AGAIN
 from flows.run import Run, run_of
+from flows.served import served
 from flows.shown import name_flow_run, show_result, tag_version
 from flows.stages import StageName, wanted_stages
 from flows.summary import Stopped, Summary
@@ -54,6 +55,7 @@ class Done:
 
 @flow(name="compress", persist_result=False, on_crashed=[cancel_when_interrupted])
 @tells_failure
+@served
 def compress(workspace: str, changes: list[str] | None = None, until: StageName | None = None) -> Summary | Stopped:
     """Prune the workspace's model, measure what that cost, and register the result.
 

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from dass.errors import InfrastructureError
 from flows.cancellation import cancel_when_interrupted
 from flows.retries import AGAIN
-from flows.served import check_served
+from flows.served import served
 from tasks.disk import freeing
 from tasks.disk.freeing import Asked, Freed, Plan
 from tasks.registry.registration import check_reachable
@@ -20,6 +20,7 @@ _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
 @flow(name="gc", flow_run_name="gc", persist_result=False, on_crashed=[cancel_when_interrupted])
+@served
 def gc(workspace: str, dry_run: bool = True, keep_sweeps: bool = False, deleted_versions: bool = False) -> Freed | None:
     """Free work folders, DVC's cache and MLflow's files that no version, commit, work tree or unfinished run needs.
 
@@ -29,7 +30,6 @@ def gc(workspace: str, dry_run: bool = True, keep_sweeps: bool = False, deleted_
         keep_sweeps: leave the masks of finished sweeps.
         deleted_versions: also free the files of versions that were deleted in MLflow.
     """
-    check_served(workspace)
     ws = Workspace.at(workspace)
     check_reachable(ws)
     asked = Asked(sweeps=not keep_sweeps, deleted_versions=deleted_versions)

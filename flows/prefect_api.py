@@ -75,7 +75,7 @@ def prefect_server(
 
     Args:
         ws: the workspace; a damaged database in its private folder is made anew. While it is locked, runs that were
-            killed are called crashed there.
+            killed are called crashed there; at a server that was there, those of deployments that died on this machine.
         schedules: whether an own server also keeps schedules and shows its UI.
         meanwhile: done while the server starts, such as slow imports.
 
@@ -88,7 +88,10 @@ def prefect_server(
     given = settings.api.url
     with _given_server(settings) if given else own_server(schedules, ws.private, meanwhile, settings) as server:
         if given:
+            from flows.slots import free_slots
+
             meanwhile()
+            free_slots(ws)
         elif holds(ws) and Database.of(settings, ws.private).disposable:
             from flows.cancellation import crash_unfinished
 

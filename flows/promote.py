@@ -9,7 +9,7 @@ from flows.cancellation import cancel_when_interrupted
 from flows.links import log_of
 from flows.notices import tell_decision, tell_rollback, tells_failure
 from flows.retries import AGAIN
-from flows.served import check_served
+from flows.served import served
 from tasks.notify import check_notify
 from tasks.promotion import decision
 from tasks.promotion.champion import RolledBack
@@ -24,6 +24,7 @@ _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 @flow(name="promote", flow_run_name="promote {version}", persist_result=False, on_crashed=[cancel_when_interrupted])
 @tells_failure
+@served
 def promote(
     workspace: str, version: str = registration.ALIAS, force: bool = False, reason: str | None = None
 ) -> decision.Decision:
@@ -35,7 +36,6 @@ def promote(
         force: promote although a rule does not hold.
         reason: why; needed with `force`.
     """
-    check_served(workspace)
     ws = Workspace.at(workspace)
     settings = load_settings(ws.params)
     model, rules = settings.register_.model, settings.promote

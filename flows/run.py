@@ -10,7 +10,7 @@ from dass.files import read_json
 from flows.checks import check_start
 from flows.once import settings_once
 from flows.overrides import parse_changes
-from flows.served import obey_schedule, place_of
+from flows.served import place_of
 from flows.stages import STAGES, wanted_stages
 from flows.summary import Stopped, Summary
 from tasks.evaluation.same_text import tell_same_text
@@ -30,6 +30,7 @@ from tasks.versioning.push import is_pushed, push
 from tasks.versioning.remote import remotes_of
 from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
+from tasks.workspace.gpus import gpus_held
 from tasks.workspace.lock import check_held, clear_workspace, lease_of, workspace_lock
 from tasks.workspace.progress import working
 from tasks.workspace.settings import Settings
@@ -163,22 +164,31 @@ def aliases_of(ws: Workspace, model: str, version: str) -> list[str]:
 
 @contextmanager
 def run_of(workspace: str, changes: Sequence[str] = (), until: str | None = None) -> Iterator[Run]:
-    """Hold the workspace and read everything once; what can be refused is refused here, before any work."""
-    with _held(workspace, changes, until) as run:
-        check_start(run.ws, run.settings)
-        tell_same_text(run.ws, run.settings)
+    """Hold the workspace and its GPUs, and read everything once; what can be refused is refused before any work."""
+    with place_of(workspace, changes) as place, run_in(place, changes, until) as run:
         yield run
 
 
 @contextmanager
-def _held(workspace: str, changes: Sequence[str], until: str | None) -> Iterator[Run]:
+def run_in(
+    place: Workspace, changes: Sequence[str] = (), until: str | None = None, what: str = "dass run"
+) -> Iterator[Run]:
+    """The same where the place is known: a workspace, or the checkout of one. `what` is told to who wants its GPU."""
+    with _held(place, changes, until) as run:
+        check_start(run.ws, run.settings)
+        tell_same_text(run.ws, run.settings)
+        with gpus_held(run.ws, run.settings.engine, what):
+            yield run
+
+
+@contextmanager
+def _held(place: Workspace, changes: Sequence[str], until: str | None) -> Iterator[Run]:
     """The same, when nobody knows yet whether there is work that could be refused."""
-    obey_schedule(workspace, changes)
     wanted_stages(until)
-    with place_of(Workspace.at(workspace)) as held, workspace_lock(held):
-        clear_workspace(held)
-        clear_lost(held)
-        with settings_once(held, parse_changes(changes, "--with")) as ws:
+    with workspace_lock(place):
+        clear_workspace(place)
+        clear_lost(place)
+        with settings_once(place, parse_changes(changes, "--with")) as ws:
             started = start_run(ws)
             run = Run(ws, started, until)
             with run.live:
@@ -210,7 +220,7 @@ def finished(workspace: str, changes: Sequence[str] = (), until: str | None = No
     Raises:
         InputError: as the run itself.
     """
-    with _held(workspace, changes, until) as run:
+    with place_of(workspace, changes) as place, _held(place, changes, until) as run:
         found = _finished(run)
         if found is None:
             check_start(run.ws, run.settings)

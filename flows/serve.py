@@ -72,6 +72,7 @@ def serve_schedule(
         from flows.cancellation import crash_left
         from flows.compress import compress
         from flows.served import schedule_here
+        from flows.slots import free_slots
 
         asked = revision if checks_out else None
         schedule_here(ws, changes, timetable, asked)
@@ -95,6 +96,7 @@ def serve_schedule(
         tell_when_due()
         name = deployment_name(ws)
         crash_left(name)
+        free_slots(ws)
         with Watch(name, tell_of_run), _runs_end_with_us(ws):
             compress.serve(
                 name=name,

@@ -4,14 +4,22 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from dass.errors import InputError
 from flows.timetable import Timetable
 from tasks.workspace.folder import Workspace
+from tasks.workspace.gpus import WAIT
+from tasks.workspace.lease import take_lease
+from tasks.workspace.lock import flow_run_file
 from tasks.workspace.tied import end_with
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger("dass")
 
@@ -20,6 +28,7 @@ _WORKSPACE = "DASS_SERVED_WORKSPACE"  # prefect.yaml sets it, too
 _CHANGES = "DASS_SERVED_CHANGES"  # JSON; without it a run may be given any
 _JITTER = "DASS_SERVED_JITTER"
 _REVISION = "DASS_SERVED_REVISION"
+_GPU_SECONDS = "21600"  # prefect.yaml has them, too
 
 
 def schedule_here(ws: Workspace, changes: Sequence[str], timetable: Timetable, revision: str | None) -> None:
@@ -34,6 +43,7 @@ def schedule_here(ws: Workspace, changes: Sequence[str], timetable: Timetable, r
     os.environ[_CHANGES] = json.dumps(list(changes))
     os.environ[_JITTER] = str(timetable.jitter)
     os.environ[_REVISION] = revision or ""
+    os.environ.setdefault(WAIT, _GPU_SECONDS)  # nobody is there to try again
 
 
 def obey_schedule(workspace: str, changes: Sequence[str] = ()) -> None:
@@ -77,6 +87,56 @@ def check_served(workspace: str) -> None:
         raise InputError(f'workspace is "{workspace}": this schedule works in "{served}" only. Leave it as it was.')
 
 
+def served(work: Callable[P, T]) -> Callable[P, T]:
+    """The body of a flow that a deployment may start: it takes no other workspace than its own, and while it works its
+    process holds a lease of the flow run, by which others see whether it lives. Its first parameter is the workspace.
+
+    Raises:
+        InputError: another workspace.
+    """
+
+    @wraps(work)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        workspace = str(args[0] if args else kwargs["workspace"])
+        check_served(workspace)
+        with _leased(Workspace.at(workspace)):
+            return work(*args, **kwargs)
+
+    return kept
+
+
+@contextmanager
+def _leased(ws: Workspace) -> Iterator[None]:
+    """Hold this flow run's lease, if a deployment started it, and free the slots of runs that lost theirs."""
+    from prefect.runtime import flow_run
+
+    if not is_served() or flow_run.id is None:
+        yield
+        return
+    from flows.slots import free_slots
+
+    path = flow_run_file(ws, str(flow_run.id))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease = take_lease(path, f"Flow run {flow_run.name}")
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s): should this run and its worker be killed, its slot stays taken until somebody "
+            "ends the run on Prefect's page",
+            path,
+            error.strerror,
+        )
+        yield
+        return
+    try:
+        lease.note(flow=str(flow_run.flow_name), run=str(flow_run.name), count=str(flow_run.run_count))
+        free_slots(ws)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lease.release()
+
+
 def is_served() -> bool:
     """Whether nobody sits before this run: a schedule or a work pool started it."""
     return bool(os.environ.get(_WORKSPACE))
@@ -106,9 +166,17 @@ def _wait_for_the_others(workspace: str) -> None:
 
 
 @contextmanager
-def place_of(ws: Workspace) -> Iterator[Workspace]:
-    """Where a run works: in the workspace, or, when a schedule with a revision started it, in its checkout."""
-    revision = os.environ.get(_REVISION)
+def place_of(workspace: str, changes: Sequence[str] = ()) -> Iterator[Workspace]:
+    """Where a run works: in the workspace, or, when a schedule with a revision started it, in its checkout.
+
+    Args:
+        workspace, changes: as for `obey_schedule`, which comes first.
+
+    Raises:
+        InputError: as that, and as `Workspace.at` and `tasks.versioning.checkout.checked_out`.
+    """
+    obey_schedule(workspace, changes)
+    ws, revision = Workspace.at(workspace), os.environ.get(_REVISION)
     if not revision:
         yield ws
         return

@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +52,9 @@ STAGES = {
 }
 
 
+_WITHOUT_DEVICE = ("sources", "materialize", "plots")
+
+
 def wanted_stages(until: str | None) -> list[str]:
     """The stages up to one, in order; None: all.
 
@@ -71,7 +75,7 @@ def run_stage(ws: Workspace, name: str) -> None:
     Under torchrun rank 0 holds the workspace for all.
 
     Raises:
-        InputError: bad settings, or another run holds the workspace.
+        InputError: bad settings, or another run holds the workspace or the GPU.
         InputsChangedError: an input changed while the stage worked.
     """
     if int(os.environ.get("RANK", "0")) > 0:
@@ -80,7 +84,12 @@ def run_stage(ws: Workspace, name: str) -> None:
         STAGES[name].work(ws, load_settings(ws.params))
         return
     from tasks.versioning.stages import watched_inputs
+    from tasks.workspace.gpus import gpus_held
     from tasks.workspace.lock import workspace_lock
 
-    with workspace_lock(ws), watched_inputs(ws, name) as settings:
+    with ExitStack() as until_done:
+        until_done.enter_context(workspace_lock(ws))
+        settings = until_done.enter_context(watched_inputs(ws, name))
+        if name not in _WITHOUT_DEVICE:
+            until_done.enter_context(gpus_held(ws, settings.engine, f"dass {name}"))
         STAGES[name].work(ws, settings)

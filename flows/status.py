@@ -20,7 +20,7 @@ from tasks.versioning.checkout import lease_file as checkout_lease
 from tasks.versioning.checkout import standing as standing_checkout
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import Holder, holder
-from tasks.workspace.lock import lease_file, schedule_file
+from tasks.workspace.lock import dead_flow_runs, lease_file, schedule_file
 from tasks.workspace.redaction import redacted, shown_address
 from tasks.workspace.settings import load_settings
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _GO_ON = "the same dass sweep goes on where it was"
 _RUN_AGAIN = "the next dass run goes on behind its finished layers"
+_FREE_IT = "dass stack up, or the next run that reports to Prefect, says so there and frees its slot"
 _RUNS = 10
 
 
@@ -118,6 +119,10 @@ def _stuck_here(ws: Workspace, places: dict[str, Holder | None], schedule: Holde
     if schedule is not None and schedule.state == "lost":
         told = f"dass serve ended without a word ({schedule.reason}): {schedule.owner.told}"
         yield _said("schedule", told, "start it again: dass serve")
+    for dead in dead_flow_runs(ws).values():
+        name, flow = dead.owner.work.get("run", ""), dead.owner.work.get("flow", "")
+        told = f"{name} ({flow}) of a deployment was lost ({dead.reason}): where its worker was, too, later runs wait"
+        yield _said("flow run", told, _FREE_IT)
     if _is_held(places["workspace"]):
         return  # what is half done there, somebody does
     for attempt in unfinished(ws, store_named(ws)):
@@ -136,7 +141,7 @@ def _stuck_sweeps(client: "MlflowClient", experiment: str, places: dict[str, Hol
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
-    is_ours = str(client.tracking_uri).startswith("sqlite") and not _is_held(places["workspace"])
+    is_ours = str(client.tracking_uri).startswith("sqlite") and not any(map(_is_held, places.values()))
     return [
         _said("sweep", f"{left.name} was stopped: {left.told or 'nothing more was heard of it'}", _GO_ON)
         for left in left_sweeps(client, str(found.experiment_id))

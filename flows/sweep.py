@@ -13,9 +13,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.cancellation import cancel_when_interrupted, crash_lost
 from flows.notices import tells_failure
-from flows.run import Run, run_of
+from flows.run import Run, run_in
 from flows.runners import elsewhere, worker_here
-from flows.served import check_served
+from flows.served import place_of, served
 from flows.stages import wanted_stages
 from flows.swept_before import PREPARED, made_from
 from tasks.sweep.space import Point
@@ -37,28 +37,27 @@ logger = logging.getLogger("dass")
 
 @flow(name="sweep", persist_result=False, on_crashed=[cancel_when_interrupted])
 @tells_failure
+@served
 def sweep(workspace: str, changes: list[str]) -> Swept:
     """Prune and measure the workspace's model with many settings. Nothing is registered, params.yaml stays as it is.
 
     Args:
-        workspace: the folder with params.yaml, dvc.yaml and .dvc.
+        workspace: the folder with params.yaml, dvc.yaml and .dvc. A deployment works in a checkout of it.
         changes: `section.key=values`: what is swept over, and what all points have.
     """
-    check_served(workspace)
-    ws = Workspace.at(workspace)
-    with workspace_lock(ws), WholeSweep(ws, changes) as whole:
+    with place_of(workspace, changes) as ws, workspace_lock(ws), WholeSweep(ws, changes) as whole:
         crash_lost(ws)
         for points in whole.batches():
             for alike in whole.alike(points):
-                work_on_alike(whole, workspace, alike)
+                work_on_alike(whole, ws, alike)
         return end(whole)
 
 
-def work_on_alike(whole: WholeSweep, workspace: str, points: list[Point]) -> None:
+def work_on_alike(whole: WholeSweep, ws: Workspace, points: list[Point]) -> None:
     """Work on points that share base, calibration and dense evaluation."""
     with ExitStack() as until_done:
         try:
-            run = until_done.enter_context(run_of(workspace, points[0].changes, PREPARED))
+            run = until_done.enter_context(run_in(ws, points[0].changes, PREPARED, "dass sweep"))
             whole.prepared(points, made_from(run.started))
             prepare(run)
             for name, outcome in run.outcomes.items():
@@ -123,7 +122,8 @@ def submit(run: Run, point: Point, asked: Sweep, refused: set[str], done: "Queue
 def asked_of(ws: Workspace, point: Point, asked: Sweep) -> dict[str, str]:
     """A point for whoever works on it: text, which every scheduler carries as it is."""
     settings = point.settings.model_dump_json(by_alias=True)
-    told = {"root": str(ws.root), "once": str(ws.once or ""), "settings": settings, "runner": asked.runner}
+    places = {"root": ws.root, "once": ws.once or "", "keeper": ws.keeper or ""}
+    told = {**{name: str(path) for name, path in places.items()}, "settings": settings, "runner": asked.runner}
     if asked.runner == "threads":
         return told
     threads = {} if asked.address else {"threads": str(threads_here())}
@@ -134,7 +134,8 @@ def asked_of(ws: Workspace, point: Point, asked: Sweep) -> dict[str, str]:
 def work_on(asked: dict[str, str]) -> "Record":
     from tasks.sweep import work
 
-    ws = Workspace(Path(asked["root"]), Path(asked["once"]) if asked["once"] else None)
+    once, keeper = (Path(asked[name]) if asked[name] else None for name in ("once", "keeper"))
+    ws = Workspace(Path(asked["root"]), once, keeper=keeper)
     settings = validate_settings(json.loads(asked["settings"]), "the point's settings")
     if "wanted" in asked:
         try:

@@ -10,7 +10,7 @@ from dass.errors import UnavailableError
 from flows.cancellation import cancel_when_interrupted
 from flows.notices import tells_failure
 from flows.retries import AGAIN
-from flows.served import check_served
+from flows.served import served
 from tasks.promotion import verification
 from tasks.promotion.proof import Proof
 from tasks.registry.registration import check_reachable
@@ -26,6 +26,7 @@ class UnprovedError(RuntimeError):
 
 @flow(name="verify all", flow_run_name="verify all", persist_result=False, on_crashed=[cancel_when_interrupted])
 @tells_failure
+@served
 def verify_all(workspace: str, replay: bool = False) -> list[Proof]:
     """Prove every version of the workspace's model, the newest first: files, signature, ledger, weights, pattern.
 
@@ -33,7 +34,6 @@ def verify_all(workspace: str, replay: bool = False) -> list[Proof]:
         workspace: the folder with params.yaml, dvc.yaml and .dvc. A deployment takes none but its own.
         replay: also prune again from the data that DVC kept, and compare the masks. Takes as long as pruning did.
     """
-    check_served(workspace)
     ws = Workspace.at(workspace)
     model = load_settings(ws.params).register_.model
     check_reachable(ws)

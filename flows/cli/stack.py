@@ -115,6 +115,34 @@ def status(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
 
 
 @stack.command()
+def worker(
+    pool: Annotated[str, typer.Option(metavar="NAME", help="The work pool, made when there is none.")] = "dass",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What Prefect calls it: each of a pool has its own. Default: dass@ and this machine."
+        ),
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Take runs from a work pool of the server at PREFECT_API_URL, until stopped: `prefect worker start`, behind
+    a look at what its predecessor left.
+
+    Runs that were killed together with a worker are still counted by Prefect, and those behind them wait. They are
+    called crashed first, where their process is gone from this machine for certain, and each is told in a line.
+    `dass stack up` starts its worker so; the containers of deploy/ do, too. One works in a workspace at a time.
+
+        dass stack worker
+        dass stack worker --pool release --name release
+    """
+    environment = dict(os.environ)  # the worker gets what we were given
+    ws = open_workspace(workspace)
+    from flows.stack.worker import become_worker
+
+    become_worker(ws, pool, name, environment)
+
+
+@stack.command()
 def account(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the account; one that is there gets the role.")],
     role: Annotated[

@@ -90,10 +90,11 @@ def outliers(
         windows,
     )
     from tasks.study.results import study_outliers
+    from tasks.workspace.gpus import gpus_held
     from tasks.workspace.lock import workspace_lock
 
     command = shlex.join(["dass", "study", "outliers", *asked.as_options()])
-    with workspace_lock(ws):
+    with workspace_lock(ws), gpus_held(ws, settings.engine, "dass study"):
         done = study_outliers(ws, settings, asked, output or ws.root / "study" / "outliers", command)
     _show(done, as_json)
 
@@ -136,10 +137,11 @@ def sensitivity(
 
     asked = AskedMatrices(tuple(_listed("patterns", patterns, str)), windows, tuple(_listed("totals", totals, float)))
     from tasks.study.sensitivity import study_sensitivity
+    from tasks.workspace.gpus import gpus_held
     from tasks.workspace.lock import workspace_lock
 
     command = shlex.join(["dass", "study", "sensitivity", *asked.as_options()])
-    with workspace_lock(ws):
+    with workspace_lock(ws), gpus_held(ws, settings.engine, "dass study"):
         done = study_sensitivity(ws, settings, asked, output or ws.root / "study" / "sensitivity", command)
     _show(done, as_json)
 

@@ -91,8 +91,7 @@ def services(place: Place, folder: Path, host: str, ports: Ports, mark: str) -> 
         )
 
     def worker() -> Started:
-        command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "stack"]
-        command += ["--with-healthcheck"]
+        command = ["flows", "stack", "worker", "--pool", POOL, "--name", "stack"]
 
         def works() -> bool:
             return worker_works(worker_uri) and _is_limited(place, prefect_uri)

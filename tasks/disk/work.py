@@ -38,7 +38,7 @@ def unneeded_work(ws: Workspace, needs: Needs, *, sweeping: bool, sweeps: bool) 
     else:
         for folder in _inside(ws.statistics):
             _add(found, folder, "statistics of dense models", "no run is unfinished; a run that wants them makes them")
-    if sweeping:
+    if sweeping or ws.keeper is not None:  # a checkout's sweeps are the workspace's
         return found
     for folder in _inside(ws.sweeps / "work"):
         _add(found, folder, "work of sweeps", "every point of it is finished")
@@ -51,7 +51,7 @@ def unneeded_work(ws: Workspace, needs: Needs, *, sweeping: bool, sweeps: bool) 
 
 def _halves(ws: Workspace) -> Iterator[Path]:
     """Where half-written files may lie: a run clears these when it starts."""
-    sweeps = [ws.sweeps, ws.sweeps / "masks", ws.sweeps / "work"]
+    sweeps = [] if ws.keeper is not None else [ws.sweeps, ws.sweeps / "masks", ws.sweeps / "work"]
     for folder in (ws.base.parent, ws.metrics, ws.plots, ws.private, ws.private / "work", ws.statistics, *sweeps):
         if folder.is_dir():
             yield folder

@@ -18,6 +18,7 @@ from tasks.registry.version_folder import MANIFEST, SETTINGS, VERSION, recovery_
 from tasks.sources.tokens import digest_of_ids
 from tasks.versioning.dvc_data import pull
 from tasks.workspace.folder import Workspace
+from tasks.workspace.gpus import gpus_held
 from tasks.workspace.settings import Settings, validate_settings
 
 
@@ -31,6 +32,7 @@ def replayed(ws: Workspace, folder: Path) -> str:
     Raises:
         ProofError: other masks came out.
         UnavailableError: the data cannot be pulled, or this engine is another than the one that made the version.
+        InputError: another run has the GPU.
     """
     recorded, version = read_json(folder / MANIFEST), read_json(folder / VERSION)
     engine = recorded["engine"]
@@ -39,10 +41,11 @@ def replayed(ws: Workspace, folder: Path) -> str:
             f"engine version {engine['version']} made it, and this is {ENGINE_VERSION}: "
             f"check out commit {version['git']['commit']} and replay there."
         )
-    with scratch_folder(Path(gettempdir()), "dass-replay") as scratch:
+    settings = _settings(folder, engine)
+    with gpus_held(ws, settings.engine, "a replay"), scratch_folder(Path(gettempdir()), "dass-replay") as scratch:
         empty = Workspace(scratch.resolve())
         pull(ws, {path: version["dvc"][path] for path in (BASE, CALIBRATION)}, empty.root)
-        stages.prune(empty, _settings(folder, engine))
+        stages.prune(empty, settings)
         again, expected = read_json(empty.masks / run.MANIFEST), recorded["masks"]["digest"]
         recovered = _recovered(ws, folder, version, empty) if again["masks"]["digest"] == expected else None
     if again["masks"]["digest"] != expected:

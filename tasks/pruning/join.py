@@ -11,6 +11,7 @@ from tasks.pruning.nodes import Job, answer, asked_for, facts_of, note_failure, 
 from tasks.pruning.processes import ProcessesError, end, reason_in, start_node
 from tasks.versioning.checkout import standing
 from tasks.workspace.folder import Workspace
+from tasks.workspace.gpus import gpus_held
 from tasks.workspace.lease import holder
 from tasks.workspace.lock import lease_file
 from tasks.workspace.settings import validate_settings
@@ -33,7 +34,8 @@ def join(ws: Workspace, wait: float) -> list[str]:
         The stages that were worked on.
 
     Raises:
-        InputError: this machine computes with something else than the first node, or all nodes are there.
+        InputError: this machine computes with something else than the first node, all nodes are there, or another run
+            has the GPU.
         InfrastructureError: no run came, or its address does not answer.
         ProcessesError: the work stopped, here or elsewhere.
     """
@@ -84,14 +86,15 @@ class _Heart:
 def _work_on(ws: Workspace, job: Job, run: _Heart) -> None:
     file = ws.root / job.settings
     settings = validate_settings(json.loads(file.read_text(encoding="utf-8")), str(file))
-    number = answer(ws, job, facts_of(ws, settings, job.stage))
-    logger.info("%s: node %d of %d, %d process(es)", job.stage, number, job.nodes, job.processes)
-    try:
-        _wait_for_address(ws, job)
-        _take_part(ws, job, number, run, file.with_name(f"processes_{number}.log"))
-    except InfrastructureError as error:
-        note_failure(ws, job, number, str(error))
-        raise
+    with gpus_held(ws, settings.engine, "dass join"):
+        number = answer(ws, job, facts_of(ws, settings, job.stage))
+        logger.info("%s: node %d of %d, %d process(es)", job.stage, number, job.nodes, job.processes)
+        try:
+            _wait_for_address(ws, job)
+            _take_part(ws, job, number, run, file.with_name(f"processes_{number}.log"))
+        except InfrastructureError as error:
+            note_failure(ws, job, number, str(error))
+            raise
 
 
 def _wait_for_address(ws: Workspace, job: Job) -> None:

@@ -19,13 +19,15 @@ from tasks.sweep.swept import Swept, write_sweep
 from tasks.sweep.tracked import TrackedSweep
 from tasks.sweep.work import failed, key_of
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import Lease, take_lease
+from tasks.workspace.lock import sweep_file
 from tasks.workspace.settings import Sweep
 
 logger = logging.getLogger("dass")
 
 
 class WholeSweep:
-    """One sweep while it runs. As a context it tells MLflow when the sweep was stopped."""
+    """One sweep while it runs. As a context it is the workspace's only one, and tells MLflow when it was stopped."""
 
     def __init__(self, ws: Workspace, changes: Sequence[str]) -> None:
         """Read and check what is asked for.
@@ -43,13 +45,18 @@ class WholeSweep:
         self._made_from: dict[str, str] = {}
         self._shared: dict[str, float] = {}
         self._tracked: TrackedSweep | None = None
+        self._lease: Lease | None = None
 
     def __enter__(self) -> "WholeSweep":
+        """Raises InputError: another one is at work; the message names its process."""
+        self._lease = take_lease(sweep_file(self._ws), f"Sweeping {self._ws.registry}")
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and self._tracked is not None:
             self._tracked.stop(error, len(self._done))
+        assert self._lease is not None
+        self._lease.release()
 
     @property
     def asked(self) -> Sweep:

@@ -49,7 +49,7 @@ class Workspace:
 
     @property
     def registry(self) -> Path:
-        """The folder of mlflow.db and mlartifacts, which MLflow has without a server."""
+        """The folder of mlflow.db and mlartifacts, which MLflow has without a server: a checkout's keeper."""
         return self.keeper or self.root
 
     @property
@@ -135,8 +135,9 @@ class Workspace:
 
     @property
     def sweeps(self) -> Path:
-        """One folder per sweep, and beside them what points share: masks, figures, records."""
-        return self.private / "sweeps"
+        """One folder per sweep, and beside them what points share: masks, figures, records. A checkout's are those of
+        the workspace that it belongs to."""
+        return self.registry / ".dass" / "sweeps"
 
     @property
     def batches(self) -> Path:

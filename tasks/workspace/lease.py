@@ -191,11 +191,13 @@ class Holder:
         state: "alive"; "lost"; "elsewhere": on another machine, where only its heartbeat could tell, which takes as
             long as it may be silent.
         reason: why it was lost.
+        is_dead: whether its process is gone for certain. One that was lost may only be asleep.
     """
 
     owner: Owner
     state: Literal["alive", "lost", "elsewhere"]
     reason: str | None = None
+    is_dead: bool = False
 
 
 def holder(path: Path) -> Holder | None:
@@ -218,7 +220,7 @@ def holder(path: Path) -> Holder | None:
     if owner.boot != _boot() and not (is_free and owner.machine == _machine()):
         return Holder(owner, "elsewhere")
     reason = fate(owner, is_free, lambda: owner)
-    return Holder(owner, "alive") if reason is None else Holder(owner, "lost", reason)
+    return Holder(owner, "alive") if reason is None else Holder(owner, "lost", reason, is_free)
 
 
 def take_lease(path: Path, what: str, on_loss: Callable[[], object] = lambda: None) -> Lease:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dass.files import asking_before_writes, clear_leftovers
 from tasks.workspace.folder import Workspace
-from tasks.workspace.lease import Lease, take_lease
+from tasks.workspace.lease import Holder, Lease, holder, take_lease
 
 _held_here: dict[Path, Lease] = {}
 
@@ -52,6 +52,22 @@ def lease_file(ws: Workspace) -> Path:
 def schedule_file(ws: Workspace) -> Path:
     """The lease of whoever keeps a schedule of it."""
     return ws.private / "schedule"
+
+
+def sweep_file(ws: Workspace) -> Path:
+    """The lease of whoever sweeps, in the workspace or in its checkout: both have the same points."""
+    return ws.registry / ".dass" / "sweep"
+
+
+def flow_run_file(ws: Workspace, flow_run: str) -> Path:
+    """The lease of a flow run that a deployment started, whatever it works on; `flow_run` is Prefect's id of it."""
+    return ws.private / "flow-runs" / flow_run
+
+
+def dead_flow_runs(ws: Workspace) -> dict[str, Holder]:
+    """The flow runs whose process is gone, and has not given its lease back: id -> who that was. Only looks."""
+    held = {path.name: holder(path) for path in sorted((ws.private / "flow-runs").glob("*"))}
+    return {name: found for name, found in held.items() if found is not None and found.is_dead}
 
 
 def holds(ws: Workspace) -> bool:

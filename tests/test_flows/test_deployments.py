@@ -57,6 +57,10 @@ def test_every_deployment_is_one_of_ours_with_a_limit_of_one_and_a_time_limit() 
     assert told()["gc"]["parameters"]["dry_run"] is True  # nobody is asked there
     night = told()["nightly"]["work_pool"]["job_variables"]["env"]
     assert (night["DASS_SERVED_CHANGES"], night["DASS_SERVED_REVISION"]) == ("[]", "HEAD")
+    works_in_a_checkout = {
+        name for name in NAMES if "DASS_SERVED_REVISION" in told()[name]["work_pool"]["job_variables"]["env"]
+    }
+    assert works_in_a_checkout == {"nightly", "by-hand", "sweep"}
 
 
 def test_stages_are_picked_from_a_list() -> None:

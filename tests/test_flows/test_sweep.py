@@ -15,13 +15,18 @@ from typing import Any
 import psutil
 import pytest
 
+from dass.errors import InputError
 from dass.files import read_json
 from flows.cli.main import run_command
+from flows.sweep import sweep
 from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
+from tasks.workspace.lease import take_lease
+from tasks.workspace.lock import sweep_file
 from tests.servers import free_port
 from tests.test_flows.conftest import ROOT, Commands, typed
 from tests.test_flows.test_compress import wait_for
+from tests.test_flows.test_serve import committed, of_the_person
 
 GRID = ("-S", "prune.sparsity=0.3,0.5", "-S", "prune.method=dass,wanda,sparsegpt", "-S", "prune.propagation=dense")
 EACH_ONCE = ["1", "2", "3", "4", "5", "6", "parent"]
@@ -110,6 +115,31 @@ def test_a_point_is_what_a_run_is_and_one_that_fails_does_not_stop_the_others(
         **answer,
         "found": 4,
     }
+
+
+def test_a_sweep_of_a_deployment_works_in_the_checkout_and_its_points_are_the_workspaces(
+    commands: Commands, finished: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(finished)
+    finished.params.write_text(finished.params.read_text() + "# not committed\n")
+    before, asked = of_the_person(finished), "prune.alpha=0,0.5"
+    with monkeypatch.context() as served, commands.reporting():
+        served.setenv("DASS_SERVED_WORKSPACE", str(finished.root))
+        served.setenv("DASS_SERVED_REVISION", "HEAD")
+        other = take_lease(sweep_file(finished), "another sweep")
+        held = rf"Sweeping {finished.root} is held by another run \(process {os.getpid()}"
+        with pytest.raises(InputError, match=held):
+            sweep(str(finished.root), [asked])
+        other.release()
+        made = sweep(str(finished.root), [asked])
+    assert (len(made.done), made.failed) == (2, [])
+    assert of_the_person(finished) == before
+    there = Workspace(finished.private / "checkout", keeper=finished.root)
+    assert (there.base / "config.json").is_file()
+    assert not (there.private / "sweeps").exists()
+    assert list((finished.private / "flow-runs").iterdir()) == []
+    answer = again_without_heavy_libraries(commands, finished, asked)
+    assert (answer["found"], answer["mlflow_run"]) == (2, made.mlflow_run)
 
 
 @pytest.mark.slow

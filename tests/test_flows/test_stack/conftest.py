@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 
@@ -17,7 +18,10 @@ from flows.initialise import make_workspace
 from flows.stack.place import Place, read_environment
 from tasks.workspace.folder import Workspace
 from tests.servers import free_port, installed
-from tests.test_flows.conftest import SERVER_AT, TINY, Commands
+from tests.test_flows.conftest import ROOT, SERVER_AT, TINY, Commands
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,30 @@ class RunningStack:
 
     def as_account(self, account: str) -> Commands:
         return Commands({**self.commands.environment, **self.login(account)})
+
+    def deployed(self, name: str) -> UUID:
+        """A deployment of prefect.yaml for this workspace, with the code of this repository."""
+        text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+        where = 'directory: "{{ $PWD }}"'
+        assert where in text
+        file = self.ws.root.parent / "prefect.yaml"
+        file.write_text(text.replace(where, f'directory: "{ROOT}"'), encoding="utf-8")
+        asked = ("--no-prompt", "deploy", "--prefect-file", str(file), "--name", name)
+        self.as_account("runner")(Workspace(ROOT), "prefect", *asked, PWD=str(self.ws.root))
+        with self.prefect() as client:
+            (made,) = [each for each in client.read_deployments() if each.name == name]
+        return UUID(str(made.id))
+
+    @contextmanager
+    def prefect(self) -> Iterator["SyncPrefectClient"]:
+        """A client of its Prefect server."""
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        login = self.login("runner")
+        at = {PREFECT_API_URL: login["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: login["PREFECT_API_AUTH_STRING"]}
+        with temporary_settings(at), get_client(sync_client=True) as client:
+            yield client
 
     def databases(self) -> dict[str, str]:
         """Name of a database -> every row of every table of it, as text."""

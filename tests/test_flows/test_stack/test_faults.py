@@ -1,11 +1,16 @@
-"""The stack while a run works: Postgres is killed, which `dass stack up` mends, or a login is changed."""
+"""The stack while a run works: Postgres is killed, or the worker with its run, which `dass stack up` mends, or a login
+is changed."""
+
+import json
 
 import psutil
 import pytest
 
 from flows.stack.accounts import Server
+from tasks.workspace.folder import Workspace
+from tests.test_flows.test_compress import wait_for
 from tests.test_flows.test_stack.conftest import RunningStack, answer
-from tests.test_flows.victim import Victim
+from tests.test_flows.victim import SECONDS, Victim, layers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
@@ -53,3 +58,38 @@ def test_a_run_whose_login_is_changed_names_it_and_goes_on_with_the_new_one(stac
     victim.fails(f"MLFLOW_TRACKING_URI is {uri}", "login", status=2)
     change(old)
     victim.goes_on()
+
+
+@pytest.mark.faults("kill -9 of a worker and its run")
+def test_a_run_killed_with_its_worker_frees_its_slot_and_the_one_that_waits_goes_on_behind_it(
+    stack: RunningStack,
+) -> None:
+    by_hand, ws = stack.deployed("by-hand"), stack.ws
+    there = Workspace(ws.private / "checkout", keeper=ws.root)
+    asked = {"changes": [_LONG, "prune.alpha=0.45"]}
+    with stack.prefect() as client:
+
+        def state(run: object) -> str:
+            found = client.read_flow_run(run.id).state  # type: ignore[attr-defined]
+            assert found is not None
+            return f"{found.type.value}: {found.message}"
+
+        first = client.create_flow_run_from_deployment(by_hand, parameters=asked)
+        known = layers_of(there)
+        wait_for(lambda: bool(layers_of(there).keys() - known.keys()) or state(first)[0] in "CF", seconds=SECONDS)
+        second = client.create_flow_run_from_deployment(by_hand, parameters=asked)
+        kill(stack, "worker")
+        layers = layers_of(there)
+        assert layers.keys() - known.keys(), state(first)
+        assert state(first).startswith("RUNNING")
+        told = stack.as_account("runner")(ws, "dass", "status", "--json", status=None).stdout
+        (stuck,) = [each for each in json.loads(told)["stuck"] if each["what"] == "flow run"]
+        assert f"{first.name} (compress) of a deployment was lost (its process was killed)" in stuck["told"]
+        assert mend(stack) == ["worker"]
+        assert state(first).startswith("CRASHED: Its process was killed. Finished layers are kept")
+        wait_for(lambda: state(second)[0] in "CF", seconds=SECONDS)
+        assert state(second).startswith("COMPLETED"), state(second)
+        assert [tag for tag in client.read_flow_run(second.id).tags if tag.startswith("version ")]
+    kept = layers_of(there)
+    assert {path: kept.get(path) for path in layers} == layers, "a finished layer was done again"
+    assert list((ws.private / "flow-runs").iterdir()) == []
