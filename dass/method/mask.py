@@ -77,8 +77,8 @@ def _keep_largest(score_OC: Tensor, removed: int, axis: int) -> Tensor:
     """Keep all but the `removed` smallest along an axis."""
     if removed in (0, score_OC.shape[axis]):
         return torch.full_like(score_OC, removed == 0, dtype=torch.bool)
-    where = selection if score_OC.device.type == "cpu" else selection_on_device
-    keep_RN = where.keep_largest(score_OC if axis == 1 else score_OC.T, removed)
+    keep_largest = selection.keep_largest if score_OC.device.type == "cpu" else selection_on_device.keep_largest
+    keep_RN = keep_largest(score_OC if axis == 1 else score_OC.T, removed)
     return keep_RN if axis == 1 else keep_RN.T.contiguous()
 
 
@@ -92,5 +92,6 @@ def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
         along = score_OC.T if axis == 0 else score_OC
         keep = _keep_largest(along.reshape(-1, group), removed, 1).view(along.shape)
         return (keep.T if axis == 0 else keep).contiguous()
-    where = selection if score_OC.device.type == "cpu" else selection_on_device
-    return where.keep_in_groups(score_OC, group, removed, axis)
+    on_host = score_OC.device.type == "cpu"
+    choose = selection.keep_in_groups if on_host else selection_on_device.keep_in_groups
+    return choose(score_OC, group, removed, axis)

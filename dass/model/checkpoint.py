@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -22,6 +23,7 @@ from torch import Tensor
 from dass.digests import Digests, Hashing
 from dass.errors import InputError
 from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_weight_map, weight_files
+from dass.model.prefetch import one_ahead
 from dass.model.tensor_bytes import DTYPES, bytes_of
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
@@ -184,7 +186,8 @@ class Checkpoint:
         Args:
             folder: where to; its files are made or overwritten, and synced to disk.
             changed: gets a tensor's name and value (float tensors only) and returns the new value, same shape and
-                dtype, or None to keep it. At most one tensor is in memory at a time.
+                dtype, or None to keep it. Called in a thread, for one tensor while the one before it is hashed and
+                written: two are in memory at a time.
             md5: whether the digests have one, too.
 
         Returns:
@@ -193,11 +196,12 @@ class Checkpoint:
         written: dict[str, Digests] = {}
         for file in self._headers:
             hashing = Hashing(md5)
-            with (folder / file).open("wb") as target:
-                for part in self._parts(file, changed):
+            with (folder / file).open("wb") as target, ThreadPoolExecutor(1) as beside:
+                for part in one_ahead(self._parts(file, changed)):
+                    hashed = beside.submit(hashing.update, part)
                     target.write(part)
-                    hashing.update(part)
-                    del part  # before the next one is in memory
+                    hashed.result()
+                    del part, hashed  # before the next but one is in memory
                 target.flush()
                 os.fsync(target.fileno())
             written[file] = hashing.digests()

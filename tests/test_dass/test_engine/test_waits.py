@@ -76,7 +76,8 @@ def test_the_count_sees_what_it_is_to_see() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_waits_no_more_often_for_more_batches() -> None:
     def waited(batches: int) -> int:
-        model: Any = tiny_model().to("cuda")
+        model: Any = tiny_model()
+        model.to("cuda")
         pruner = LayerwisePruner(Decoder(model), tiny_tokens(batches), plan(), buffering=Buffering(16))
         pruner.prune_layer(0)
         torch.cuda.set_sync_debug_mode("warn")
