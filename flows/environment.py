@@ -22,8 +22,8 @@ _DEFAULTS = {
     # What Prefect starts (its server, a scheduled run) takes no module from the folder it is started in: a user's
     # tasks.py or typing.py may lie there.
     "PYTHONSAFEPATH": "1",
-    # torch asks for huge pages: a new large tensor costs a fault a page, up to a third of the time on a CPU. Read when its
-    # first memory is taken.
+    # torch asks for huge pages: a new large tensor costs a fault a page, up to a third of the time on a CPU. Read
+    # when its first memory is taken.
     "THP_MEM_ALLOC_ENABLE": "1",
     # Noise.
     "GIT_PYTHON_REFRESH": "quiet",
