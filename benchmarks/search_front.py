@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks import command, markdown
 from benchmarks.paths import FOLDER, ROOT
@@ -85,8 +86,9 @@ def figure(found: dict[str, list[Point]], told: dict[str, str], title: str) -> F
             across, ratios = zip(*front(points), strict=True)
             axes.step(across, ratios, where="pre", color=_COLOURS[name], label=told[name])
         axes.set(title=title, xlabel="share of MLP weights that go", ylabel="perplexity, × dense", yscale="log")
-        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            ticks("{x:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper left")
     return made
 
