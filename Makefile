@@ -77,7 +77,7 @@ bench: $(READY)
 	@.venv/bin/python -m benchmarks.render
 
 # make bench-peers  the engine beside llm-compressor, which gets an environment of its own, on the same tokens
-#             (an hour; goes on if stopped; make bench-peers OPTIONS='--models smollm2-135m --dtype float32 --repeats 1')
+#             (over an hour; goes on if stopped; make bench-peers OPTIONS='--models smollm2-135m --dtype float32 --repeats 1')
 bench-peers: $(READY) $(PEER)/.packages
 	@.venv/bin/python -m benchmarks.peers $(FRESH) $(OPTIONS)
 	@.venv/bin/python -m benchmarks.render

@@ -227,16 +227,17 @@ def main() -> None:
                 if results.find(key) is None:
                     print(f"{model}, {pattern}, turn {turn + 1} of {arguments.repeats}", flush=True)
                     before = _rates(config, arguments.dtype)
-                    runs = take_turn(jobs if turn % 2 == 0 else jobs[::-1], _in_its_environment)
+                    runs = take_turn(jobs if turn % 2 == 0 else jobs[::-1], measured_process)
                     after = _rates(config, arguments.dtype)
                     rates = {dtype: max(before[dtype], after[dtype]) for dtype in arguments.dtype}
                     results.add(key, {"flops": model_flops(config, **size), "rates": rates, "runs": runs})
 
 
-def _in_its_environment(job: Job) -> AbstractContextManager[tuple[Measurement, Path]]:
+def measured_process(job: Job, scratch: Path = FOLDER) -> AbstractContextManager[tuple[Measurement, Path]]:
+    """A job measured in the environment of its side, and the checkpoint that it wrote into `scratch`."""
     script = str(ROOT / "benchmarks" / "llm_compressor.py")
     program = Program((str(PYTHON), "-I", "-W", "ignore", script), _ENVIRONMENT) if job.side == "peer" else OURS
-    return written(job, FOLDER, program)
+    return written(job, scratch, program)
 
 
 def _rates(config: LlamaConfig, dtypes: Sequence[str]) -> dict[str, float]:

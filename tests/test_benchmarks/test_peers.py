@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from benchmarks import peers
@@ -16,7 +17,7 @@ from benchmarks.paths import ROOT
 from benchmarks.random_checkpoint import write_tokens
 from benchmarks.timing import model_rate
 from dass.errors import InputError
-from tests.models import VOCABULARY
+from tests.models import VOCABULARY, save_tiny_checkpoint
 
 
 def _run(side: str, dtype: str, seconds: float, peak: float, same: float = 1.0) -> dict[str, Any]:
@@ -92,6 +93,30 @@ def test_a_turn_compares_what_was_written_with_the_engines(pattern: str, tiny_ch
     other = peers.take_turn([job("peer", "magnitude"), job("engine", "wanda")], here)
     assert other[0]["removed"] == 0.5
     assert other[0]["same"] < 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not peers.PYTHON.exists(), reason="llm-compressor's environment is not there: make bench-peers")
+@pytest.mark.parametrize("pattern", peers.PATTERNS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_llm_compressor_removes_what_the_engine_removes_and_changes_nothing_else(
+    family: str, pattern: str, tmp_path: Path
+) -> None:
+    checkpoint, tokens = save_tiny_checkpoint(tmp_path / "model", family), tmp_path / "tokens.safetensors"
+    write_tokens(tokens, 4, 16, VOCABULARY)
+    theirs, ours = (
+        Job(side, "wanda", "float32", checkpoint, tokens, 4, 16, pattern=pattern) for side in ("peer", "engine")
+    )
+    measure(ours, tmp_path / "ours")
+    with peers.measured_process(theirs, tmp_path) as (taken, folder):
+        assert taken.peak_bytes >= taken.baseline_bytes > 50e6
+        assert peers.same_masks(peers.mlp_zeros(folder), peers.mlp_zeros(tmp_path / "ours")) > 0.998
+        written = load_file(folder / "model.safetensors")
+    base = load_file(checkpoint / "model.safetensors")
+    assert written.keys() == base.keys()
+    for name, value in written.items():
+        kept = (value != 0) | (".mlp." not in name)
+        assert torch.equal(value, torch.where(kept, base[name].to(value.dtype), 0.0)), name
 
 
 def test_a_checkpoint_of_other_matrices_is_no_peer() -> None:
