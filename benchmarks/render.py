@@ -120,8 +120,8 @@ SECTIONS = (
         "shape_7b.json",
         "python -m benchmarks.shape_7b",
         shape_7b.table,
-        "Random bfloat16 weights in shards of 1 GB, streamed; DaSS. Growth is that of peak memory over the row above. "
-        "Memory is what is measured here: the time is one run's, whatever else the machine did.",
+        "Random bfloat16 weights in shards of 1 GB, streamed; DaSS, half of the weights. Growth is that of peak memory "
+        "over the row above of the same pattern. The time is one run's, from the first weight read to the pruned checkpoint synced to disk.",
     ),
     Section(
         "Memory of re-fits to the whole block's target",

@@ -18,7 +18,10 @@ def test_each_size_is_written_pruned_and_removed_once(tmp_path: Path, monkeypatc
     monkeypatch.setattr(job, "run", measured_here)
     shape_7b.main()
     records = read_json(tmp_path / "shape_7b.json")["records"]
-    assert [(record["layers"], record["windows"], record["length"]) for record in records] == [(2, 4, 128)]
+    expected = [(2, "unstructured", 4, 128), (2, "2:4", 4, 128)]
+    assert [
+        tuple(record[name] for name in ("layers", "pattern", "windows", "length")) for record in records
+    ] == expected
     assert records[0]["peak_bytes"] >= records[0]["baseline_bytes"]
     assert not list((tmp_path / "scratch").iterdir())
     shape_7b.main()  # found in the results
