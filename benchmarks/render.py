@@ -121,7 +121,8 @@ SECTIONS = (
         "python -m benchmarks.shape_7b",
         shape_7b.table,
         "Random bfloat16 weights in shards of 1 GB, streamed; DaSS, half of the weights. Growth is that of peak memory "
-        "over the row above of the same pattern. The time is one run's, from the first weight read to the pruned checkpoint synced to disk.",
+        "over the row above of the same pattern. The time is one run's, from the first weight read to the pruned "
+        "checkpoint synced to disk.",
     ),
     Section(
         "Memory of re-fits to the whole block's target",

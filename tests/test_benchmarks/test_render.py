@@ -57,7 +57,7 @@ def test_growth_and_the_7b_shape_show_what_was_measured(tmp_path: Path) -> None:
         growth | {"layers": 32, "windows": 16, "seconds": 12.34, "peak_bytes": 7.7e8},
         growth | {"layers": 8, "windows": 64, "seconds": 45.67, "peak_bytes": 8.8e8},
     )
-    shape = {"windows": 4, "length": 128, "baseline_bytes": 5e8, "stored_bytes": 13.5e9}
+    shape = {"pattern": "2:4", "windows": 4, "length": 128, "baseline_bytes": 5e8, "stored_bytes": 13.5e9}
     _write(
         tmp_path,
         "shape_7b.json",
@@ -67,7 +67,7 @@ def test_growth_and_the_7b_shape_show_what_was_measured(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert "| 32 | — | — | 12.3 s | 0.77 GB | — | — |" in text
     assert "| 64 | — | — | 45.7 s | 0.88 GB | — | — |" in text
-    assert "| 32 | 4 × 128 | 13.50 GB | 2.05 GB | +2.5% | 0.50 GB | 321.0 s |" in text
+    assert "| 2:4 | 32 | 4 × 128 | 13.50 GB | 2.05 GB | +2.5% | 0.50 GB | 321.0 s |" in text
 
 
 def test_what_was_not_measured_is_said_and_no_figure_stands_for_it(tmp_path: Path) -> None:
