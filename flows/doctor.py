@@ -74,7 +74,7 @@ def doctor(ws: Workspace | None) -> Iterator[Finding]:
     yield _looked("device", lambda: device("auto" if settings is None else settings.engine.device))
     yield _looked("disk", lambda: disk(ws.root, _COPIES * _size(ws.base)))
     yield _looked("git", lambda: git(ws, settings))
-    yield _looked("pipeline", lambda: pipeline(ws))
+    yield _looked("pipeline", lambda: stages(ws))
     yield _looked("DVC remote", lambda: dvc_remote(ws, settings))
     yield _looked("MLflow", lambda: mlflow(ws))
     yield _looked("Prefect", lambda: prefect(ws))
@@ -161,7 +161,7 @@ def git(ws: Workspace, settings: Settings | None) -> Finding:
     return Finding("git", "ok", told)
 
 
-def pipeline(ws: Workspace) -> Finding:
+def stages(ws: Workspace) -> Finding:
     """Whether DVC can read the files that it keeps the stages by."""
     from tasks.versioning.stages import dvc_repo
 
