@@ -2,7 +2,7 @@
 
 numpy's partition and comparisons take many scores in one instruction, carry no indices along and leave Python's lock,
 so some rows at a time, which stay in a core's cache, are chosen from in every thread that torch would use. On 2 cores
-that is 3 to 20 times as fast as `torch.kthvalue` and torch's comparisons of whole matrices; what is found is the same.
+that is 3 to 8 times as fast as `torch.kthvalue` and torch's comparisons of whole matrices; what is found is the same.
 
 R rows, N scores in each; O, C the axes of a matrix.
 """

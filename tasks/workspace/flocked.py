@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from dass.errors import InputError
 
@@ -50,11 +51,11 @@ def hold(
     """
     handle = _opened(path)
     try:
-        if not _taken(handle):
+        if not take_flock(handle):
             if wait > 0:
                 tell(f"{what} is held by {_said(handle)}: waiting for it, up to {wait:.0f} s")
             deadline = time.monotonic() + wait
-            while not _taken(handle):
+            while not take_flock(handle):
                 if time.monotonic() >= deadline:
                     waited = f" after {wait:.0f} s" if wait > 0 else ""
                     raise InputError(f"{what} is held by {_said(handle)}{waited}. Wait for it, or stop it.")
@@ -89,10 +90,11 @@ def _opened(path: Path) -> int:
         return handle
 
 
-def _taken(handle: int) -> bool:
+def take_flock(file: int | IO[str]) -> bool:
+    """Lock an open file for this process alone; False: another has it, and not only to look."""
     for _ in range(_ATTEMPTS):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_ATTEMPT_SECONDS)
         else:

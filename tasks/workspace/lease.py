@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dass.errors import InfrastructureError, InputError
+from tasks.workspace.flocked import take_flock
 
 VARIABLE = "DASS_LEASE"
 """Seconds that a run may be silent before another may take its place."""
@@ -35,7 +36,6 @@ _SHORTEST, _LONGEST = 1.0, 3_600.0
 _BEATS = 12  # within the silence that an owner may keep
 _FAREWELL_SECONDS = 2.0
 _TRIES = 5  # the file may be exchanged while we open it
-_LOOKS, _LOOK_SECONDS = 3, 0.01  # who only looks has it locked for a moment
 
 logger = logging.getLogger("dass")
 
@@ -248,7 +248,7 @@ def _tried(path: Path, what: str) -> Lease | None:
     file = _opened(path)
     is_taken = False
     try:
-        is_free = _flock(file)
+        is_free = take_flock(file)
         if not _is_at(file, path):
             return None
         text = _text(path)
@@ -272,7 +272,7 @@ def _taken_over(path: Path, owner: Owner | None, reason: str) -> Lease | None:
     beside = path.with_name(f"{path.name}.next")
     file = _opened(beside)
     now = Owner.read(_text(path))
-    if not _flock(file) or not _is_at(file, beside) or now != owner:
+    if not take_flock(file) or not _is_at(file, beside) or now != owner:
         file.close()
         return None
     lease = Lease(path, file, owner, reason)
@@ -315,17 +315,6 @@ def _held(what: str, owner: Owner | None) -> InputError:
 
 def _opened(path: Path) -> IO[str]:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
-
-
-def _flock(file: IO[str]) -> bool:
-    for _ in range(_LOOKS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOOK_SECONDS)
-        else:
-            return True
-    return False
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from flows.slots import NewWorker, free_slots
 from flows.status import status
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lock import dead_flow_runs, flow_run_file
-from tests.test_flows.conftest import ROOT, Commands
+from tests.beside import beside
+from tests.test_flows.conftest import Commands
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -99,24 +100,9 @@ def server(commands: Commands, tmp_path: Path) -> Iterator[Server]:
         yield Server(client, ws, pool, made)
 
 
-@contextmanager
-def working(ws: Workspace, run: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+def working(ws: Workspace, run: str, **env: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """A process that holds the lease of a run."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKS, str(ws.root), run],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "works\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return beside(WORKS, str(ws.root), run, says="works", **env)
 
 
 def killed(ws: Workspace, run: str) -> None:

@@ -1,13 +1,12 @@
 """One run at a time on a GPU, by a real flock across processes. Which GPUs there are is the one thing pretended."""
 
-import os
 import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tasks.workspace import gpus
 from tasks.workspace.folder import Workspace
 from tasks.workspace.gpus import FOLDER, WAIT, gpus_held, gpus_of, wait_allowed
 from tasks.workspace.settings import Engine
+from tests.beside import beside
 
 ROOT = Path(__file__).parents[3]
 ONE, TWO = "GPU-8f2a", "GPU-c3d4"
@@ -52,24 +52,9 @@ def held() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def elsewhere(*uuids: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+def elsewhere(*uuids: str, **env: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """Another process that computes on them, until it is told to stop."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMPUTES, "/theirs", *uuids],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "computes\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return beside(COMPUTES, "/theirs", *uuids, says="computes", **env)
 
 
 def test_a_gpu_that_is_taken_is_refused_in_a_line_that_names_its_holder_until_that_one_dies(

@@ -5,11 +5,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from tasks.workspace import lease as leases
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import Lease, LeaseLostError, Owner, fate, silence_allowed, take_lease
 from tasks.workspace.lock import check_held, lease_of, workspace_lock
+from tests.beside import beside
 
 ROOT = Path(__file__).parents[3]
 HOLDS = """
@@ -53,24 +52,9 @@ def path(ws: Workspace) -> Path:
     return ws.private / "lock"
 
 
-@contextmanager
-def holder(ws: Workspace) -> Iterator[subprocess.Popen[str]]:
+def holder(ws: Workspace) -> AbstractContextManager[subprocess.Popen[str]]:
     """Another process that holds the workspace, and writes when it is told to."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(ws.root)],
-        cwd=ROOT,
-        env={**os.environ, "DASS_LEASE": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return beside(HOLDS, str(ws.root), says="held", DASS_LEASE="1")
 
 
 class Clock:
@@ -209,7 +193,7 @@ def test_a_machine_that_lives_is_not_taken_over_from(path: Path, monkeypatch: py
     try:
         monkeypatch.setattr(leases, "_boot", lambda: "another machine's")
         monkeypatch.setattr(leases, "_machine", lambda: "another")
-        monkeypatch.setattr(leases, "_flock", lambda file: True)  # a shared folder without locks
+        monkeypatch.setattr(leases, "take_flock", lambda file: True)  # a shared folder without locks
         with pytest.raises(InputError, match=rf"process {os.getpid()} on "):
             take_lease(path, "it")
     finally:
