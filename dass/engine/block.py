@@ -99,7 +99,7 @@ class _MlpHalf:
     def __init__(self, walk: LayerwisePass, dense: LayerwisePass, runner: LayerRunner, names: Sequence[str]) -> None:
         self._walk, self._dense, self._runner = walk, dense, runner
         self._parameters = {name: runner.layer.get_parameter(name) for name in names}
-        power_ST = torch.empty(walk.hidden.shape[:2])
+        power_ST = torch.empty(walk.hidden.shape[:2], dtype=torch.float32)
         for rows, _, _, _ in walk.batches():
             power_ST[rows] = dense.hidden.read(rows).float().square().sum(dim=-1).cpu()
         if not power_ST.isfinite().all():

@@ -304,7 +304,8 @@ class LayerwisePruner:
         moves = {name: keep[name].clone() for name in values}
         for mlp, seen in zip(runner.mlps, statistics, strict=True):
             for place in mlp.places.values() if seen.starved else ():
-                moves[place.parameter][place.at] = False
+                if place.parameter in moves:  # it is not where all its experts starve
+                    moves[place.parameter][place.at] = False
         if self._plan.tune_norms:
             norms = self._decoder.stored_weights(self.next_layer, runner.norms)
             values = {**values, **{name: norm.clone() for name, norm in norms.items()}}

@@ -95,7 +95,7 @@ def token_losses(
         logger.info("%s: no body and head found that give its logits; small batches.", type(model).__name__)
         rows = max(1, min(rows, _LOGITS_AT_ONCE // vocabulary // length))
     step = tokens_at_once(vocabulary)
-    losses_WL = torch.empty(windows, length - 1)
+    losses_WL = torch.empty(windows, length - 1, dtype=torch.float32)
     for start in range(0, windows, rows):
         batch_WL = windows_WL[start : start + rows].to(device)
         found: list[Tensor] = []

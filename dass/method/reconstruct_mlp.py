@@ -87,12 +87,12 @@ def refit_mlp(
     """
     _check(weights, keep, x_TH, y_TH, importance_T, steps, batch_tokens, learning_rate)
     if importance_T is None:
-        importance_T = torch.ones(len(x_TH), device=x_TH.device)
+        importance_T = torch.ones(len(x_TH), dtype=torch.float32, device=x_TH.device)
     importance_T = importance_T.float()
     fitted = x_TH, y_TH, importance_T
     judges = fitted
     if held_back is not None and len(held_back[0]):
-        judges = (*held_back, torch.ones(len(held_back[0]), device=x_TH.device))
+        judges = (*held_back, torch.ones(len(held_back[0]), dtype=torch.float32, device=x_TH.device))
     power = _power(*fitted[1:])
     start: dict[str, Tensor] = {name: weights[name].masked_fill(~keep[name], 0.0) + 0.0 for name in PROJECTIONS}
 

@@ -276,19 +276,20 @@ def _gates_plainly(mlp: GluMlp) -> bool:
     """Run the module's own forward with matrices of 8 neurons and values that a clamp or a threshold would show on."""
     hidden, neurons = 4, 8
     generator = torch.Generator().manual_seed(0)
-    x = 8.0 * torch.randn(6, hidden, generator=generator)
-    gate, up = (8.0 * torch.randn(neurons, hidden, generator=generator) for _ in range(2))
+    x = 8.0 * torch.randn(6, hidden, generator=generator, dtype=torch.float32)
+    gate, up = (8.0 * torch.randn(neurons, hidden, generator=generator, dtype=torch.float32) for _ in range(2))
     values: dict[str, Tensor] = {}
     for projection, place in mlp.places.items():
         name = place.parameter.removeprefix(f"{mlp.name}.")
         if projection == "down_proj":
-            values[name] = torch.zeros(hidden, neurons)
+            values[name] = torch.zeros(hidden, neurons, dtype=torch.float32)
         else:
             values[name] = torch.cat([gate, up]) if place.at else (gate if projection == "gate_proj" else up)
     for name, parameter in mlp.module.named_parameters():
         if name not in values:  # biases: of the gated matrices, as wide as they are; of the last, of no weight here
             owner = name.removesuffix("bias") + "weight"
-            values[name] = torch.zeros(values[owner].shape[0] if owner in values else parameter.shape)
+            rows = values[owner].shape[0] if owner in values else parameter.shape
+            values[name] = torch.zeros(rows, dtype=torch.float32)
     try:
         activation = mlp.activation
         z = _input_of(mlp.down, lambda: torch.func.functional_call(mlp.module, values, (x,)))

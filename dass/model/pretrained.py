@@ -6,6 +6,7 @@ asked on the terminal, and no weight is made up. A test finds calls that go past
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ _RECOMPUTED = re.compile(r"(^|\.)(inv_freq|(cos|sin)_cached|position_ids|masked_
 _LARGEST_TOKENIZER = 1 << 29  # bytes; Gemma's, of 262144 tokens, has 33 MB
 _AGAIN = "Fetch the checkpoint again."
 _ELSEWHERE = "transformers_weights"  # names the file that weights are read from, instead of model.safetensors
+# While transformers makes a model it changes what the whole process has: torch's default type, functions of its own
+# classes. Two threads at it, as of a sweep, would each undo to what they found, and leave the other's for good.
+_one_at_a_time = threading.RLock()
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -118,6 +122,13 @@ def load_gguf(file: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """While a model is made: other threads wait with theirs."""
+    with _one_at_a_time:
+        yield
+
+
 def untrained(config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The language model of a config, its weights as they happen to be.
 
@@ -126,7 +137,8 @@ def untrained(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Pre
     """
     auto = auto_class_of(config)
     try:
-        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
+        with alone():
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # as above
         raise InputError(
             f"The config of {config.name_or_path or 'the model'} is none that transformers can make a causal LM from "
@@ -150,7 +162,7 @@ def quiet() -> Iterator[None]:
 def _load(folder: Path, dtype: torch.dtype | str, name: str, **how: Any) -> PreTrainedModel:
     auto = AutoModelForCausalLM if "gguf_file" in how else auto_class_of(load_config(folder))
     try:
-        with quiet():
+        with alone(), quiet():
             loaded: Any = auto.from_pretrained(
                 folder,
                 dtype=dtype,

@@ -5,6 +5,7 @@ for real; a layer's parameters are read from the checkpoint when the layer is en
 """
 
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -21,7 +22,7 @@ from dass.model.decoder import Decoder
 from dass.model.memory import keep_large_blocks_apart, release_freed_memory
 from dass.model.names import StoredNames
 from dass.model.prefetch import Prefetcher
-from dass.model.pretrained import load_config, untrained
+from dass.model.pretrained import alone, load_config, untrained
 
 
 class StreamedDecoder(Decoder):
@@ -223,14 +224,18 @@ def _keep_some_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules made inside keep real buffers and get parameters without memory."""
-    register = nn.Module.register_parameter
+    """Modules that this thread makes inside keep real buffers and get parameters without memory."""
+    here = threading.get_ident()
+    with alone():
+        register = nn.Module.register_parameter
 
-    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(self, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+        def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+            if param is not None and threading.get_ident() == here:
+                param = nn.Parameter(param.to("meta"), requires_grad=False)
+            register(self, name, param)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -300,7 +300,7 @@ class Recovery:
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         described["state"] = {
             number: {
-                "step": torch.tensor(float(state.step)),
+                "step": torch.tensor(float(state.step), dtype=torch.float32),
                 "exp_avg": like(tensors[f"first.{named[id(parameter)]}"], parameter),
                 "exp_avg_sq": like(tensors[f"second.{named[id(parameter)]}"], parameter),
             }

@@ -24,9 +24,9 @@ class Lora(nn.Module):
         """
         super().__init__()
         *stack, rows, columns = weight.shape
-        a = torch.randn(*stack, rank, columns, generator=generator) / columns**0.5
+        a = torch.randn(*stack, rank, columns, generator=generator, dtype=torch.float32) / columns**0.5
         self.a = nn.Parameter(a.to(weight.device))
-        self.b = nn.Parameter(torch.zeros(*stack, rows, rank, device=weight.device))
+        self.b = nn.Parameter(torch.zeros(*stack, rows, rank, dtype=torch.float32, device=weight.device))
         self.removed = removed
 
     def forward(self, weight: Tensor) -> Tensor:

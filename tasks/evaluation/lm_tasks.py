@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from lm_eval import evaluate as lm_eval_evaluate
 from lm_eval import tasks as lm_eval_tasks
@@ -284,10 +285,11 @@ def ask(each: AskedTask, model: LM, evaluate: Evaluate) -> tuple[Scored, int]:
     Returns:
         What it found, and how many requests lost their beginning to the model's context.
     """
-    random.seed(evaluate.seed)
-    np.random.seed(evaluate.seed)
-    each.task.set_fewshot_seed(evaluate.seed)
     with quiet() as told:
+        random.seed(evaluate.seed)
+        np.random.seed(evaluate.seed)
+        torch.manual_seed(evaluate.seed)
+        each.task.set_fewshot_seed(evaluate.seed)
         results = lm_eval_evaluate(model, {"tasks": {each.name: each.task}}, limit=evaluate.limit)
     chooses = each.task.OUTPUT_TYPE == "multiple_choice"
     target_of = each.task.doc_to_text if each.task.multiple_input else each.task.doc_to_target

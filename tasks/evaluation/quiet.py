@@ -4,10 +4,12 @@ import contextlib
 import io
 import logging
 import sys
+import threading
 from collections.abc import Generator
 from typing import Any
 
 _WITH_BARS = ("lm_eval.api.task", "lm_eval.models.huggingface")
+_one_at_a_time = threading.RLock()  # it has one log, one standard output and one source of chance for all threads
 _TRUNCATED = "exceeds model's maximum length"
 
 
@@ -28,7 +30,13 @@ class Told(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Generator[Told]:
-    """Around calls of lm_eval."""
+    """Around calls of lm_eval, which other threads' wait for."""
+    with _one_at_a_time, _quiet() as told:
+        yield told
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[Told]:
     from datasets import disable_progress_bars
     from tqdm import tqdm
 

@@ -104,8 +104,6 @@ class _Asking:
     """One evaluation: both models, in one type, on one device, in batches of one size."""
 
     def __init__(self, ws: Workspace, settings: Settings) -> None:
-        import torch
-
         self.ws = ws
         self.evaluate = settings.evaluate
         self.device = choose_device(settings.engine.device)
@@ -119,7 +117,6 @@ class _Asking:
             _Model("dense", ws.base, read_json(ws.base / "source.json")["digest"]),
             _Model("pruned", ws.pruned, digest_of(pruned["files"])),
         )
-        torch.manual_seed(self.evaluate.seed)
 
     def ask(self, asked: "list[AskedTask]") -> tuple[dict[str, Any], list[Row]]:
         """metrics/tasks.json, and a row for each document."""

@@ -223,6 +223,19 @@ def test_norms_are_tuned_where_it_is_asked_for(family: str, around: int) -> None
     assert errors[1][0] < errors[0][0]
 
 
+@pytest.mark.parametrize("tune_norms", [False, True])
+def test_where_all_experts_starve_a_block_target_moves_the_norms_at_most(tune_norms: bool) -> None:
+    dense: Any = tiny_model("mixtral").state_dict()
+    model = tiny_model("mixtral")
+    report = dass.prune(model, TOKENS, update="reconstruct-block", min_expert_tokens=10_000, tune_norms=tune_norms)
+    moved = set()
+    for name, value in model.state_dict().items():
+        keep = report.keep.get(name, torch.ones_like(value, dtype=torch.bool))
+        if not torch.equal(value, dense[name].masked_fill(~keep, 0.0)):
+            moved.add(name.rpartition("layers.")[2].partition(".")[2])
+    assert moved == ({"post_attention_layernorm.weight"} if tune_norms else set())
+
+
 def test_an_expert_that_starves_keeps_its_values_under_a_block_target() -> None:
     base, model = tiny_model("mixtral").state_dict(), tiny_model("mixtral")
     report = dass.prune(model, tiny_tokens(), min_expert_tokens=32, update="reconstruct-block", epochs=2)

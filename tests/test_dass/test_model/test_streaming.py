@@ -1,10 +1,13 @@
 """A decoder streamed from disk does exactly what the model in memory does."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import dass
 import tests.unlisted  # noqa: F401  registers itself
@@ -13,10 +16,11 @@ from dass.engine.pruner import LayerwisePruner
 from dass.errors import InputError
 from dass.masks.mask_file import MaskFile, apply_to_checkpoint, save_masks
 from dass.method.plan import plan
+from dass.model import pretrained, streaming
 from dass.model.checkpoint import Checkpoint
 from dass.model.decoder import Decoder
 from dass.model.streaming import StreamedDecoder
-from tests.models import EVERY_FAMILY, FAMILIES, FUSED_FAMILIES, tiny_model, tiny_tokens
+from tests.models import EVERY_FAMILY, FAMILIES, FUSED_FAMILIES, save_tiny_checkpoint, tiny_model, tiny_tokens
 
 CPU = torch.device("cpu")
 
@@ -147,3 +151,34 @@ def test_memory_does_not_grow_with_the_number_of_layers(
         sizes[layers] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert sizes[32] - sizes[8] > 190e6
     assert peaks[32] - peaks[8] < (sizes[32] - sizes[8]) / 2
+
+
+def test_models_are_made_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each would put back what the other has put in transformers' and torch's classes, for good."""
+    folder, second = save_tiny_checkpoint(tmp_path), threading.Event()
+    made = pretrained.untrained
+    found: list[Any] = []
+
+    def work(index: int) -> None:
+        StreamedDecoder(folder, torch.device("cpu"), torch.bfloat16)
+        found.append(index)
+
+    def while_another_begins(*arguments: Any) -> PreTrainedModel:
+        if not second.is_set():
+            second.set()
+            other.start()
+            other.join(0.3)
+            found.append(module_of_another_thread())
+        return made(*arguments)
+
+    def module_of_another_thread() -> str:
+        with ThreadPoolExecutor(1) as threads:
+            return str(threads.submit(lambda: torch.nn.Linear(2, 2).weight.device).result())
+
+    other = threading.Thread(target=work, args=(1,))
+    monkeypatch.setattr(streaming, "untrained", while_another_begins)
+    work(0)
+    other.join()
+    assert found == ["cpu", 0, 1]
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+    assert torch.get_default_dtype() == torch.float32
