@@ -5,8 +5,9 @@ work pool's and its deployment's limit for good, and the next one never starts. 
 becomes a final one: the pool counts states, and the deployment's slot is given back on the way, whether its lease was
 renewed lately or is gone.
 
-Only what has died on this machine for certain is called crashed. Each run holds a lease of its own while it works
-(`flows.served`). One that has none was not that far yet: it was its worker's, and a new worker in its place knows.
+Each run holds a lease of its own while it works (`flows.served`). What has died on this machine for certain is called
+crashed; so is, by a new worker, what another machine holds in a shared folder and is silent about. One without a lease
+was not that far yet: it was its worker's, and a new worker in its place knows.
 """
 
 import logging
@@ -74,7 +75,7 @@ def free_slots(ws: Workspace, worker: NewWorker | None = None) -> list[str]:
 
 
 def _freed(client: "SyncPrefectClient", ws: Workspace, worker: NewWorker | None) -> Iterator[str]:
-    dead = dead_flow_runs(ws)
+    dead = dead_flow_runs(ws, watch=worker is not None)
     left = set()
     for run in _unended(client):
         if run.parameters.get("workspace") != str(ws.root):

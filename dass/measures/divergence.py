@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dass.errors import InputError
+from dass.measures.halves import log_softmax_, rows_at_once
 from dass.measures.losses import Slice
 
 TOP = 5
@@ -116,13 +117,15 @@ class Comparison:
         self._found: list[Divergence] = []
 
     def __call__(self, piece: Slice) -> None:
-        """Compare one slice; they come in order."""
+        """Compare one slice; they come in order. Its logits become log-probabilities."""
         stop = min(piece.start + len(piece.losses_n), self._tokens)
         if piece.parts is None or piece.start >= stop:
             return
         hidden_nH = self._hidden_of(piece.start, stop).to(piece.losses_n.device)
-        dense_nV = piece.parts.log_probabilities(hidden_nH)
-        self._found.append(divergence(dense_nV, piece.log_probabilities_nV[: stop - piece.start]))
+        dense_nV, pruned_nV = piece.parts.logits(hidden_nH).float(), piece.logits_nV[: stop - piece.start]
+        rows = rows_at_once(dense_nV)
+        for each in zip(dense_nV.split(rows), pruned_nV.split(rows), strict=True):
+            self._found.append(divergence(*map(log_softmax_, each)))
 
     @property
     def result(self) -> Divergence | None:

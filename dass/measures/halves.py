@@ -69,20 +69,21 @@ class Halves:
 
 def log_softmax_(logits_NV: Tensor) -> Tensor:
     """Logits to log-probabilities, in place: a second tensor of this size is slow to get."""
-    for some_nV in logits_NV.split(_rows_at_once(logits_NV)):
+    for some_nV in logits_NV.split(rows_at_once(logits_NV)):
         some_nV.copy_(some_nV.log_softmax(-1))
     return logits_NV
 
 
 def cross_entropies(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Cross entropy of each token (N) in nats: the logits are read once, some rows at a time, and stay as they are."""
-    rows = _rows_at_once(logits_NV)
+    rows = rows_at_once(logits_NV)
     pairs = zip(logits_NV.split(rows), targets_N.split(rows), strict=True)
     return torch.cat([nn.functional.cross_entropy(some_nV, some_n, reduction="none") for some_nV, some_n in pairs])
 
 
-def _rows_at_once(logits_NV: Tensor) -> int:
-    return max(1, _SOFTMAX_AT_ONCE // logits_NV.shape[1])
+def rows_at_once(logits_NV: Tensor) -> int:
+    """How many tokens' logits stay in a CPU's cache from one step of their softmax to the next; elsewhere all."""
+    return max(1, _SOFTMAX_AT_ONCE // logits_NV.shape[1] if logits_NV.device.type == "cpu" else len(logits_NV))
 
 
 def halves(model: "PreTrainedModel", input_ids_L: Tensor) -> Halves | None:

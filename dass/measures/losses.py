@@ -9,14 +9,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dass.errors import InputError, NumericalError
-from dass.measures.halves import Halves, cross_entropies, halves, log_softmax_
+from dass.measures.halves import Halves, cross_entropies, halves
 from dass.measures.products import fast_products
 
 if TYPE_CHECKING:
@@ -48,11 +47,6 @@ class Slice:
     losses_n: Tensor
     hidden_nH: Tensor | None
     parts: Halves | None
-
-    @cached_property
-    def log_probabilities_nV(self) -> Tensor:
-        """Log-probabilities in float32. They take the logits' place."""
-        return log_softmax_(self.logits_nV)
 
 
 @torch.inference_mode()

@@ -188,10 +188,11 @@ class Holder:
 
     Attributes:
         owner: what the file says.
-        state: "alive"; "lost"; "elsewhere": on another machine, where only its heartbeat could tell, which takes as
-            long as it may be silent.
+        state: "alive"; "lost"; "elsewhere": on another machine, where only its heartbeat could tell, which was not
+            watched.
         reason: why it was lost.
-        is_dead: whether its process is gone for certain. One that was lost may only be asleep.
+        is_dead: whether its process is gone. One of this machine that was lost may only be asleep; of another's nobody
+            here can say more than that it was not heard of.
     """
 
     owner: Owner
@@ -200,8 +201,13 @@ class Holder:
     is_dead: bool = False
 
 
-def holder(path: Path) -> Holder | None:
-    """Who holds a lease; None: nobody. Nothing is taken, written or waited for."""
+def holder(path: Path, *, watch: bool = False) -> Holder | None:
+    """Who holds a lease; None: nobody. Nothing is taken or written.
+
+    Args:
+        path: the file.
+        watch: also the heartbeat of one on another machine, which takes as long as it may be silent.
+    """
     try:
         file = path.open(encoding="utf-8")
     except FileNotFoundError:
@@ -217,10 +223,11 @@ def holder(path: Path) -> Holder | None:
         owner = Owner.read(file.read())
     if owner is None:
         return None
-    if owner.boot != _boot() and not (is_free and owner.machine == _machine()):
+    is_elsewhere = owner.boot != _boot() and not (is_free and owner.machine == _machine())
+    if is_elsewhere and not watch:
         return Holder(owner, "elsewhere")
-    reason = fate(owner, is_free, lambda: owner)
-    return Holder(owner, "alive") if reason is None else Holder(owner, "lost", reason, is_free)
+    reason = fate(owner, is_free, lambda: Owner.read(_text(path)))
+    return Holder(owner, "alive") if reason is None else Holder(owner, "lost", reason, is_free or is_elsewhere)
 
 
 def take_lease(path: Path, what: str, on_loss: Callable[[], object] = lambda: None) -> Lease:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -64,10 +65,17 @@ def flow_run_file(ws: Workspace, flow_run: str) -> Path:
     return ws.private / "flow-runs" / flow_run
 
 
-def dead_flow_runs(ws: Workspace) -> dict[str, Holder]:
-    """The flow runs whose process is gone, and has not given its lease back: id -> who that was. Only looks."""
-    held = {path.name: holder(path) for path in sorted((ws.private / "flow-runs").glob("*"))}
-    return {name: found for name, found in held.items() if found is not None and found.is_dead}
+def dead_flow_runs(ws: Workspace, *, watch: bool = False) -> dict[str, Holder]:
+    """The flow runs whose process is gone, and has not given its lease back: id -> who that was. Only looks.
+
+    Args:
+        ws: whose.
+        watch: also those of other machines of which nothing is heard, for as long as they may be silent.
+    """
+    paths = sorted((ws.private / "flow-runs").glob("*"))
+    with ThreadPoolExecutor() as watchers:  # each may be silent for as long
+        found = zip(paths, watchers.map(partial(holder, watch=watch), paths), strict=True)
+        return {path.name: held for path, held in found if held is not None and held.is_dead}
 
 
 def holds(ws: Workspace) -> bool:

@@ -41,18 +41,18 @@ def record(method: str, way: str, pattern: str, pruned: float, **other: Any) -> 
 
 def test_every_combination_is_a_row_once_and_the_most_wanted_come_first() -> None:
     every = rows()
-    assert len(set(every)) == len(every) == len(METHODS) * len(WAYS) * len(PATTERNS) + 2 * len(RECIPES)
+    assert len(set(every)) == len(every) == len(METHODS) * len(WAYS) * len(PATTERNS) + len(PATTERNS) * len(RECIPES)
     assert [row.name for row in every[:3]] == [
-        "sparsegpt, reconstruct, 2:4 paper",
-        "sparsegpt, reconstruct + recover, 2:4 paper",
-        "wanda, reconstruct, 50 %",
+        "recipe, published, 2:4 paper",
+        "recipe, quick, 2:4 paper",
+        "recipe, best, 2:4 paper",
     ]
 
 
 def test_rows_are_chosen_by_name_in_the_tables_order() -> None:
     some = chosen(["wanda, masks only, *", "sparsegpt*recover, 2:4 *"])
     assert [row.method for row in some] == ["sparsegpt", "sparsegpt", "wanda", "wanda", "wanda", "wanda"]
-    assert len(chosen(["recipe, *"])) == 2 * len(RECIPES)
+    assert len(chosen(["recipe, *"])) == len(PATTERNS) * len(RECIPES)
     with pytest.raises(InputError, match=r"--rows 'wanda 50 %' is no row: python -m benchmarks\.refits --list"):
         chosen(["*", "wanda 50 %"])
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -143,14 +144,43 @@ def test_one_that_works_or_only_sleeps_is_left_alone(server: Server) -> None:
     assert server.state(run) == "RUNNING"
 
 
-def test_one_of_another_machine_is_left_alone(server: Server) -> None:
+def on_another_machine(server: Server) -> tuple[str, Path]:
+    """A run whose process is gone, and its lease, which this machine cannot know."""
     run = server.begun()
     killed(server.ws, run)
     lease = flow_run_file(server.ws, run)
-    lease.write_text(json.dumps({**json.loads(lease.read_text()), "machine": "another", "boot": "another"}))
-    assert free_slots(server.ws, NewWorker("dass@here", server.pool)) == []
-    assert server.state(run) == "RUNNING"
-    assert lease.exists()
+    there = {"machine": "another", "boot": "another", "host": "gpu-7", "silence": 1.0}
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), **there}))
+    return run, lease
+
+
+def test_a_silent_one_of_another_machine_is_crashed_by_a_new_worker_alone(server: Server) -> None:
+    run, lease = on_another_machine(server)
+    assert free_slots(server.ws) == []
+    assert (server.state(run), lease.exists()) == ("RUNNING", True)
+    assert len(free_slots(server.ws, NewWorker("dass@here", server.pool))) == 1
+    assert (server.state(run), server.taken, lease.exists()) == ("CRASHED", 0, False)
+    assert server.message(run).startswith("Nothing has been heard of gpu-7 for 1 s")
+
+
+def test_one_of_another_machine_that_is_heard_of_is_left_alone(server: Server) -> None:
+    run, lease = on_another_machine(server)
+    is_over = threading.Event()
+
+    def beat() -> None:
+        owner = json.loads(lease.read_text())
+        while not is_over.wait(0.2):
+            owner["beats"] += 1
+            lease.write_text(json.dumps(owner))
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        assert free_slots(server.ws, NewWorker("dass@here", server.pool)) == []
+    finally:
+        is_over.set()
+        heart.join()
+    assert (server.state(run), lease.exists()) == ("RUNNING", True)
 
 
 def test_one_of_another_workspace_is_left_alone(server: Server, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_large_vocabulary_is_scored_in_slices_of_a_whole_batch(monkeypatch: py
         windows,
         64,
         batches.append,
-        lambda piece: slices.append((piece.start, *piece.log_probabilities_nV.shape)),
+        lambda piece: slices.append((piece.start, *piece.logits_nV.shape)),
     )
     assert losses.mean().item() == pytest.approx(whole, rel=1e-6)
     assert batches == [4]
