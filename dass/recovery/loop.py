@@ -23,6 +23,7 @@ from transformers import get_cosine_schedule_with_warmup
 from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError, NumericalError
 from dass.files import canonical_json, complete_file
+from dass.recovery.attention import attend_in_float32
 from dass.recovery.body import Body
 from dass.recovery.divided import like, whole
 from dass.recovery.loss import relative_error
@@ -91,6 +92,8 @@ class Recovery:
         self._held_back, self._fitted = sorted(order[:held_back]), order[held_back:]
         self._per_step = windows_a_step(recipe.step_tokens, length)
         check_enough(windows, length, recipe, ranks.size)
+        if autocast is not None and self._device.type == "cpu":
+            attend_in_float32(student.model)
         self._body = Body(student.model, windows_WL[0].to(self._device))
         if recipe.activation_checkpointing:
             self._hold_no_activations()
@@ -100,7 +103,9 @@ class Recovery:
             {"params": matrices, "weight_decay": recipe.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self._optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.learning_rate)
+        self._optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=recipe.learning_rate, fused=True
+        )
         schedule = get_cosine_schedule_with_warmup(self._optimiser, recipe.warmup_steps, recipe.steps + 1)
         self._share_at: Callable[[int], float] = schedule.lr_lambdas[0]
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,13 @@ _SCALE = 2.0
 class Lora(nn.Module):
     """A parametrization of one matrix (O, C), or of stacked ones (E, O, C): `a` (rank, C) and `b` (O, rank) of each."""
 
-    def __init__(self, weight: Tensor, rank: int, removed: Tensor | None, generator: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, rank: int, keep: Tensor | None, generator: torch.Generator) -> None:
         """`b` starts at 0: the first forward is that of the weight itself.
 
         Args:
             weight: the matrix.
             rank: of its change.
-            removed: True where the mask removes; None: nothing is.
+            keep: False where the mask removes; None: nothing is removed.
             generator: of the CPU, draws `a`.
         """
         super().__init__()
@@ -27,7 +27,7 @@ class Lora(nn.Module):
         a = torch.randn(*stack, rank, columns, generator=generator, dtype=torch.float32) / columns**0.5
         self.a = nn.Parameter(a.to(weight.device))
         self.b = nn.Parameter(torch.zeros(*stack, rows, rank, dtype=torch.float32, device=weight.device))
-        self.removed = removed
+        self.removed = None if keep is None else ~keep
 
     def forward(self, weight: Tensor) -> Tensor:
         """The changed matrix, in float32."""

@@ -3,16 +3,53 @@
 Times T², because a temperature T makes the gradients of softened logits smaller by that (arXiv 1503.02531).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dass.measures.halves import rows_at_once
+
 
 def divergence_sum(teacher_nV: Tensor, student_nV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Sum over the tokens of the divergence on the full vocabulary, from logits (n, V). Float32, a scalar."""
-    wanted_nV = (teacher_nV.float() / temperature).log_softmax(-1)
-    found_nV = (student_nV.float() / temperature).log_softmax(-1)
-    total: Tensor = torch.linalg.vecdot(wanted_nV.exp(), wanted_nV - found_nV).sum() * temperature**2
+    """Sum over the tokens of the divergence on the full vocabulary, from logits (n, V). Float32, a scalar.
+
+    Its gradient is the student's, who may be asked for one.
+    """
+    total: Tensor = _Divergence.apply(teacher_nV, student_nV, temperature)
     return total
+
+
+class _Divergence(torch.autograd.Function):
+    """Value and gradient (the student's probabilities − the teacher's, times T) in one pass, a few tokens at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher_nV: Tensor, student_nV: Tensor, temperature: float) -> Tensor:
+        rows, is_wanted = rows_at_once(student_nV), ctx.needs_input_grad[1]
+        gradient_nV = torch.empty_like(student_nV) if is_wanted else student_nV
+        total = torch.zeros((), dtype=torch.float32, device=student_nV.device)
+        for teacher_bV, student_bV, gradient_bV in zip(
+            teacher_nV.split(rows), student_nV.split(rows), gradient_nV.split(rows), strict=True
+        ):
+            wanted_bV = _log_probabilities(teacher_bV, temperature)
+            found_bV = _log_probabilities(student_bV, temperature)
+            probability_bV = wanted_bV.exp()
+            total += torch.linalg.vecdot(probability_bV, wanted_bV.sub_(found_bV)).sum()
+            if is_wanted:
+                torch.mul(found_bV.exp_().sub_(probability_bV), temperature, out=gradient_bV)
+        if is_wanted:
+            ctx.save_for_backward(gradient_nV)
+        return total * temperature**2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        (gradient_nV,) = ctx.saved_tensors
+        return None, gradient_nV * gradients[0], None
+
+
+def _log_probabilities(logits_nV: Tensor, temperature: float) -> Tensor:
+    logits_nV = logits_nV.float()
+    return (logits_nV if temperature == 1.0 else logits_nV / temperature).log_softmax(-1)
 
 
 def top_log_probabilities(teacher_nV: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from dass.engine.ranks import Ranks
 from dass.errors import InputError, NumericalError
 from dass.masks.updates import Updates
+from dass.method.mask import zero_removed_
 from dass.model.checkpoint import Checkpoint
 from dass.model.names import StoredNames
 from dass.model.text_model import find_layers
@@ -61,7 +62,7 @@ class Student:
             model.to(device)  # type: ignore[arg-type]
         self.model, self._base, self._masks = model, base, masks
         self._names = StoredNames.of(base, model)
-        self._removed: dict[str, Tensor] = {}
+        self._keep: dict[str, Tensor] = {}  # of whole parameters
         self.is_divided = False
         self._prune(updates)
         chosen = self._chosen(train)
@@ -90,23 +91,21 @@ class Student:
         outside = {name.rpartition(".")[0] for name in self._changed if not name.startswith(f"{layers_name}.")}
         divide(self.model, ranks, device, [self.model.get_submodule(owner) for owner in sorted(outside)])
         self.trained = {name: self.model.get_parameter(name) for name in self._changed}
-        self._removed = {
-            name: here(like(removed, self.model.get_parameter(name))) for name, removed in self._removed.items()
-        }
+        self._keep = {name: here(like(keep, self.model.get_parameter(name))) for name, keep in self._keep.items()}
         self.is_divided = True
 
     def hold_gradients(self) -> None:
         """No gradient where the masks remove. Call behind the backward pass."""
         for name, parameter in self.trained.items():
-            if name in self._removed and parameter.grad is not None:
-                here(parameter.grad).masked_fill_(self._removed[name], 0.0)
+            if name in self._keep and parameter.grad is not None:
+                zero_removed_(here(parameter.grad), self._keep[name])
 
     @torch.no_grad()
     def hold_weights(self) -> None:
         """+0.0 where the masks remove. Call behind the optimiser's step."""
         for name, parameter in self.trained.items():
-            if name in self._removed:
-                here(parameter).masked_fill_(self._removed[name], 0.0)
+            if name in self._keep:
+                zero_removed_(here(parameter), self._keep[name])
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -162,11 +161,11 @@ class Student:
                 if piece.stored in updates:
                     parameter[piece.at] = updates.weight(piece.stored, keep).to(parameter.device, parameter.dtype)
                 if keep is not None:
-                    removed = self._removed.setdefault(name, torch.zeros_like(parameter, dtype=torch.bool))
-                    removed[piece.at] = ~keep.to(parameter.device)
+                    whole_keep = self._keep.setdefault(name, torch.ones_like(parameter, dtype=torch.bool))
+                    whole_keep[piece.at] = keep.to(parameter.device)
                 placed.add(piece.stored)
-            if name in self._removed:
-                parameter.masked_fill_(self._removed[name], 0.0)
+            if name in self._keep:
+                zero_removed_(parameter, self._keep[name])
         if lost := sorted({*self._masks, *updates} - placed):
             raise InputError(f"{lost[0]} is pruned, and {type(self.model).__name__} has no place for it.")
 
@@ -179,13 +178,13 @@ class Student:
             if _NORM.search(type(module).__name__)
             for leaf, _ in module.named_parameters(recurse=False)
         }
-        biases = {f"{name.removesuffix('.weight')}.bias" for name in self._removed}
+        biases = {f"{name.removesuffix('.weight')}.bias" for name in self._keep}
         of: dict[Train, set[str]] = {
-            "mlp": {*self._removed, *biases},
+            "mlp": {*self._keep, *biases},
             "norms": norms,
-            "mlp+norms": {*self._removed, *biases, *norms},
+            "mlp+norms": {*self._keep, *biases, *norms},
             "all": set(inside),
-            "lora": {*self._removed, *self._matrices()},
+            "lora": {*self._keep, *self._matrices()},
         }
         return [name for name in inside if name in of[train]]
 
@@ -215,7 +214,7 @@ class Student:
         for name in self._changed:
             owner, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(owner)
-            lora = Lora(self.model.get_parameter(name).detach(), rank, self._removed.get(name), generator)
+            lora = Lora(self.model.get_parameter(name).detach(), rank, self._keep.get(name), generator)
             parametrize.register_parametrization(module, leaf, lora)
             self.trained |= {f"{name}.lora_a": lora.a, f"{name}.lora_b": lora.b}
 

@@ -99,8 +99,7 @@ def trained(recovery: Recovery, on_step: Callable[[dict[str, Any]], object] = la
 def zeros_hold(student: Student) -> bool:
     """Whether every weight that a mask removes is +0.0, bit for bit."""
     return all(
-        not student._weight(name).detach()[removed].view(torch.int32).any()
-        for name, removed in student._removed.items()
+        not student._weight(name).detach()[~keep].view(torch.int32).any() for name, keep in student._keep.items()
     )
 
 

@@ -24,6 +24,18 @@ def test_the_divergence_is_kl_of_teacher_from_student_times_the_squared_temperat
     assert divergence_sum(teacher, teacher, temperature) == 0.0
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_its_gradient_is_that_of_torchs_own(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dass.recovery.loss.rows_at_once", lambda _: 4)  # two blocks, the second a shorter one
+    teacher, student, same = logits(0), logits(1).requires_grad_(), logits(1).double().requires_grad_()
+    (divergence_sum(teacher, student, temperature) * 0.3).backward()
+    wanted = (teacher.double() / temperature).log_softmax(-1)
+    found = (same / temperature).log_softmax(-1)
+    (functional.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2 * 0.3).backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad.double(), same.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_the_tail_counts_as_one_token() -> None:
     teacher = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     student = torch.zeros(1, 4)
