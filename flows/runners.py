@@ -35,7 +35,7 @@ def check_runner(asked: Sweep) -> None:
         InputError: as `Cluster.check`; a setting is a cluster's, and there is none.
     """
     if asked.runner == "threads":
-        for name in ("address", "resources"):
+        for name in ("address", "resources", "threads"):
             if getattr(asked, name):
                 raise InputError(
                     f"sweep.{name} is set and sweep.runner is threads: it is a cluster's. Use runner: dask or ray."

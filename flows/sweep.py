@@ -47,6 +47,12 @@ def sweep(workspace: str, changes: list[str]) -> Swept:
     """
     with place_of(workspace, changes) as ws, workspace_lock(ws), WholeSweep(ws, changes) as whole:
         crash_lost(ws)
+        if whole.asked.address and not whole.asked.threads:
+            logger.info(
+                "sweep.threads is null: every worker computes with its own number of threads, on which a figure's last "
+                "digits depend. sweep.threads=%d makes figures those of this machine.",
+                threads_here(),
+            )
         for points in whole.batches():
             for alike in whole.alike(points):
                 work_on_alike(whole, ws, alike)
@@ -126,8 +132,8 @@ def asked_of(ws: Workspace, point: Point, asked: Sweep) -> dict[str, str]:
     told = {**{name: str(path) for name, path in places.items()}, "settings": settings, "runner": asked.runner}
     if asked.runner == "threads":
         return told
-    threads = {} if asked.address else {"threads": str(threads_here())}
-    return {**told, **threads, "wanted": wanted_of_worker(ws, point.settings)}
+    threads = asked.threads or (None if asked.address else threads_here())
+    return {**told, **({"threads": str(threads)} if threads else {}), "wanted": wanted_of_worker(ws, point.settings)}
 
 
 @task(name="point", **_PLAIN)

@@ -14,15 +14,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from dass.errors import InputError
 from dass.files import read_json
 from flows.cli.main import run_command
-from flows.sweep import sweep
+from flows.sweep import asked_of, sweep
 from tasks.registry.tracking import tracking
+from tasks.sweep.space import Point
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import take_lease
 from tasks.workspace.lock import sweep_file
+from tasks.workspace.settings import Sweep, load_settings
 from tests.servers import free_port
 from tests.test_flows.conftest import ROOT, Commands, typed
 from tests.test_flows.test_compress import wait_for
@@ -283,6 +286,7 @@ def test_points_of_a_refused_worker_go_elsewhere_and_fail_where_nobody_else_is(
         answer, told = swept(commands, finished, *GRID, *asked)
         assert told.count("Its points go to other workers.") == 1
         assert [point["failed"] for point in answer["points"]] == [None] * 6
+        assert "sweep.threads is null: every worker computes with its own number of threads" in told
         assert parent_of(finished, answer["sweep"]) == ("FINISHED", None)
         assert points_of(finished, answer["sweep"]) == EACH_ONCE
     finally:
@@ -303,6 +307,24 @@ def workers_at(address: str) -> int:
     return 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "threads"),
+    [
+        ({}, None),
+        ({"runner": "dask"}, torch.get_num_threads()),
+        ({"runner": "ray", "threads": 3}, 3),
+        ({"runner": "dask", "address": "tcp://127.0.0.1:1"}, None),
+        ({"runner": "dask", "address": "tcp://127.0.0.1:1", "threads": 3}, 3),
+    ],
+)
+def test_whoever_works_on_a_point_is_told_how_many_threads(
+    asked: dict[str, Any], threads: int | None, finished: Workspace
+) -> None:
+    settings = load_settings(finished.params)
+    told = asked_of(finished, Point(1, {}, (), settings), Sweep(**asked))
+    assert told.get("threads") == (None if threads is None else str(threads))
+
+
 BAD = [
     (["prune.sparsites=0.3,0.5"], "prune.sparsites: unknown key"),
     (["prune.sparsity=[]"], "the list is empty"),
@@ -315,6 +337,8 @@ BAD = [
     (["prune.sparsity={low: 0.3, high: 0.5}"], "a grid takes a list"),
     (["sweep.over={prune.alpha: 1}"], "sweep.over.prune.alpha"),
     (["prune.alpha=0,1", "sweep.address=tcp://127.0.0.1:1"], "sweep.address is set and sweep.runner is threads"),
+    (["prune.alpha=0,1", "sweep.threads=2"], "sweep.threads is set and sweep.runner is threads"),
+    (["prune.alpha=0,1", "sweep.runner=dask", "sweep.threads=0"], "sweep.threads"),
 ]
 
 

@@ -43,3 +43,9 @@ class Sweep(Section):
         description="What the cluster sets aside for each point, by the names that its workers were given; of Ray also "
         "CPU, GPU and memory in bytes.",
     )
+    threads: int | None = Field(
+        default=None,
+        gt=0,
+        description="Torch's threads of each point on a cluster, on which a figure's last digits depend; null: as many "
+        "as the command's own, and at an address each worker's.",
+    )
