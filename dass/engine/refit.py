@@ -15,12 +15,13 @@ from torch.nn import functional
 from dass.engine.layerwise import LayerwisePass
 from dass.engine.ranks import Ranks
 from dass.method.fit_error import FitError, FitErrors
+from dass.method.gram import GramSum, gram
 from dass.method.methods import Projection
 from dass.method.mlp import PrunedMlp, refit_down, refit_inputs
 from dass.method.plan import Plan
 from dass.method.reconstruct import Equations
 from dass.method.reconstruct_mlp import refit_mlp
-from dass.method.statistics import MlpStatistics, gram
+from dass.method.statistics import MlpStatistics
 from dass.model.layer import LayerRunner
 
 REFIT_TOKENS = 65536
@@ -90,12 +91,12 @@ class _Sums:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self._gram_CC = {which: zeros(shape[1], shape[1]) for which, shape in shapes.items()}
+        self._gram = {which: GramSum(shape[1], device) for which, shape in shapes.items()}
         self._moment_OC = {which: zeros(*shape) for which, shape in shapes.items() if moments}
         self._scalars = {which: zeros(2) for which in shapes}  # tokens, ‖Y‖²
 
     def add(self, which: int, x: Tensor, y: Tensor | None = None) -> None:
-        self._gram_CC[which] += gram(x)
+        self._gram[which].add(x)
         self._scalars[which][0] += x.shape[:-1].numel()
         if y is not None:
             self._moment_OC[which] += gram(x, y)
@@ -103,11 +104,11 @@ class _Sums:
 
     def merged(self, which: int, ranks: Ranks) -> Equations:
         """What all ranks have seen of one MLP's matrix; it is given away."""
-        gram_CC, moment_OC = self._gram_CC.pop(which), self._moment_OC.pop(which, None)
+        gram_sum, moment_OC = self._gram.pop(which), self._moment_OC.pop(which, None)
         scalars = self._scalars.pop(which)
-        ranks.sum_(gram_CC, scalars, *([] if moment_OC is None else [moment_OC]))
+        ranks.sum_(gram_sum.total_CC, scalars, *([] if moment_OC is None else [moment_OC]))
         tokens, power = scalars.tolist()
-        return Equations(int(tokens), gram_CC.float(), None if moment_OC is None else moment_OC.float(), power)
+        return Equations(int(tokens), gram_sum.result(), None if moment_OC is None else moment_OC.float(), power)
 
 
 def _of_all(chosen: list[int], statistics: Sequence[MlpStatistics]) -> dict[int, Equations]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dass.method.gram import GramSum
 from dass.method.score import ActivationNorms
 
 
@@ -48,23 +49,23 @@ class StatisticsSum:
 
         self._tokens = zeros(1)
         self._squares_x_H, self._squares_z_I = zeros(hidden), zeros(intermediate)
-        self._gram_x_HH = zeros(hidden, hidden) if gram_x else None
-        self._gram_z_II = zeros(intermediate, intermediate) if gram_z else None
+        self._gram_x = GramSum(hidden, device) if gram_x else None
+        self._gram_z = GramSum(intermediate, device) if gram_z else None
 
     def add(self, x: Tensor, z: Tensor) -> None:
         """Add a batch: x (B, T, H) or (N, H), and z of the same tokens (..., I)."""
         self._tokens += x.shape[:-1].numel()
         self._squares_x_H += _sum_of_squares(x)
         self._squares_z_I += _sum_of_squares(z)
-        if self._gram_x_HH is not None:
-            self._gram_x_HH += gram(x)
-        if self._gram_z_II is not None:
-            self._gram_z_II += gram(z)
+        if self._gram_x is not None:
+            self._gram_x.add(x)
+        if self._gram_z is not None:
+            self._gram_z.add(z)
 
     def merge(self, sum_: Callable[..., None]) -> None:
         """Add what other processes have seen: `sum_` adds up tensors over all of them, in place (`Ranks.sum_`)."""
-        parts = (self._tokens, self._squares_x_H, self._squares_z_I, self._gram_x_HH, self._gram_z_II)
-        sum_(*(part for part in parts if part is not None))
+        grams = (each.total_CC for each in (self._gram_x, self._gram_z) if each is not None)
+        sum_(self._tokens, self._squares_x_H, self._squares_z_I, *grams)
 
     @property
     def tokens(self) -> int:
@@ -76,8 +77,8 @@ class StatisticsSum:
         return MlpStatistics(
             self.tokens,
             ActivationNorms(self._squares_x_H.sqrt(), self._squares_z_I.sqrt()),
-            None if self._gram_x_HH is None else self._gram_x_HH.float(),
-            None if self._gram_z_II is None else self._gram_z_II.float(),
+            None if self._gram_x is None else self._gram_x.result(),
+            None if self._gram_z is None else self._gram_z.result(),
         )
 
 
@@ -104,13 +105,6 @@ def together(parts: Sequence[MlpStatistics]) -> MlpStatistics:
         total([part.gram_z_II for part in parts]),
         any(part.starved for part in parts),
     )
-
-
-def gram(x: Tensor, other: Tensor | None = None) -> Tensor:
-    """XᵀX over all tokens of a batch (..., C), or OᵀX with another (..., D): float32 (C, C) or (D, C)."""
-    x_NC = x.reshape(-1, x.shape[-1]).float()
-    left_ND = x_NC if other is None else other.reshape(-1, other.shape[-1]).float()
-    return left_ND.T @ x_NC
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:

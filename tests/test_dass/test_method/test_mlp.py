@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dass.masks.detect import pattern_of, runs_on_sparse_tensor_cores
+from dass.method.gram import gram
 from dass.method.mask import keep_mask
 from dass.method.methods import PROJECTIONS, Projection
 from dass.method.mlp import PrunedMlp, prune_mlp, refit_down, refit_inputs
@@ -14,7 +15,7 @@ from dass.method.pattern import parse_pattern
 from dass.method.plan import Plan, plan
 from dass.method.reconstruct import Equations
 from dass.method.score import ActivationNorms
-from dass.method.statistics import MlpStatistics, gram
+from dass.method.statistics import MlpStatistics
 
 INTERMEDIATE, HIDDEN, TOKENS = 32, 16, 600
 METHODS = ["dass", "wanda", "magnitude", "sparsegpt"]

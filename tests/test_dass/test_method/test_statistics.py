@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dass.engine.ranks import ALONE
-from dass.method.statistics import StatisticsSum, gram
+from dass.method.statistics import StatisticsSum
 
 INTERMEDIATE, HIDDEN = 6, 4
 CPU = torch.device("cpu")
@@ -73,11 +73,6 @@ def test_gram_matrices_have_the_squared_norms_on_their_diagonal() -> None:
     assert result.gram_x_HH.dtype == torch.float32
     assert torch.allclose(result.gram_x_HH.diagonal().double(), result.norms.x_H.square(), rtol=1e-5)
     assert torch.allclose(result.gram_z_II.diagonal().double(), result.norms.z_I.square(), rtol=1e-5)
-
-
-def test_a_gram_matrix_with_another_has_the_other_s_channels_as_rows() -> None:
-    x, y = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0], [1.0]])
-    assert gram(x, y).tolist() == [[3.0, 7.0]]
 
 
 def test_a_sum_over_one_rank_is_what_it_was() -> None:
