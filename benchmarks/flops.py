@@ -49,6 +49,24 @@ def linear_shapes(config: LlamaConfig) -> dict[tuple[int, int], int]:
     return dict(Counter(products))
 
 
+def forward_shapes(config: LlamaConfig) -> dict[tuple[int, int], int]:
+    """(out_features, in_features) -> how often a token goes through in one pass of the model, its head included."""
+    hidden, intermediate, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    queries, keys = _widths(config)
+    layer = [
+        *((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)),
+        *((intermediate, hidden), (intermediate, hidden), (hidden, intermediate)),
+    ]
+    return dict(Counter(layer * layers + [(config.vocab_size, hidden)]))
+
+
+def forward_flops(config: LlamaConfig, windows: int, length: int) -> int:
+    """One pass of the model, the head on every token but a window's last."""
+    layer = attention_flops(config, windows, length) + mlp_flops(config, windows, length, 3)
+    head = 2 * windows * (length - 1) * config.hidden_size * config.vocab_size
+    return config.num_hidden_layers * layer + head
+
+
 def model_flops(config: LlamaConfig, windows: int, length: int) -> int:
     """Pruning all layers."""
     layers = config.num_hidden_layers

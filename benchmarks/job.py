@@ -79,6 +79,8 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+_DEFAULTS = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Torch takes huge pages in every process that is measured, as it does under `dass`."""
 OURS = Program((sys.executable, "-m", "benchmarks.measured"))
 
 
@@ -107,7 +109,7 @@ def written(job: Job, scratch: Path, program: Program = OURS) -> Iterator[tuple[
     request = json.dumps(asdict(job), default=str)
     with tempfile.TemporaryDirectory(prefix="pruned-", dir=scratch) as output:
         command = [*program.argv, request, output]
-        environment = os.environ | program.environment
+        environment = {**_DEFAULTS, **os.environ, **program.environment}
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise JobFailed(f"{request} ended with status {done.returncode}.")

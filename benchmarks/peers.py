@@ -10,7 +10,6 @@ environment. A turn that was interrupted is measured again, those that the resul
 """
 
 import json
-import os
 import re
 import subprocess
 import textwrap
@@ -209,7 +208,6 @@ def main() -> None:
     arguments = parser.parse_args()
     peer = peer_versions()
     results = Results(arguments.results, arguments.fresh)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes huge pages in all runs, as it does under `dass`
     for model in arguments.models:
         row = ROWS[model]
         workspace = prepare_base(row.params, FOLDER / load_settings(row.params).register_.model)

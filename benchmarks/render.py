@@ -111,9 +111,10 @@ SECTIONS = (
         "evaluation.json",
         "python -m benchmarks.evaluation",
         evaluation.table,
-        "Perplexity of the dense model over the same windows, float32. The plain loop asks for all logits of a batch "
-        "and for their cross entropy; the fastest of all batch sizes and thread counts is shown. Medians over turns; "
-        "a ratio is of two that ran in the same turn.",
+        "Perplexity of the dense model over the same windows. The plain loop asks for all logits of a batch and for "
+        "their cross entropy; the fastest of all batch sizes and thread counts is shown. The floor is what the counted "
+        "matrix products would take at the rate that this machine reaches on each of them alone. Medians over turns; a "
+        "ratio is of two that ran in the same turn.",
     ),
     Section(
         "LLaMA-2-7B's shape on the CPU",

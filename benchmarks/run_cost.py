@@ -34,8 +34,6 @@ from dass.method.mask import keep_mask
 from dass.method.pattern import parse_pattern
 
 GPUS_A_MACHINE = 8
-_PACKED_BY_PRUNE = 6
-"""Times that masks are packed or unpacked: each layer's file, all gathered into one, their digest, their shares."""
 _FLOAT32, _BFLOAT16 = 4, 2
 
 
@@ -125,14 +123,14 @@ def work_of(config: LlamaConfig, tokens: Tokens) -> dict[str, Stage]:
             _FLOAT32 * mlp * SCORE_PASSES,
             read=in_layers,
             written=mlp / 8,
-            packed=_PACKED_BY_PRUNE * mlp,
+            packed=mlp,  # once: they are gathered, counted and digested as they lie
             is_shared=True,
         ),
         "materialize": Stage(read=stored, written=stored, digested=stored, packed=mlp),
         # read once to be run and once to have its zeros counted, as the base's MLPs are
         "evaluate": Stage(measured, _FLOAT32 * logits * LOGIT_PASSES, read=2 * stored + _BFLOAT16 * mlp),
-        # DVC's digest, the check that nothing changed, the signature's; the files get second names, no second copy
-        "register": Stage(read=3 * stored, digested=3 * stored),
+        # one read gives the signature's digest and says that nothing changed; the files get second names, not copies
+        "register": Stage(read=stored, digested=stored),
     }
 
 
@@ -162,7 +160,7 @@ def seconds_on_cpu(config: LlamaConfig, windows: int, length: int, host: Host, c
     return {
         "products": stages["prune"].operations / (cores * host.operations),
         "choosing": mlp_weights(config) / (cores * host.chosen),
-        "packing": 3 * mlp_weights(config) / host.packed,  # each layer's file, to be applied, to be counted
+        "packing": 2 * mlp_weights(config) / host.packed,  # into each layer's file, and to be applied
         "digests": sum(each.digested for each in both) / host.digested,
         "disk": sum(each.read + each.written for each in both) / host.moved,
     }

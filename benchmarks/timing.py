@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import LlamaConfig
@@ -11,6 +11,7 @@ from benchmarks.flops import linear_shapes
 
 _WARM_UP, _CALLS = 10, 100
 _FEWEST = 3  # calls of a product whose fastest counts: the first one warms up
+_LARGEST_OUTPUT = 2**27  # a head's logits of many tokens are not asked for at once
 _TOKENS = (512, 2048, 8192)  # a product's rate depends on how many go through it at once: the best counts
 
 
@@ -40,10 +41,25 @@ def model_rate(config: LlamaConfig, dtype: torch.dtype, seconds: float = 0.1) ->
         dtype: of the matrices.
         seconds: how long each shape is tried at each number of tokens, at least; its fastest call counts.
     """
-    shapes = linear_shapes(config)
+    return shapes_rate(linear_shapes(config), dtype, seconds)
+
+
+def shapes_rate(shapes: Mapping[tuple[int, int], int], dtype: torch.dtype, seconds: float = 0.1) -> float:
+    """FLOP/s of this machine's CPU on matrices (out_features, in_features) -> how often a token goes through them.
+
+    Args:
+        shapes: which matrices.
+        dtype, seconds: as for `model_rate`.
+    """
     operations = sum(times * rows * columns for (rows, columns), times in shapes.items())
     taken = sum(
-        times * rows * columns / max(_product_rate(tokens, rows, columns, dtype, seconds) for tokens in _TOKENS)
+        times
+        * (rows * columns)
+        / max(
+            _product_rate(tokens, rows, columns, dtype, seconds)
+            for tokens in _TOKENS
+            if tokens == min(_TOKENS) or tokens * rows <= _LARGEST_OUTPUT
+        )
         for (rows, columns), times in shapes.items()
     )
     return operations / taken

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 GROUP_SIZES = (2, 4, 8, 16)
+_RUN_BITS = 16
+"""Groups side by side are looked up in tables of at most so many bits."""
 _TEXT = re.compile(r"(\d+):(\d+) along axis ([01])")
 
 
@@ -99,16 +101,20 @@ def unpack_groups(packed: Tensor, shape: Iterable[int], grouping: Grouping) -> T
     if words.numel() and not 0 <= int(words.min()) <= int(words.max()) < grouping.base**digits:
         raise ValueError(f"a word holds a digit that no group {grouping} has")
     codes = torch.empty((words.numel(), digits), dtype=_code_dtype(grouping.group))
-    code_of = _codes(grouping)
-    for i in range(digits):
-        rest = torch.div(words, grouping.base, rounding_mode="trunc")
-        codes[:, i] = code_of.index_select(0, words - rest * grouping.base)
-        words = rest
-    if not bool((codes.view(-1)[groups:] == code_of[0]).all()):
+    for first, count in _runs(grouping):
+        codes_of, number = _codes_of_runs(grouping, count), words
+        if first + count < digits:
+            words = torch.div(words, len(codes_of), rounding_mode="trunc")
+            number = number.sub_(words * len(codes_of))
+        codes[:, first : first + count] = codes_of.index_select(0, number)
+    if not bool((codes.view(-1)[groups:] == _codes(grouping)[0]).all()):
         raise ValueError(f"the last word holds more groups {grouping} than the mask has")
+    codes = codes.view(-1)[:groups]
+    if grouping.axis == 1:
+        return _members_of(grouping.group).index_select(0, codes.int()).view(size)
     keep = torch.empty(size, dtype=torch.bool)
     members = _members(keep, grouping.group, grouping.axis)
-    codes = codes.view(-1)[:groups].view(members.shape[1:])
+    codes = codes.view(members.shape[1:])
     for i, member in enumerate(members):
         member.copy_((codes >> i) & 1)
     return keep
@@ -145,6 +151,38 @@ def _ranks(grouping: Grouping) -> Tensor:
     return ranks
 
 
+def _runs(grouping: Grouping) -> list[tuple[int, int]]:
+    """A word's digits in runs that are looked up at once: the first one, and how many."""
+    digits, _ = _word(grouping.base)
+    most = _RUN_BITS // grouping.group
+    return [(first, min(most, digits - first)) for first in range(0, digits, most)]
+
+
+@cache
+def _codes_of_runs(grouping: Grouping, count: int) -> Tensor:
+    """The masks of so many groups in a row by their number in base C(M, N), the first group lowest: (baseᶜ, count)."""
+    codes = _codes(grouping)
+    return torch.cartesian_prod(*[codes] * count).view(-1, count).flip(1).contiguous()
+
+
+@cache
+def _numbers_of_runs(grouping: Grouping, count: int) -> Tensor:
+    """The same backwards: the number of so many groups' masks side by side, the first group's bits lowest; −1 where one
+    does not keep N. int32, shape (2ᴹᶜ,)."""
+    ranks, numbers = _ranks(grouping), torch.zeros(1, dtype=torch.int32)
+    for place in range(count):
+        together = ranks[:, None] * grouping.base**place + numbers
+        numbers = together.masked_fill_((ranks[:, None] < 0) | (numbers < 0), -1).view(-1)
+    return numbers
+
+
+@cache
+def _members_of(group: int) -> Tensor:
+    """Which of a group's weights each of its 2ᴹ masks keeps: bool, shape (2ᴹ, M)."""
+    every = torch.arange(1 << group, dtype=torch.int32)
+    return torch.stack([(every >> i) & 1 for i in range(group)], dim=1).bool()
+
+
 def _members(keep: Tensor, group: int, axis: int) -> Tensor:
     """A view of a mask (..., R, C) as its groups' members: (group, ..., R / group, C) or (group, ..., R, C / group)."""
     members: Tensor = keep.unflatten(axis - 2, (-1, group)).movedim(axis - 2, 0)
@@ -177,18 +215,26 @@ def _pack(keep: Tensor, grouping: Grouping) -> Tensor | None:
     padding = -codes.numel() % digits
     of_rank_0 = int(_codes(grouping)[0])
     codes = torch.nn.functional.pad(codes.view(-1), (0, padding), value=of_rank_0).view(-1, digits)
-    words = torch.zeros(codes.shape[0], dtype=torch.int64)
-    for i in reversed(range(digits)):
-        ranks = _ranks(grouping).index_select(0, codes[:, i].to(torch.int32))
-        if int(ranks.min()) < 0:
+    words: Tensor | None = None
+    for first, count in reversed(_runs(grouping)):
+        side_by_side = codes[:, first].int()
+        for i in range(1, count):
+            side_by_side |= codes[:, first + i].int() << (grouping.group * i)
+        numbers = _numbers_of_runs(grouping, count).index_select(0, side_by_side)
+        if numbers.numel() and int(numbers.min()) < 0:
             return None
-        words.mul_(grouping.base).add_(ranks)
-    # A copy: a view would keep all eight bytes of each word alive.
-    return words.view(torch.uint8).view(-1, 8)[:, :length].clone(memory_format=torch.contiguous_format).view(-1)
+        words = numbers if words is None else words.long().mul_(grouping.base**count).add_(numbers)
+    assert words is not None
+    # A copy: a view would keep all bytes of each word alive.
+    return (
+        words.view(torch.uint8).view(len(words), -1)[:, :length].clone(memory_format=torch.contiguous_format).view(-1)
+    )
 
 
 def _words(packed: Tensor, length: int) -> Tensor:
-    """Bytes as words of `length` bytes each: int64."""
+    """Bytes as words of `length` bytes each: int32 where they are single ones, else int64."""
+    if length == 1:
+        return packed.int()
     padded = torch.zeros((packed.numel() // length, 8), dtype=torch.uint8)
     padded[:, :length] = packed.view(-1, length)
     return padded.view(torch.int64).view(-1)

@@ -3,7 +3,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from benchmarks.flops import attention_flops, engine_share, layer_flops, linear_shapes, mlp_flops, model_flops
+from benchmarks.flops import (
+    attention_flops,
+    engine_share,
+    forward_flops,
+    forward_shapes,
+    layer_flops,
+    linear_shapes,
+    mlp_flops,
+    model_flops,
+)
 from tests.models import HIDDEN, INTERMEDIATE, tiny_model, tiny_tokens
 
 TINY = LlamaConfig(hidden_size=4, intermediate_size=6, num_attention_heads=2, num_key_value_heads=2)
@@ -42,6 +51,22 @@ def test_the_matrices_of_a_layer_make_its_operations_but_for_the_scores() -> Non
     scores = 2 * 2 * 6 * 4  # one window of three tokens: 6 pairs
     linears = sum(2 * 3 * rows * columns * times for (rows, columns), times in shapes.items())
     assert layer_flops(shared, 1, 3) == scores + linears
+
+
+def test_a_pass_is_its_matrices_and_the_scores() -> None:
+    config = LlamaConfig(
+        num_hidden_layers=3,
+        hidden_size=4,
+        intermediate_size=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=9,
+    )
+    shapes = forward_shapes(config)
+    assert shapes == {(4, 4): 6, (2, 4): 6, (6, 4): 6, (4, 6): 3, (9, 4): 1}
+    products = sum(2 * 3 * rows * columns * times for (rows, columns), times in shapes.items())
+    scores, unasked = 3 * 2 * 2 * 6 * 4, 2 * 9 * 4  # of a window's last token no logits are wanted
+    assert forward_flops(config, 1, 3) == products + scores - unasked
 
 
 def test_nothing_follows_the_last_layer_of_a_model() -> None:
