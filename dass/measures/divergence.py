@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dass.errors import InputError
-from dass.measures.halves import log_softmax_, rows_at_once
+from dass.measures.halves import rows_at_once
 from dass.measures.losses import Slice
 
 TOP = 5
@@ -117,15 +117,15 @@ class Comparison:
         self._found: list[Divergence] = []
 
     def __call__(self, piece: Slice) -> None:
-        """Compare one slice; they come in order. Its logits become log-probabilities."""
+        """Compare one slice; they come in order."""
         stop = min(piece.start + len(piece.losses_n), self._tokens)
         if piece.parts is None or piece.start >= stop:
             return
         hidden_nH = self._hidden_of(piece.start, stop).to(piece.losses_n.device)
-        dense_nV, pruned_nV = piece.parts.logits(hidden_nH).float(), piece.logits_nV[: stop - piece.start]
+        dense_nV, pruned_nV = piece.parts.logits(hidden_nH), piece.logits_nV[: stop - piece.start]
         rows = rows_at_once(dense_nV)
         for each in zip(dense_nV.split(rows), pruned_nV.split(rows), strict=True):
-            self._found.append(divergence(*map(log_softmax_, each)))
+            self._found.append(divergence(*(some_nV.float().log_softmax(-1) for some_nV in each)))
 
     @property
     def result(self) -> Divergence | None:

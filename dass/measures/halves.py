@@ -75,10 +75,14 @@ def log_softmax_(logits_NV: Tensor) -> Tensor:
 
 
 def cross_entropies(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross entropy of each token (N) in nats: the logits are read once, some rows at a time, and stay as they are."""
+    """Cross entropy of each token (N) in nats, float32, from logits of any float type.
+
+    They are widened some rows at a time, which stay in the cache: as a whole they would take twice their memory again.
+    """
     rows = rows_at_once(logits_NV)
     pairs = zip(logits_NV.split(rows), targets_N.split(rows), strict=True)
-    return torch.cat([nn.functional.cross_entropy(some_nV, some_n, reduction="none") for some_nV, some_n in pairs])
+    found = [nn.functional.cross_entropy(some_nV.float(), some_n, reduction="none") for some_nV, some_n in pairs]
+    return torch.cat(found)
 
 
 def rows_at_once(logits_NV: Tensor) -> int:

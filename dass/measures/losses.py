@@ -36,7 +36,7 @@ class Slice:
 
     Attributes:
         start: how many of the N tokens come before them.
-        logits_nV: of each token that could have come, in float32. Made anew for every slice.
+        logits_nV: of each token that could have come, in the type that the model gives them.
         losses_n: cross entropy of the tokens that came, in nats, float32.
         hidden_nH: what the head was given, in the model's type; None where the model has no halves.
         parts: the model's halves.
@@ -145,7 +145,6 @@ def _slices(model: "PreTrainedModel", parts: Halves | None, batch_WL: Tensor, st
 def _slice(
     start: int, logits_nV: Tensor, targets_n: Tensor, hidden_nH: Tensor | None = None, parts: Halves | None = None
 ) -> Slice:
-    logits_nV = logits_nV.float()
     return Slice(start, logits_nV, cross_entropies(logits_nV, targets_n), hidden_nH, parts)
 
 
