@@ -114,7 +114,7 @@ def _plain_loop(model: PreTrainedModel, windows_WL: Tensor, batch: int) -> float
     total = 0.0
     for ids_BL in windows_WL.split(batch):
         logits_NV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].flatten(0, 1)
-        total += nn.functional.cross_entropy(logits_NV, ids_BL[:, 1:].flatten(), reduction="sum").item()
+        total += nn.functional.cross_entropy(logits_NV.float(), ids_BL[:, 1:].flatten(), reduction="sum").item()
     return total / windows_WL[:, 1:].numel()
 
 
