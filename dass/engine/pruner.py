@@ -34,8 +34,11 @@ from dass.model.decoder import Decoder
 from dass.model.glu import GluMlp, parameters_of
 from dass.model.layer import LayerRunner
 
-ENGINE_VERSION = "3"
-"""Changes whenever the same inputs may give other masks. Part of every fingerprint."""
+ENGINE_VERSION = "4"
+"""Changes whenever the same inputs may give other masks. Part of every fingerprint.
+
+4: wide Gram matrices are summed by blocks, whose products a library may round otherwise.
+"""
 
 
 @dataclass(frozen=True)

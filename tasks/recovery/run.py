@@ -47,7 +47,7 @@ from tasks.workspace.progress import progress_bar
 from tasks.workspace.settings import Settings
 
 RECORD, TOKENS = "recovery.json", "tokens.safetensors"
-VERSION = 1
+VERSION = 2
 """Of how it is trained: another one begins anew."""
 
 _INPUTS, _STEPS, _RESULT, _TEACHER = "inputs.json", "steps.jsonl", "result", "teacher.safetensors"
