@@ -54,6 +54,17 @@ def _log_handlers_end_with_their_test() -> Iterator[None]:
     logger.handlers[:] = before
 
 
+@pytest.fixture(autouse=True)
+def _environment_ends_with_its_test() -> Iterator[None]:
+    """A command line run inside a test sets defaults for the tools it starts, and the next test's programs are none of
+    them: PYTHONSAFEPATH would hide this repository's folder from them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def _tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
