@@ -15,6 +15,7 @@ from flows.overrides import change_settings, rewrite
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, Source, load_settings
 from tasks.workspace.small_files import parse_yaml
+from tests.unwritten import state
 
 ROOT = Path(__file__).parents[2]
 BOMB = "".join(
@@ -78,9 +79,9 @@ def test_a_pattern_is_quoted_so_that_no_reader_takes_it_for_a_number(ws: Workspa
 
 
 def test_the_same_value_again_changes_nothing(ws: Workspace) -> None:
-    before = ws.params.stat()
+    before = state(ws.params)
     assert change_settings(ws, ["prune.sparsity=0.5"]) == {}
-    assert ws.params.stat() == before
+    assert state(ws.params) == before
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tasks.versioning.code import code_digest
 from tasks.versioning.pins import SOURCES, keep_pins, refresh_pins
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, read_params, validate_settings
+from tests.unwritten import state
 
 ROOT = Path(__file__).parents[3]
 
@@ -55,9 +56,9 @@ def test_a_file_that_changed_is_pinned_anew(ws: Workspace) -> None:
 
 def test_nothing_is_written_when_nothing_differs(ws: Workspace) -> None:
     refresh_pins(ws, settings(ws))
-    before = ws.lock_file.stat()
+    before = state(ws.lock_file)
     refresh_pins(ws, settings(ws))
-    assert ws.lock_file.stat() == before
+    assert state(ws.lock_file) == before
 
 
 def test_code_is_pinned_for_the_stages_that_ask(ws: Workspace) -> None:
@@ -135,9 +136,9 @@ def test_a_run_pins_a_new_uri_in_one_line_and_says_nothing_of_those_it_knows(
     digest = sha256(b"other words").hexdigest()
     assert pins["sources"]["evaluation"] == {"uri": "./other.txt", "sha256": digest, "revision": None}
     assert said() == [f"dass.lock.json: sources.evaluation pinned: ./other.txt is sha256 {digest}"]
-    before = ws.lock_file.stat()
+    before = state(ws.lock_file)
     assert keep_pins(ws, settings(ws, "./other.txt")) == read_pins(ws) == pins
-    assert (said(), ws.lock_file.stat()) == ([], before)
+    assert (said(), state(ws.lock_file)) == ([], before)
 
 
 def test_a_run_refuses_other_bytes_under_a_uri_it_knows_until_they_are_pinned(ws: Workspace) -> None:
