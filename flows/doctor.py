@@ -163,7 +163,7 @@ def git(ws: Workspace, settings: Settings | None) -> Finding:
 
 def stages(ws: Workspace) -> Finding:
     """Whether DVC can read the files that it keeps the stages by."""
-    from tasks.versioning.stages import dvc_repo
+    from tasks.versioning.repository import dvc_repo
 
     with dvc_repo(ws) as repo:
         names = [stage.addressing for stage in repo.index.stages]

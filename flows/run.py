@@ -25,10 +25,11 @@ from tasks.registry.live import LiveRun
 from tasks.registry.tracking import reading, tracking
 from tasks.report.file import is_drawn
 from tasks.versioning.experiments import check_experiments, save_experiment
+from tasks.versioning.inputs import Started
 from tasks.versioning.provenance import provenance
 from tasks.versioning.push import is_pushed, push
 from tasks.versioning.remote import remotes_of
-from tasks.versioning.stages import Outcome, Started, run_if_changed, start_run, unchanged_stages
+from tasks.versioning.stages import Outcome, run_if_changed, start_run, unchanged_stages
 from tasks.workspace.folder import Workspace
 from tasks.workspace.gpus import gpus_held
 from tasks.workspace.lock import check_held, clear_workspace, lease_of, workspace_lock

@@ -14,7 +14,8 @@ from tasks.sweep.records import SWEEP, group_of
 from tasks.sweep.space import Point, Space
 from tasks.sweep.swept import Swept, kept_sweep
 from tasks.versioning.code import STAGE_MODULES, code_digest
-from tasks.versioning.stages import Started, start_run
+from tasks.versioning.inputs import Started
+from tasks.versioning.stages import start_run
 from tasks.workspace.folder import Workspace
 
 PREPARED = "baseline"

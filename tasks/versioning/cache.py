@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dass.errors import InputError
 from tasks.versioning import git
-from tasks.versioning.stages import dvc_repo, held, patiently
+from tasks.versioning.repository import dvc_repo, held, patiently
 from tasks.workspace.folder import Workspace
 
 _ENDINGS = ("dvc.lock", ".dvc")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dass.errors import UnavailableError
 from dass.files import write_json
-from tasks.versioning.stages import quiet_dvc
+from tasks.versioning.repository import quiet_dvc
 from tasks.versioning.waits import bound_waits
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import redacted

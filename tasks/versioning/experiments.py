@@ -10,7 +10,7 @@ from dass.errors import InputError
 from dass.files import complete_file
 from tasks.versioning.follow_git import follow_git
 from tasks.versioning.provenance import git_state
-from tasks.versioning.stages import VersioningError, quiet_dvc
+from tasks.versioning.repository import VersioningError, quiet_dvc
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Settings

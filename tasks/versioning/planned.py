@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.versioning.pins import keep_pins
-from tasks.versioning.stages import (
-    check_code,
-    dvc_repo,
-    held,
-    name_of,
-    patiently,
-    stages_of,
-    stages_with_pinned_code,
-)
+from tasks.versioning.repository import dvc_repo, held, name_of, patiently, stages_of
+from tasks.versioning.stage_code import check_code, stages_with_pinned_code
 from tasks.workspace.flat import flat
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dass.errors import InfrastructureError, InputError
 from dass.files import read_json, write_json
-from tasks.versioning.stages import dvc_repo, name_of, patiently, stages_of
+from tasks.versioning.repository import dvc_repo, name_of, patiently, stages_of
 from tasks.versioning.stillness import ended_when_still
 from tasks.versioning.waits import connect_anew
 from tasks.workspace.folder import Workspace

@@ -7,7 +7,7 @@ from urllib.request import getproxies
 
 from dass.errors import InfrastructureError, InputError
 from tasks.sources.waiting import in_time
-from tasks.versioning.stages import quiet_dvc
+from tasks.versioning.repository import quiet_dvc
 from tasks.versioning.waits import connect_anew
 from tasks.workspace.folder import Workspace
 from tasks.workspace.redaction import redacted, shown_address

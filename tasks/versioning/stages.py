@@ -7,66 +7,33 @@ Two doors lead to the same stage functions, and both leave the same dvc.lock:
 
 At both, a result is recorded only with the inputs it was made from: these are compared at the end with what they were
 at the start, and when they differ nothing is recorded.
-
-This file alone knows DVC's internals (they are not its public interface, so DVC is pinned).
 """
 
-import logging
-import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, chdir, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from dass.errors import InfrastructureError, InputError
 from tasks.versioning.checksums import digests_kept, hand_over
-from tasks.versioning.code import INSTALLED, STAGE_MODULES, code_digest
 from tasks.versioning.follow_git import follow_git
-from tasks.versioning.once import read_instead
+from tasks.versioning.inputs import InputsChangedError, Started, changed_while, check_inputs, compare, value_of
 from tasks.versioning.pins import ROLES, keep_pins, refresh_pins
+from tasks.versioning.repository import dvc_repo, held, name_of, patiently, stage_of, stages_of
+from tasks.versioning.stage_code import check_code, check_pinned_code, reads, stages_with_pinned_code
 from tasks.versioning.state import dump_stage, mend_state
-from tasks.versioning.waits import bound_waits
 from tasks.workspace.artifacts import refuse_strangers
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import LeaseLostError
 from tasks.workspace.lock import check_held, lease_of
-from tasks.workspace.redaction import redacted
 from tasks.workspace.settings import Settings, load_settings
-from tasks.workspace.small_files import check_pipeline_files
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
 Outcome = Literal["unchanged", "restored", "ran"]
-T = TypeVar("T")
-
-_TRIES = 5  # DVC's own locks never queue: ask again after 1, 2, 3, 4 s
-
-
-class VersioningError(InfrastructureError):
-    """A result was not recorded, or DVC could not answer. The message is one line."""
-
-
-class InputsChangedError(RuntimeError):
-    """What a stage reads changed while it worked, so its result was not recorded."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """What a run read when it began: the settings, and the value of every input that no stage makes.
-
-    Attributes:
-        settings: params.yaml, checked.
-        inputs: stage -> dependency -> DVC's value for it (parameter values, or a digest).
-    """
-
-    settings: Settings
-    inputs: dict[str, dict[str, Any]]
 
 
 def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
@@ -83,10 +50,6 @@ def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
     with dvc_repo(ws) as repo:
         patiently(lambda: _mend(repo))
         return refresh_pins(ws, load_settings(ws.params), stages_with_pinned_code(stages_of(repo)), root)
-
-
-def stages_with_pinned_code(stages: list["PipelineStage"]) -> list[str]:
-    return [stage.name for stage in stages if _code_is_pinned(stage)]
 
 
 def start_run(ws: Workspace) -> Started:
@@ -107,7 +70,8 @@ def start_run(ws: Workspace) -> Started:
         for stage in stages:
             check_code(ws, stage)
         inputs = {
-            stage.name: {name_of(dep): _value(dep) for dep in stage.deps if dep.fs_path not in made} for stage in stages
+            stage.name: {name_of(dep): value_of(dep) for dep in stage.deps if dep.fs_path not in made}
+            for stage in stages
         }
     if ws.params.read_bytes() != text:
         raise InputsChangedError(f"{ws.params.name} was edited while the run started. Run again.")
@@ -165,24 +129,24 @@ def watched_inputs(ws: Workspace, name: str) -> Iterator[Settings]:
     """
     with dvc_repo(ws) as repo:
         settings, text = _read_settings(ws)
-        stage = _stage(repo, name)
+        stage = stage_of(repo, name)
         check_code(ws, stage)
-        _check_pinned_code(stage)
+        check_pinned_code(stage)
         _refuse_strangers(ws, stage)
-        keep_pins(ws, settings, [role for role in ROLES if _reads(stage, f"sources.{role}")])
+        keep_pins(ws, settings, [role for role in ROLES if reads(stage, f"sources.{role}")])
         stage.save_deps()
         if ws.params.read_bytes() != text:
-            raise _changed(name, ws.params.name)
+            raise changed_while(name, ws.params.name)
         yield settings
         check_held(ws)
         repo._reset()
-        _check_inputs(stage)
+        check_inputs(stage)
         hand_over(repo, stage)  # dvc repro itself records the outputs, in another process
 
 
 def _unchanged(repo: "Repo", names: Iterable[str], started: Started) -> list[str]:
     def is_unchanged(stage: "PipelineStage") -> bool:
-        _compare(started, stage, _value)
+        compare(started, stage, value_of)
         return not stage.changed()
 
     with held(repo):
@@ -195,8 +159,8 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
 
     with held(repo):
         check_held(Workspace(Path(repo.root_dir)))
-        stage = _stage(repo, name)
-        _compare(started, stage, _value)
+        stage = stage_of(repo, name)
+        compare(started, stage, value_of)
         if not stage.changed():
             return stage, "unchanged"
         _refuse_strangers(Workspace(Path(repo.root_dir)), stage)
@@ -205,10 +169,10 @@ def _decide(repo: "Repo", name: str, started: Started) -> tuple["PipelineStage",
             repo.stage_cache.restore(stage)
         except RunCacheNotFoundError:
             stage.save_deps()  # before the work: these are the inputs that will be recorded
-            _compare(started, stage, lambda dep: dep.hash_info.value)
+            compare(started, stage, lambda dep: dep.hash_info.value)
             return stage, None
         stage.save()
-        _compare(started, stage, lambda dep: dep.hash_info.value)
+        compare(started, stage, lambda dep: dep.hash_info.value)
         stage.commit()
         dump_stage(repo, stage)
         return stage, "restored"
@@ -228,14 +192,6 @@ def _refuse_strangers(ws: Workspace, stage: "PipelineStage") -> None:
             tree = out.get_obj()
             recorded = ["/".join(key) for key, _, _ in tree] if tree is not None else []
             refuse_strangers(ws, Path(out.fs_path), recorded)
-
-
-@contextmanager
-def held(repo: "Repo") -> Iterator[None]:
-    """DVC's own lock, nothing remembered from before it, and the folder DVC takes relative paths from."""
-    with repo.lock, chdir(repo.root_dir):
-        repo._reset()
-        yield
 
 
 @contextmanager
@@ -262,7 +218,7 @@ def _reserved(repo: "Repo", stage: "PipelineStage") -> Iterator[None]:
 def _record(repo: "Repo", stage: "PipelineStage") -> None:
     with held(repo):
         check_held(Workspace(Path(repo.root_dir)))
-        _check_inputs(stage)
+        check_inputs(stage)
         hand_over(repo, stage)
         stage.save_outs()
         stage.md5 = stage.compute_md5()
@@ -270,87 +226,6 @@ def _record(repo: "Repo", stage: "PipelineStage") -> None:
         with digests_kept(repo, stage):
             stage.commit()
         dump_stage(repo, stage)
-
-
-def _check_inputs(stage: "PipelineStage") -> None:
-    """Compare the inputs as they are with those saved in `stage`.
-
-    Raises:
-        InputsChangedError: they differ.
-    """
-    changed = [_named(name_of(dep), what) for dep in stage.deps for what in dep.status().values()]
-    if changed:
-        raise _changed(stage.name, ", ".join(changed))
-
-
-def _compare(started: Started, stage: "PipelineStage", value: Callable[[Any], Any]) -> None:
-    """Compare a stage's inputs with what the run read when it began.
-
-    Raises:
-        InputsChangedError: they differ.
-    """
-    before = started.inputs[stage.name]
-    now = {name_of(dep): value(dep) for dep in stage.deps if name_of(dep) in before}
-    changed = [_named(name, _different(before[name], now[name])) for name in now if before[name] != now[name]]
-    if changed:
-        raise _changed(stage.name, ", ".join(changed))
-
-
-def _changed(stage: str, what: str) -> InputsChangedError:
-    return InputsChangedError(
-        f"{what} changed while stage {stage} worked with the old value: its result was not recorded. Run again."
-    )
-
-
-def _different(before: Any, now: Any) -> Any:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return None
-
-
-def _named(path: str, what: Any) -> str:
-    keys = list(what) if isinstance(what, (dict, list)) else []
-    return f"{path} ({', '.join(keys)})" if keys else path
-
-
-def name_of(entry: Any) -> str:
-    """An input's or output's path inside the workspace."""
-    return Path(os.path.relpath(entry.fs_path, entry.repo.root_dir)).as_posix()
-
-
-def _value(dependency: Any) -> Any:
-    """DVC's value for an input; None when there is none (the stage itself then says what is missing)."""
-    return dependency.get_hash().value if dependency.exists else None
-
-
-def check_code(ws: Workspace, stage: "PipelineStage") -> None:
-    """Where dvc.yaml depends on code files, they must be the code that runs.
-
-    Raises:
-        InputError: the workspace holds other code than the one that runs.
-    """
-    if stage.name not in STAGE_MODULES or _code_is_pinned(stage) or ws.root == INSTALLED:
-        return
-    if code_digest(stage.name, ws.root) != code_digest(stage.name):
-        raise InputError(
-            f"{ws.root}/dvc.yaml depends on the code beside it, but the code that runs is in {INSTALLED}. "
-            f"Run there: python -m flows, or make a workspace of its own with: dass init"
-        )
-
-
-def _code_is_pinned(stage: "PipelineStage") -> bool:
-    return _reads(stage, f"code.{stage.name}")
-
-
-def _reads(stage: "PipelineStage", key: str) -> bool:
-    return any(key in dep.params for dep in stage.params)
-
-
-def _check_pinned_code(stage: "PipelineStage") -> None:
-    for dep in stage.params:
-        key = f"code.{stage.name}"
-        if key in dep.params and dep.read_params().get(key) != code_digest(stage.name):
-            raise InputError(f"{dep} was written by another version of dass. Run: dass pin")
 
 
 def recorded_outs(ws: Workspace) -> dict[str, str]:
@@ -363,14 +238,6 @@ def recorded_outs(ws: Workspace) -> dict[str, str]:
         return {name_of(out): out.hash_info.value for stage in stages_of(repo) for out in stage.outs if out.hash_info}
 
 
-def stages_of(repo: "Repo") -> list["PipelineStage"]:
-    return list(repo.stage.load_all(os.path.join(repo.root_dir, "dvc.yaml")))
-
-
-def _stage(repo: "Repo", name: str) -> "PipelineStage":
-    return repo.stage.load_one(os.path.join(repo.root_dir, "dvc.yaml"), name)
-
-
 def _read_settings(ws: Workspace) -> tuple[Settings, bytes]:
     """The settings, and the very bytes they were read from."""
     while True:
@@ -378,57 +245,3 @@ def _read_settings(ws: Workspace) -> tuple[Settings, bytes]:
         settings = load_settings(ws.params)
         if ws.params.read_bytes() == before:
             return settings, before
-
-
-@contextmanager
-def dvc_repo(ws: Workspace) -> Iterator["Repo"]:
-    """The workspace's DVC repository, silent. DVC's errors become one line; paths in messages are the workspace's."""
-    check_pipeline_files(ws)
-    quiet_dvc()
-    from dvc.dependency.param import MissingParamsError
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.utils.strictyaml import YAMLValidationError
-
-    try:
-        with Repo(str(ws.root)) as repo:
-            bound_waits(repo)
-            if ws.once is not None:
-                read_instead(repo, {ws.root / path.name: path for path in (ws.params, ws.lock_file)})
-            yield repo
-    except YAMLValidationError as error:
-        raise InputError(
-            f"DVC cannot use {' '.join(str(error).split())}. Restore that file; dvc.lock can also be deleted."
-        ) from error
-    except MissingParamsError as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise InputError(
-            f"{told}: dvc.yaml names each setting that a stage reads. Add it, as dass init writes it."
-        ) from None
-    except DvcException as error:
-        raise VersioningError(f"DVC: {' '.join(redacted(str(error)).split())}") from error
-
-
-def quiet_dvc() -> None:
-    """Keep DVC from reporting home and from writing between our lines. Call before anything of it is imported."""
-    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    import dvc.logger  # noqa: F401  sets its own levels when it is imported
-
-    for name in ("dvc", "dvc_data", "dvc_objects"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def patiently(operation: Callable[[], T]) -> T:
-    from dvc.lock import LockError
-
-    for attempt in range(1, _TRIES):
-        try:
-            return operation()
-        except LockError:
-            time.sleep(attempt)
-    try:
-        return operation()
-    except LockError as error:
-        raise InputError(
-            f"DVC is busy in another process, try again when it has ended: {' '.join(str(error).split())}"
-        ) from None

@@ -17,7 +17,8 @@ from flows.cli import output
 from flows.exit_status import BAD_INPUT, FAILED, FAULT, INFRASTRUCTURE, judged
 from tasks.registry.ledger import BrokenLedger
 from tasks.registry.tracking import TrackingError, TrackingRefusal
-from tasks.versioning.stages import InputsChangedError, VersioningError
+from tasks.versioning.inputs import InputsChangedError
+from tasks.versioning.repository import VersioningError
 
 STATEMENT = sqlalchemy.exc.OperationalError("INSERT INTO runs", {"a": 1}, sqlite3.OperationalError("no such table: x"))
 

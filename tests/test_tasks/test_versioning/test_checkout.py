@@ -11,7 +11,7 @@ from flows.initialise import make_workspace
 from tasks.registry.place import artifacts, database, embedded_uri
 from tasks.registry.tracking import is_embedded
 from tasks.versioning.checkout import Checkout, can_check_out, checked_out
-from tasks.versioning.stages import dvc_repo
+from tasks.versioning.repository import dvc_repo
 from tasks.workspace.folder import Workspace
 from tests.models import save_tiny_checkpoint, tiny_text
 

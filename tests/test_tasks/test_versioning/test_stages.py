@@ -15,14 +15,8 @@ from ruamel.yaml import YAML
 
 from dass.errors import InputError
 from dass.files import complete_file, complete_folder
-from tasks.versioning.stages import (
-    InputsChangedError,
-    Started,
-    recorded_outs,
-    run_if_changed,
-    start_run,
-    watched_inputs,
-)
+from tasks.versioning.inputs import InputsChangedError, Started
+from tasks.versioning.stages import recorded_outs, run_if_changed, start_run, watched_inputs
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import Owner
 from tasks.workspace.lock import workspace_lock
@@ -248,7 +242,7 @@ def test_watched_inputs_notice_an_edit(ws: Workspace) -> None:
 
 def test_a_stage_busy_in_dvc_is_waited_for_then_reported(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     started = start_run(ws)
-    monkeypatch.setattr("tasks.versioning.stages._TRIES", 2)
+    monkeypatch.setattr("tasks.versioning.repository._TRIES", 2)
     rwlock = {"write": {str(ws.root / "made" / "first"): {"pid": os.getppid(), "cmd": "dvc repro"}}}
     (ws.root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(rwlock))
     with pytest.raises(InputError, match=r"DVC is busy in another process.*dvc repro"):
