@@ -25,9 +25,13 @@ _PAPER: dict[str, Any] = {
     "prune.damping": None,
     "prune.refine": "none",
     "recover.steps": 0,
+    "recover.warmup_steps": 5,
+    "recover.step_tokens": 4096,
+    "recover.batch_tokens": 2048,
     "recover.windows": None,
     "recover.validation_share": 0.1,
     "recover.evaluate_every": 10,
+    "recover.checkpoint_every": 10,
 }
 
 _QUICK = {**_PAPER, "calibration.samples": 128, "prune.method": "sparsegpt", "prune.update": "reconstruct"}
@@ -36,11 +40,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "published": _PAPER,  # arXiv 2405.01943, and what `make run` does
     "quick": _QUICK,
     "best": {
-        **_QUICK,  # then every window once
-        "recover.steps": 40,
-        "recover.windows": 352,
+        **_QUICK,  # then every window once, in small steps: at as many tokens they bring back more than large ones
+        "recover.steps": 272,
+        "recover.warmup_steps": 10,
+        "recover.step_tokens": 1024,
+        "recover.batch_tokens": 1024,
+        "recover.windows": 576,
         "recover.validation_share": 0.05,
-        "recover.evaluate_every": 20,
+        "recover.evaluate_every": 68,
+        "recover.checkpoint_every": 34,
     },
 }
 """Name -> setting -> value. All name the same settings, so that one recipe leaves nothing of another behind."""
