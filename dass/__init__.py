@@ -12,7 +12,7 @@ from dass.errors import InputError, NumericalError
 if TYPE_CHECKING:
     from dass.api import PlanOptions, prune, prune_checkpoint
     from dass.calibration import calibration_windows
-    from dass.engine.pruner import LayerReport
+    from dass.engine.layer_report import LayerReport
     from dass.masks.detect import pattern_of
     from dass.registered import load
     from dass.remask import apply_masks
@@ -40,7 +40,7 @@ __all__ = [
 _HOME = {
     "AppliedReport": "dass.reports",
     "CheckpointReport": "dass.reports",
-    "LayerReport": "dass.engine.pruner",
+    "LayerReport": "dass.engine.layer_report",
     "PlanOptions": "dass.api",
     "PruneReport": "dass.reports",
     "apply_masks": "dass.remask",

@@ -21,11 +21,14 @@ from dass.engine.choice import Choice
 from dass.engine.dense import LayerStatistics, allocate, dense_statistics, layer_outliers, prune_from_statistics
 from dass.engine.fits import check_fits
 from dass.engine.hidden import Place
+from dass.engine.layer_report import LayerReport, LayerResult
 from dass.engine.layerwise import Buffering, wanted_by
-from dass.engine.pruner import ENGINE_VERSION, LayerReport, LayerResult, LayerwisePruner, write_parameters
+from dass.engine.made import write_parameters
+from dass.engine.pruner import LayerwisePruner
 from dass.engine.run import CheckpointRun
 from dass.engine.search import Search
 from dass.engine.sensitive import sensitive_patterns, sensitivities
+from dass.engine.version import ENGINE_VERSION
 from dass.engine.windows import Tokens, check_windows, hold_back, windows_of
 from dass.errors import InputError
 from dass.files import canonical_json, clear_leftovers, complete_folder, digest_of, sha256_file

@@ -7,7 +7,7 @@ from statistics import median
 from torch import Tensor
 
 from dass.engine.choice import Choice
-from dass.engine.pruner import LayerReport
+from dass.engine.layer_report import LayerReport
 from dass.method.methods import PROJECTIONS
 
 

@@ -13,7 +13,7 @@ from tasks.workspace.progress import TimeLeft
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from dass.engine.pruner import LayerReport
+    from dass.engine.layer_report import LayerReport
 
 logger = logging.getLogger("dass")
 

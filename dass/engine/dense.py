@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dass.engine.layer_report import LayerResult, layer_report
 from dass.engine.layerwise import Buffering, LayerwisePass, Wanted
-from dass.engine.pruner import LayerResult, Made, joined, layer_report
+from dass.engine.made import Made, joined
 from dass.engine.ranks import ALONE, Ranks
 from dass.errors import InputError
 from dass.files import complete_file

@@ -27,8 +27,9 @@ from dass.engine.dense import (
     statistics_file,
 )
 from dass.engine.fits import check_fits
+from dass.engine.layer_report import LayerReport, LayerResult
 from dass.engine.layerwise import Buffering, Wanted, wanted_by
-from dass.engine.pruner import LayerReport, LayerResult, LayerwisePruner, dense_beside
+from dass.engine.pruner import LayerwisePruner, dense_beside
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.search import Search
 from dass.engine.sensitive import sensitive_patterns, sensitivities

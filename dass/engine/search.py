@@ -26,8 +26,9 @@ from dass.engine.choice import CHOICE, Choice, Proposal
 from dass.engine.dense import LayerStatistics, make_from_statistics
 from dass.engine.judge import Judge
 from dass.engine.layerwise import Buffering, memory_advice
+from dass.engine.made import write_parameters
 from dass.engine.prefixes import Prefixes
-from dass.engine.pruner import LayerwisePruner, write_parameters
+from dass.engine.pruner import LayerwisePruner
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.trial import LOCAL_ERRORS, Rule, Trial
 from dass.files import read_json, write_json

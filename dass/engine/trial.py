@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dass.engine.judge import HeldBack
-from dass.engine.pruner import Made, write_parameters
+from dass.engine.made import Made, write_parameters
 from dass.engine.ranks import Ranks
 from dass.errors import NumericalError
 from dass.method.methods import Score

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dass.engine.layerwise import Buffering, LayerwisePass, memory_advice
-from dass.engine.pruner import write_parameters
+from dass.engine.made import write_parameters
 from dass.errors import InputError, NumericalError
 from dass.measures.halves import Halves
 from dass.measures.losses import tokens_at_once

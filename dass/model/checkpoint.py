@@ -6,7 +6,6 @@ and the order of tensors byte for byte; only the data of changed tensors differs
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from dass.errors import InputError
 from dass.model.checkpoint_folder import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_weight_map, weight_files
 from dass.model.prefetch import one_ahead
 from dass.model.tensor_bytes import DTYPES, bytes_of
+from dass.sync_behind import SyncBehind
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
@@ -194,17 +194,16 @@ class Checkpoint:
             Safetensors file -> its digests, of the bytes as they were written: none is read again.
         """
         written: dict[str, Digests] = {}
-        for file in self._headers:
-            hashing = Hashing(md5)
-            with (folder / file).open("wb") as target, ThreadPoolExecutor(1) as beside:
-                for part in one_ahead(self._parts(file, changed)):
-                    hashed = beside.submit(hashing.update, part)
-                    target.write(part)
-                    hashed.result()
-                    del part, hashed  # before the next but one is in memory
-                target.flush()
-                os.fsync(target.fileno())
-            written[file] = hashing.digests()
+        with SyncBehind() as behind, ThreadPoolExecutor(1) as beside:
+            for file in self._headers:
+                hashing = Hashing(md5)
+                with behind.file(folder / file) as target:
+                    for part in one_ahead(self._parts(file, changed)):
+                        hashed = beside.submit(hashing.update, part)
+                        target.write(part)
+                        hashed.result()
+                        del part, hashed  # before the next but one is in memory
+                written[file] = hashing.digests()
         if (self.folder / INDEX_FILE).is_file() and SINGLE_FILE not in self._headers:
             (folder / INDEX_FILE).write_bytes((self.folder / INDEX_FILE).read_bytes())
         return written

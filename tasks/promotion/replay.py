@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from dass.engine.pruner import ENGINE_VERSION
+from dass.engine.version import ENGINE_VERSION
 from dass.errors import UnavailableError
 from dass.files import read_json, scratch_folder
 from dass.masks.proof import ProofError

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from dass.engine.choice import Choice
 from dass.engine.dense import are_collected
 from dass.engine.layerwise import Buffering, Wanted, wanted_by
-from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.ranks import ALONE, Ranks
 from dass.engine.run import CheckpointRun, LayerRecord, read_report
+from dass.engine.version import ENGINE_VERSION
 from dass.errors import InputError
 from dass.files import complete_folder, digest_of, read_json, write_json
 from dass.masks.mask_file import MaskFile, removed_shares, save_masks

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    from dass.engine.pruner import LayerReport
+    from dass.engine.layer_report import LayerReport
 
 _EVERY_SECONDS = 5.0
 _SAMPLE_SECONDS, _SAMPLES = 10, 3  # of the machine's load: a point every half minute

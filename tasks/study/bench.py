@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dass.engine.dense import dense_statistics, load_statistics, make_from_statistics, save_statistics
 from dass.engine.layerwise import Buffering, Wanted
-from dass.engine.pruner import ENGINE_VERSION
 from dass.engine.variants import Changed, Variant, Variants
+from dass.engine.version import ENGINE_VERSION
 from dass.errors import InputError
 from dass.files import complete_file, digest_of, read_json, write_json
 from dass.method.plan import DEFAULT_MIN_EXPERT_TOKENS, Plan

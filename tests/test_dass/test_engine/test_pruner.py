@@ -10,8 +10,9 @@ from torch.nn import functional
 
 import dass
 from dass.engine.fits import check_fits
+from dass.engine.layer_report import LayerResult
 from dass.engine.layerwise import Buffering
-from dass.engine.pruner import LayerResult, LayerwisePruner
+from dass.engine.pruner import LayerwisePruner
 from dass.engine.ranks import Ranks
 from dass.errors import InputError
 from dass.method.methods import PROJECTIONS

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import dass
+from dass.engine.layer_report import LayerReport
 from dass.engine.layerwise import Buffering
-from dass.engine.pruner import LayerReport, LayerwisePruner
+from dass.engine.pruner import LayerwisePruner
 from dass.engine.run import CheckpointRun, read_report
 from dass.errors import InputError
 from dass.files import sha256_file

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from dass.engine.pruner import LayerReport
+from dass.engine.layer_report import LayerReport
 from tasks.registry import live as live_module
 from tasks.registry.live import LiveRun
 from tasks.registry.registration import register
