@@ -6,9 +6,11 @@ and the order of tensors byte for byte; only the data of changed tensors differs
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -28,6 +30,7 @@ from dass.sync_behind import SyncBehind
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
+_READ_AHEAD_BYTES = 1 << 17  # Linux reads no more ahead than a disk's own setting, by default this, and drops the rest
 _AGAIN = "Fetch the checkpoint again."
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -152,6 +155,21 @@ class Checkpoint:
             source.seek(place.begin)
             _read_exactly(source, out, path)
 
+    def will_need(self, names: Iterable[str]) -> None:
+        """Ask the system to read tensors into its own cache, which is none of this process's memory.
+
+        It goes on beside whatever comes next. A system that cannot be asked, or a file that is gone, is no matter here.
+        """
+        advise = getattr(os, "posix_fadvise", None)
+        if advise is None:
+            return
+        for file, places in _by_file(self, names).items():
+            with suppress(OSError), (self.folder / file).open("rb") as source:
+                for place in places:
+                    for begin in range(place.begin, place.end, _READ_AHEAD_BYTES):
+                        size = min(_READ_AHEAD_BYTES, place.end - begin)
+                        advise(source.fileno(), begin, size, os.POSIX_FADV_WILLNEED)
+
     def bits(self, name: str) -> Tensor:
         """A tensor's bits as integers of its width, in its shape. Types that torch does not know come as bytes.
 
@@ -260,6 +278,13 @@ class Checkpoint:
             if math.prod(max(size, 1) for size in place.shape) >= 2**63:  # no bytes are stored where one size is 0
                 raise InputError(f"{path} holds {name} of shape {place.shape}, which no tensor has. {_AGAIN}")
         self._headers[file] = (prefix + header, tensors)
+
+
+def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, list[StoredTensor]]:
+    found: dict[str, list[StoredTensor]] = {}
+    for name in names:
+        found.setdefault(checkpoint.file_of[name], []).append(checkpoint.stored[name])
+    return found
 
 
 def _quantization(config: Any) -> Any:

@@ -24,6 +24,8 @@ from dass.model.names import StoredNames
 from dass.model.prefetch import Prefetcher
 from dass.model.pretrained import alone, load_config, untrained
 
+_THREAD = "dass-will-need"
+
 
 class StreamedDecoder(Decoder):
     """A `Decoder` that reads each layer from a checkpoint folder."""
@@ -73,6 +75,9 @@ class StreamedDecoder(Decoder):
         layer = self._layers[index]
         if self._ahead is None:
             self._fill(layer, self._stored_values(layer, self.layer_name(index)))
+            if index + 1 < len(self):
+                asked = [self._pieces(index + 1)]
+                threading.Thread(target=self._checkpoint.will_need, args=asked, daemon=True, name=_THREAD).start()
         else:
             self._fill(layer, self._ahead.get(index))
         try:
@@ -169,6 +174,11 @@ class StreamedDecoder(Decoder):
         for piece in self._names.pieces(name):
             self._checkpoint.read_into(piece.stored, whole[piece.at])
         return whole
+
+    def _pieces(self, index: int) -> list[str]:
+        """Names of the stored tensors that a layer's parameters are put together from."""
+        names = [f"{self.layer_name(index)}.{name}" for name, _ in self._layers[index].named_parameters()]
+        return [piece.stored for name in names for piece in self._names.pieces(name)]
 
     def _stored_dtype(self, name: str) -> torch.dtype:
         """The type that holds every piece of a parameter exactly."""

@@ -2,7 +2,9 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -72,13 +74,13 @@ def test_a_disk_that_fails_once_is_told(at: int, tmp_path: Path, monkeypatch: py
         write(tmp_path)
 
 
-def _waiting(begin):  # type: ignore[no-untyped-def]
+def _waiting(begin: Callable[[SyncBehind, BinaryIO], bool]) -> Callable[[SyncBehind, BinaryIO], bool]:
     """Never busy: so the syncs are as many each time."""
 
-    def wait(self: SyncBehind, target) -> bool:  # type: ignore[no-untyped-def]
+    def wait(self: SyncBehind, target: BinaryIO) -> bool:
         for each in (*self._of_the_one_before, *self._of_this_file):
             each.exception()
-        return bool(begin(self, target))
+        return begin(self, target)
 
     return wait
 

@@ -55,6 +55,29 @@ def refused(folder: Path, match: str) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be asked to read ahead")
+def test_the_system_is_asked_for_the_bytes_of_the_tensors_and_no_others(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, names = Checkpoint(sharded), [GATE, "model.embed_tokens.weight"]
+    asked: set[tuple[str, int]] = set()
+
+    def note(handle: int, begin: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        file = next(path.name for path in sharded.iterdir() if path.samefile(f"/proc/self/fd/{handle}"))
+        asked.update((file, at) for at in range(begin, begin + size))
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    monkeypatch.setattr("dass.model.checkpoint._READ_AHEAD_BYTES", 1000)
+
+    checkpoint.will_need(names)
+
+    places = [(checkpoint.file_of[name], checkpoint.stored[name]) for name in names]
+    assert asked == {(file, at) for file, place in places for at in range(place.begin, place.end)}
+    sharded.joinpath(checkpoint.file_of[GATE]).unlink()
+    checkpoint.will_need(names)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_tensors_are_read_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     expected = {

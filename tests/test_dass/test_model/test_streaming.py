@@ -46,6 +46,25 @@ def test_masks_equal_those_of_the_model_in_memory(family: str, dtype: torch.dtyp
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+def test_while_a_layer_is_used_the_system_is_asked_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(Checkpoint, "will_need", lambda _, names: asked.append(sorted(names)))
+    decoder = StreamedDecoder(tmp_path, CPU)
+    stored = Checkpoint(tmp_path).stored
+
+    for index in range(len(decoder)):
+        with decoder.layer(index):
+            for thread in threading.enumerate():
+                if thread.name == "dass-will-need":
+                    thread.join()
+
+    following = [sorted(name for name in stored if f"layers.{index}." in name) for index in range(1, len(decoder))]
+    assert asked == following
+
+
 def test_no_weight_stays_in_memory(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     decoder = StreamedDecoder(tmp_path, CPU)
