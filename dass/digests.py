@@ -1,11 +1,13 @@
 """Digests of files that come from bytes which pass anyway: one read, one copy or the writing itself serves everyone."""
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dass.sync_behind import SyncBehind
 
 _CHUNK_BYTES = 1 << 22
 
@@ -64,17 +66,21 @@ def digests_of(path: Path, md5: bool = False) -> Digests:
     return hashing.digests()
 
 
-def copy_file(origin: Path, target: Path, md5: bool = False) -> Digests:
-    """Copy a file's bytes to a file that is not there yet, and give their digests: they are read once."""
+def copy_file(origin: Path, target: Path, md5: bool = False, behind: SyncBehind | None = None) -> Digests:
+    """Copy a file's bytes to a file that is not there yet, and give their digests: they are read once.
+
+    Args:
+        origin: the file; a link is followed.
+        target: the copy.
+        md5: whether the digests have one, too.
+        behind: brings the copy to disk beside whatever comes next; None: it is on disk at the end.
+    """
     hashing = Hashing(md5)
     part = memoryview(bytearray(_CHUNK_BYTES))
-    with origin.open("rb", buffering=0) as source, target.open("xb", buffering=0) as copy:
+    with ExitStack() as stack:
+        source = stack.enter_context(origin.open("rb", buffering=0))
+        copy = stack.enter_context((behind or stack.enter_context(SyncBehind())).file(target, is_new=True))
         while size := source.readinto(part):
-            _write_all(copy.fileno(), part[:size])
+            copy.write(part[:size])
             hashing.update(part[:size])
     return hashing.digests()
-
-
-def _write_all(handle: int, part: memoryview) -> None:
-    while part:
-        part = part[os.write(handle, part) :]

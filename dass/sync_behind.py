@@ -33,13 +33,18 @@ class SyncBehind:
             self._finish_the_one_before()
 
     @contextmanager
-    def file(self, path: Path) -> Iterator["SyncedFile"]:
-        """A file to write, made or emptied. Where its context ends it is complete, and on its way to disk.
+    def file(self, path: Path, is_new: bool = False) -> Iterator["SyncedFile"]:
+        """A file to write. Where its context ends it is complete, and on its way to disk.
+
+        Args:
+            path: it is made, or emptied.
+            is_new: it may not be there.
 
         Raises:
+            FileExistsError: it is there, and may not.
             OSError: the disk is full or fails, for this file or the one before it.
         """
-        target = path.open("wb")
+        target = path.open("xb" if is_new else "wb")
         try:
             yield SyncedFile(self, target)
             target.flush()
