@@ -47,10 +47,10 @@ def compare_kernel(
 def layout_mask(weight_OC: Tensor, projection: Projection, norms: ActivationNorms, layout: Layout) -> Tensor:
     """The 2:4 DaSS keep mask of one matrix. Down's groups lie along its in_features (I) in every layout."""
     asked = plan(pattern="2:4", layout=layout)
-    score_OC = importance(weight_OC, projection, norms, "dass", layout=layout)
+    scores = importance(weight_OC, projection, norms, "dass", layout=layout)
     if layout == "transposable" and projection != "down_proj":
-        return transposable_mask(score_OC)
-    return keep_mask(score_OC, asked.pattern, asked.axis(projection))
+        return transposable_mask(scores.whole())
+    return keep_mask(scores, asked.pattern, asked.axis(projection))
 
 
 def _time(x_TC: Tensor, weight_OC: Tensor) -> dict[str, float]:

@@ -193,7 +193,7 @@ def layer_outliers(decoder: Decoder, index: int, statistics: LayerStatistics) ->
     stored = decoder.stored_weights(index, parameters_of(mlps))
     prefix = decoder.layer_name(index)
     return outlier_ratio(
-        importance(weight, projection, statistics[f"{prefix}.{mlp.name}"].norms, "wanda")
+        importance(weight, projection, statistics[f"{prefix}.{mlp.name}"].norms, "wanda").whole()
         for mlp in mlps
         for projection, weight in mlp.views(stored).items()
     )

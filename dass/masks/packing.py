@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _GATHER = 0x0102040810204080
+_CACHED_EIGHTS = 1 << 16  # what is computed at once stays in a core's cache
 # A byte's bits, lowest first, each as a byte of 0 or 1, all eight as one number: (256,).
 _EIGHTS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view(torch.int64).view(-1)
 _ONES = torch.tensor([byte.bit_count() for byte in range(256)])
@@ -22,7 +23,10 @@ def pack_mask(keep: Tensor) -> Tensor:
         bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8))
     # Eight bytes of 0 or 1 at a time: the product moves byte i's bit to bit 56 + i, and no other bit comes there.
     eights = bits.view(torch.int64) if bits.numel() else torch.empty(0, dtype=torch.int64)
-    return ((eights * _GATHER) >> 56).to(torch.uint8)
+    packed = torch.empty(eights.shape, dtype=torch.uint8)
+    for some, out in zip(eights.split(_CACHED_EIGHTS), packed.split(_CACHED_EIGHTS), strict=True):
+        out.copy_((some * _GATHER).bitwise_right_shift_(56))
+    return packed
 
 
 def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
@@ -34,7 +38,10 @@ def unpack_mask(packed: Tensor, shape: Iterable[int]) -> Tensor:
     size = torch.Size(shape)
     if packed.numel() != -(-size.numel() // 8):
         raise ValueError(f"a mask of {packed.numel()} bytes cannot hold {size.numel()} weights")
-    return _EIGHTS.index_select(0, packed.int()).view(torch.bool)[: size.numel()].view(size)
+    eights = torch.empty(packed.shape, dtype=torch.int64)
+    for some, out in zip(packed.split(_CACHED_EIGHTS), eights.split(_CACHED_EIGHTS), strict=True):
+        torch.index_select(_EIGHTS, 0, some.int(), out=out)
+    return eights.view(torch.bool)[: size.numel()].view(size)
 
 
 def count_bits(packed: Tensor) -> int:

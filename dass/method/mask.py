@@ -10,17 +10,18 @@ from torch import Tensor
 from dass.errors import InputError
 from dass.method import selection, selection_on_device
 from dass.method.pattern import Pattern
+from dass.method.scores import Scores
 
 _CACHED_ELEMENTS = 1 << 18  # what is compared at once stays in a core's cache
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAIRWISE_GROUP = 16  # up to this M, M² / 2 comparisons beat a selection per group
 
 
-def keep_mask(score_OC: Tensor, pattern: Pattern, axis: int | None) -> Tensor:
+def keep_mask(score: Tensor | Scores, pattern: Pattern, axis: int | None) -> Tensor:
     """The keep mask of one matrix: bool, shape of the scores, True = kept.
 
     Args:
-        score_OC: importance of each weight, any float dtype, larger = keep.
+        score: importance of each weight (O, C), any float dtype, larger = keep.
         pattern: how many of a competing group stay.
         axis: 0 when the weights of a column compete, 1 when those of a row do, None when all do. N:M groups are M
             consecutive weights along `axis` (along 1 when `axis` is None).
@@ -29,13 +30,13 @@ def keep_mask(score_OC: Tensor, pattern: Pattern, axis: int | None) -> Tensor:
         InputError: M does not divide the size of the axis.
         ValueError: a score is NaN.
     """
-    if score_OC.numel() and score_OC.amax().isnan():
-        raise ValueError("importance scores contain NaN")
+    scores = Scores(score) if isinstance(score, Tensor) else score
     if pattern.group is not None:
-        return _keep_in_groups(score_OC, pattern, 1 if axis is None else axis)
+        return _keep_in_groups(scores, pattern, 1 if axis is None else axis)
     if axis is None:
-        return _keep_largest(score_OC.reshape(1, -1), pattern.removed_from(score_OC.numel()), 1).view(score_OC.shape)
-    return _keep_largest(score_OC, pattern.removed_from(score_OC.shape[axis]), axis)
+        together = Scores(scores.whole().reshape(1, -1))
+        return _keep_largest(together, pattern.removed_from(together.shape[1]), 1).view(scores.shape)
+    return _keep_largest(scores, pattern.removed_from(scores.shape[axis]), axis)
 
 
 def check_divisible(size: int, pattern: Pattern, what: str) -> None:
@@ -73,25 +74,28 @@ def zero_removed_(weight: Tensor, keep: Tensor) -> Tensor:
     return weight
 
 
-def _keep_largest(score_OC: Tensor, removed: int, axis: int) -> Tensor:
+def _keep_largest(scores: Scores, removed: int, axis: int) -> Tensor:
     """Keep all but the `removed` smallest along an axis."""
-    if removed in (0, score_OC.shape[axis]):
-        return torch.full_like(score_OC, removed == 0, dtype=torch.bool)
-    keep_largest = selection.keep_largest if score_OC.device.type == "cpu" else selection_on_device.keep_largest
-    keep_RN = keep_largest(score_OC if axis == 1 else score_OC.T, removed)
+    if removed in (0, scores.shape[axis]):
+        selection_on_device.whole_checked(scores)
+        return torch.full(scores.shape, removed == 0, dtype=torch.bool, device=scores.device)
+    along = scores if axis == 1 else scores.T
+    keep_largest = selection.keep_largest if scores.device.type == "cpu" else selection_on_device.keep_largest
+    keep_RN = keep_largest(along, removed)
     return keep_RN if axis == 1 else keep_RN.T.contiguous()
 
 
-def _keep_in_groups(score_OC: Tensor, pattern: Pattern, axis: int) -> Tensor:
+def _keep_in_groups(scores: Scores, pattern: Pattern, axis: int) -> Tensor:
     assert pattern.group is not None
     assert pattern.keep is not None
-    rows, columns = score_OC.shape
-    check_divisible(score_OC.shape[axis], pattern, f"axis {axis} of a {rows} × {columns} matrix")
+    rows, columns = scores.shape
+    check_divisible(scores.shape[axis], pattern, f"axis {axis} of a {rows} × {columns} matrix")
     group, removed = pattern.group, pattern.group - pattern.keep
     if group > _PAIRWISE_GROUP:
+        score_OC = scores.whole()
         along = score_OC.T if axis == 0 else score_OC
-        keep = _keep_largest(along.reshape(-1, group), removed, 1).view(along.shape)
+        keep = _keep_largest(Scores(along.reshape(-1, group)), removed, 1).view(along.shape)
         return (keep.T if axis == 0 else keep).contiguous()
-    on_host = score_OC.device.type == "cpu"
+    on_host = scores.device.type == "cpu"
     choose = selection.keep_in_groups if on_host else selection_on_device.keep_in_groups
-    return choose(score_OC, group, removed, axis)
+    return choose(scores, group, removed, axis)

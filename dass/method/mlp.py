@@ -73,14 +73,14 @@ def _chosen(weights: Mapping[Projection, Tensor], statistics: MlpStatistics, pla
     if plan.method == "sparsegpt":
         return _sparsegpt(weights, statistics, plan, pattern)
     method = plan.score.method
-    keep = _whole(weights)
+    keep: dict[Projection, Tensor] = {}
     for projection in plan.only:
-        score_OC = importance(weights[projection], projection, statistics.norms, method, plan.alpha, plan.layout)
+        scores = importance(weights[projection], projection, statistics.norms, method, plan.alpha, plan.layout)
         if _in_blocks(projection, plan):
-            keep[projection] = transposable_mask(score_OC)
+            keep[projection] = transposable_mask(scores.whole())
         else:
-            keep[projection] = keep_mask(score_OC, pattern, plan.axis(projection))
-    return PrunedMlp(keep, {})
+            keep[projection] = keep_mask(scores, pattern, plan.axis(projection))
+    return PrunedMlp(_with_the_whole(keep, weights), {})
 
 
 def _refined(
@@ -108,9 +108,13 @@ def _refined(
     )
 
 
-def _whole(weights: Mapping[Projection, Tensor]) -> dict[Projection, Tensor]:
-    """Masks that remove nothing."""
-    return {name: torch.ones_like(weights[name], dtype=torch.bool) for name in PROJECTIONS}
+def _with_the_whole(
+    keep: Mapping[Projection, Tensor], weights: Mapping[Projection, Tensor]
+) -> dict[Projection, Tensor]:
+    """A mask of each matrix: one that removes nothing where there is none."""
+    return {
+        name: keep[name] if name in keep else torch.ones_like(weights[name], dtype=torch.bool) for name in PROJECTIONS
+    }
 
 
 def _gram(name: Projection, statistics: MlpStatistics) -> Tensor:
@@ -189,7 +193,7 @@ def _sparsegpt(
             weights[projection], _gram(projection, statistics), pattern, damping, choose=choose
         )
     return PrunedMlp(
-        {**_whole(weights), **{name: result.keep_OC for name, result in results.items()}},
+        _with_the_whole({name: result.keep_OC for name, result in results.items()}, weights),
         {name: result.weight_OC for name, result in results.items()},
         max((result.damping for result in results.values()), default=None),
     )

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from dass.method.methods import DEFAULT_ALPHA, Layout, Method, Projection
-
-_CACHED_ELEMENTS = 1 << 18
+from dass.method.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ def importance(
     method: Method,
     alpha: float = DEFAULT_ALPHA,
     layout: Layout = "paper",
-) -> Tensor:
-    """Score every weight of one matrix: float32, shape of the weight, larger = keep.
+) -> Scores:
+    """Score every weight of one matrix: float32 of its shape once they are written out, larger = keep.
 
     Args:
         weight_OC: (I, H) for gate and up, (H, I) for down; any float dtype.
@@ -55,25 +54,14 @@ def importance(
             is |W_ij| · ‖x_j‖ · ‖z_i‖^alpha, so that inside a group Wanda's choice decides.
     """
     assert method != "sparsegpt", "chooses while it updates"
-    columns_C = rows_O = None
+    factors: list[tuple[int, Tensor]] = []
     if projection == "down_proj" and method != "magnitude":
-        columns_C = _factor(norms.z_I, 1.0, weight_OC)
+        factors.append((1, _factor(norms.z_I, 1.0, weight_OC)))
     elif method == "wanda" or (method == "dass" and layout == "contraction"):
-        columns_C = _factor(norms.x_H, 1.0, weight_OC)
+        factors.append((1, _factor(norms.x_H, 1.0, weight_OC)))
     if projection != "down_proj" and method == "dass":
-        rows_O = _factor(norms.z_I, alpha, weight_OC)
-    score_OC = torch.empty(weight_OC.shape, dtype=torch.float32, device=weight_OC.device)
-    step = len(weight_OC)
-    if weight_OC.device.type == "cpu":  # a few rows at a time: what is worked on stays in the cache
-        step = max(1, _CACHED_ELEMENTS // max(1, weight_OC.shape[1]))
-    for begin in range(0, len(weight_OC), max(1, step)):
-        some = slice(begin, begin + step)
-        part_OC = score_OC[some].copy_(weight_OC[some]).abs_()
-        if columns_C is not None:
-            part_OC.mul_(columns_C[None, :])
-        if rows_O is not None:
-            part_OC.mul_(rows_O[some, None])
-    return score_OC
+        factors.append((0, _factor(norms.z_I, alpha, weight_OC)))
+    return Scores(weight_OC, tuple(factors), of_weights=True)
 
 
 def _factor(norm: Tensor, exponent: float, weight: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ from dass.sync_behind import SyncBehind
 
 _BESIDE_WEIGHTS = {"I64", "BOOL"}  # position ids, attention masks
 _CHUNK_BYTES = 1 << 24
+_FILES_AT_ONCE = 2
+_KEPT_BYTES = 1 << 27
 _READ_AHEAD_BYTES = 1 << 17  # Linux reads no more ahead than a disk's own setting, by default this, and drops the rest
 _AGAIN = "Fetch the checkpoint again."
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -205,36 +207,41 @@ class Checkpoint:
             folder: where to; its files are made or overwritten, and synced to disk.
             changed: gets a tensor's name and value (float tensors only) and returns the new value, same shape and
                 dtype, or None to keep it. Called in a thread, for one tensor while the one before it is hashed and
-                written: two are in memory at a time.
+                written: two are in memory at a time. Two files are written at once, as one core hashes slower than
+                they are read.
             md5: whether the digests have one, too.
 
         Returns:
             Safetensors file -> its digests, of the bytes as they were written: none is read again.
         """
-        written: dict[str, Digests] = {}
-        with SyncBehind() as behind, ThreadPoolExecutor(1) as beside:
-            for file in self._headers:
-                hashing = Hashing(md5)
-                with behind.file(folder / file) as target:
-                    for part in one_ahead(self._parts(file, changed)):
-                        hashed = beside.submit(hashing.update, part)
-                        target.write(part)
-                        hashed.result()
-                        del part, hashed  # before the next but one is in memory
-                written[file] = hashing.digests()
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="dass-copy") as threads:
+            digests = list(threads.map(lambda file: self._copy_file(folder / file, file, changed, md5), self._headers))
         if (self.folder / INDEX_FILE).is_file() and SINGLE_FILE not in self._headers:
             (folder / INDEX_FILE).write_bytes((self.folder / INDEX_FILE).read_bytes())
-        return written
+        return dict(zip(self._headers, digests, strict=True))
+
+    def _copy_file(
+        self, target: Path, file: str, changed: Callable[[str, Tensor], Tensor | None], md5: bool
+    ) -> Digests:
+        hashing = Hashing(md5)
+        with SyncBehind() as behind, ThreadPoolExecutor(1) as beside, behind.file(target) as copy:
+            for part in one_ahead(self._parts(file, changed)):
+                hashed = beside.submit(hashing.update, part)
+                copy.write(part)
+                hashed.result()
+                del part, hashed  # before the next but one is in memory
+        return hashing.digests()
 
     def _parts(self, file: str, changed: Callable[[str, Tensor], Tensor | None]) -> Iterator[bytes | memoryview]:
-        """What a file's copy consists of, in order."""
+        """What a file's copy consists of, in order. Two may be held: the third takes the memory of the first."""
         header, tensors = self._headers[file]
         yield header
+        memory = _Alternating()
         with (self.folder / file).open("rb") as source:
             for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
                 source.seek(place.begin)
                 if place.dtype in DTYPES:
-                    before = torch.empty(place.shape, dtype=DTYPES[place.dtype])
+                    before = memory.of(place.end - place.begin).view(DTYPES[place.dtype]).view(place.shape)
                     _read_exactly(source, before, self.folder / file)
                     yield bytes_of(_changed(name, before, changed))
                 else:
@@ -278,6 +285,22 @@ class Checkpoint:
             if math.prod(max(size, 1) for size in place.shape) >= 2**63:  # no bytes are stored where one size is 0
                 raise InputError(f"{path} holds {name} of shape {place.shape}, which no tensor has. {_AGAIN}")
         self._headers[file] = (prefix + header, tensors)
+
+
+class _Alternating:
+    """Memory for two tensors, in turn: a fresh page is zeroed first, which takes as long as reading it."""
+
+    def __init__(self) -> None:
+        self._next, self._other = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+
+    def of(self, size: int) -> Tensor:
+        """So many bytes, uint8 (size,), of the memory that was not given last; what is large is held by nobody."""
+        if size > _KEPT_BYTES:
+            return torch.empty(size, dtype=torch.uint8)
+        self._next, self._other = self._other, self._next
+        if len(self._other) < size:
+            self._other = torch.empty(size, dtype=torch.uint8)
+        return self._other[:size]
 
 
 def _by_file(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, list[StoredTensor]]:
