@@ -14,7 +14,10 @@ from functools import cache
 from math import comb
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from dass.masks.packing import pack_mask, unpack_mask
 
 GROUP_SIZES = (2, 4, 8, 16)
 _RUN_BITS = 16
@@ -111,7 +114,7 @@ def unpack_groups(packed: Tensor, shape: Iterable[int], grouping: Grouping) -> T
         raise ValueError(f"the last word holds more groups {grouping} than the mask has")
     codes = codes.view(-1)[:groups]
     if grouping.axis == 1:
-        return _members_of(grouping.group).index_select(0, codes.int()).view(size)
+        return unpack_mask(_bits_of(codes, grouping.group), size)
     keep = torch.empty(size, dtype=torch.bool)
     members = _members(keep, grouping.group, grouping.axis)
     codes = codes.view(members.shape[1:])
@@ -176,11 +179,22 @@ def _numbers_of_runs(grouping: Grouping, count: int) -> Tensor:
     return numbers
 
 
-@cache
-def _members_of(group: int) -> Tensor:
-    """Which of a group's weights each of its 2ᴹ masks keeps: bool, shape (2ᴹ, M)."""
-    every = torch.arange(1 << group, dtype=torch.int32)
-    return torch.stack([(every >> i) & 1 for i in range(group)], dim=1).bool()
+def _codes_in(bits: Tensor, group: int) -> Tensor:
+    """Codes of groups that lie along the rows, from a mask's packed bits: a byte is several, one, or half of one."""
+    if group == 16:
+        return F.pad(bits, (0, len(bits) % 2)).view(torch.int16).int().bitwise_and_(0xFFFF)
+    return torch.stack([(bits >> at) & ((1 << group) - 1) for at in range(0, 8, group)], dim=1).view(-1)
+
+
+def _bits_of(codes: Tensor, group: int) -> Tensor:
+    """Undo `_codes_in`."""
+    if group == 16:
+        return codes.short().view(torch.uint8)
+    together = F.pad(codes, (0, -len(codes) % (8 // group))).view(-1, 8 // group)
+    bits = together[:, 0].clone()
+    for i in range(1, together.shape[1]):
+        bits |= together[:, i] << (group * i)
+    return bits
 
 
 def _members(keep: Tensor, group: int, axis: int) -> Tensor:
@@ -207,14 +221,17 @@ def _likely_groupings(keep: Tensor) -> list[Grouping]:
 
 def _pack(keep: Tensor, grouping: Grouping) -> Tensor | None:
     """The packed bytes, or None when a group keeps more or less than N."""
-    members = _members(keep, grouping.group, grouping.axis)
-    codes = torch.zeros(members.shape[1:], dtype=_code_dtype(grouping.group))
-    for i, member in enumerate(members):
-        codes |= member.to(codes.dtype) << i
+    if grouping.axis == 1:
+        codes = _codes_in(pack_mask(keep), grouping.group)[: keep.numel() // grouping.group]
+    else:
+        members = _members(keep, grouping.group, grouping.axis)
+        codes = torch.zeros(members.shape[1:], dtype=_code_dtype(grouping.group))
+        for i, member in enumerate(members):
+            codes |= member.to(codes.dtype) << i
     digits, length = _word(grouping.base)
     padding = -codes.numel() % digits
     of_rank_0 = int(_codes(grouping)[0])
-    codes = torch.nn.functional.pad(codes.view(-1), (0, padding), value=of_rank_0).view(-1, digits)
+    codes = F.pad(codes.view(-1), (0, padding), value=of_rank_0).view(-1, digits)
     words: Tensor | None = None
     for first, count in reversed(_runs(grouping)):
         side_by_side = codes[:, first].int()
