@@ -49,6 +49,7 @@ def test_each_is_synced_while_it_is_written_and_last_when_it_is_whole(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(SyncBehind, "begin", _in_step(SyncBehind.begin))
 
     write(tmp_path)
 
@@ -61,7 +62,7 @@ def test_a_disk_that_fails_once_is_told(at: int, tmp_path: Path, monkeypatch: py
     """Whichever sync it was: a disk does not say it a second time."""
     sync, calls = os.fsync, iter(range(1_000))
     monkeypatch.setattr(sync_behind, "_BYTES", 1)
-    monkeypatch.setattr(SyncBehind, "begin", _waiting(SyncBehind.begin))
+    monkeypatch.setattr(SyncBehind, "begin", _in_step(SyncBehind.begin))
 
     def fail(handle: int) -> None:
         if next(calls) == at:
@@ -74,15 +75,21 @@ def test_a_disk_that_fails_once_is_told(at: int, tmp_path: Path, monkeypatch: py
         write(tmp_path)
 
 
-def _waiting(begin: Callable[[SyncBehind, BinaryIO], bool]) -> Callable[[SyncBehind, BinaryIO], bool]:
-    """Never busy: so the syncs are as many each time."""
+def _in_step(begin: Callable[[SyncBehind, BinaryIO], bool]) -> Callable[[SyncBehind, BinaryIO], bool]:
+    """Done before more is written: so the syncs are as many each time."""
 
     def wait(self: SyncBehind, target: BinaryIO) -> bool:
-        for each in (*self._of_the_one_before, *self._of_this_file):
-            each.exception()
-        return begin(self, target)
+        _settle(self)
+        begun = begin(self, target)
+        _settle(self)
+        return begun
 
     return wait
+
+
+def _settle(behind: SyncBehind) -> None:
+    for each in (*behind._of_the_one_before, *behind._of_this_file):
+        each.exception()
 
 
 def test_what_stops_the_writing_is_raised_and_the_files_are_closed(tmp_path: Path) -> None:
