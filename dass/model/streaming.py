@@ -7,6 +7,7 @@ for real; a layer's parameters are read from the checkpoint when the layer is en
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -74,7 +75,7 @@ class StreamedDecoder(Decoder):
         """The layer with its weights on `device`; they are dropped at the end."""
         layer = self._layers[index]
         if self._ahead is None:
-            self._fill(layer, self._stored_values(layer, self.layer_name(index)))
+            self._read_into(layer, self.layer_name(index))
             if index + 1 < len(self):
                 asked = [self._pieces(index + 1)]
                 threading.Thread(target=self._checkpoint.will_need, args=asked, daemon=True, name=_THREAD).start()
@@ -152,20 +153,32 @@ class StreamedDecoder(Decoder):
 
     def _stored_values(self, module: nn.Module, prefix: str, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """A module's parameters and stored buffers in host memory, by name inside the module, one at a time."""
-        for name in [name for name, _ in module.named_parameters(recurse=recurse)]:
-            yield name, self._read(f"{prefix}.{name}")
-        for name in [name for name, _ in module.named_buffers(recurse=recurse)]:
-            if f"{prefix}.{name}" in self._names:  # a router's correction bias, for one; rotary tables are not stored
-                yield name, self._read(f"{prefix}.{name}")
+        return ((name, self._read(f"{prefix}.{name}")) for name in self._stored_in(module, prefix, recurse))
+
+    def _stored_in(self, module: nn.Module, prefix: str, recurse: bool = True) -> list[str]:
+        parameters = [name for name, _ in module.named_parameters(recurse=recurse)]
+        buffers = [name for name, _ in module.named_buffers(recurse=recurse)]
+        # A router's correction bias is stored, for one; rotary tables are not.
+        return parameters + [name for name in buffers if f"{prefix}.{name}" in self._names]
+
+    def _read_into(self, module: nn.Module, prefix: str) -> None:
+        """Fill a module from the checkpoint, two tensors at a time: one core copies slower than the cache gives."""
+        with ThreadPoolExecutor(2, thread_name_prefix="dass-read") as threads:
+            names = self._stored_in(module, prefix)
+            list(threads.map(lambda name: self._put(module, name, self._read(f"{prefix}.{name}")), names))
+        self._fill(module, [])
 
     def _fill(self, module: nn.Module, values: Iterable[tuple[str, Tensor]], recurse: bool = True) -> None:
         """Put a module on `device`, with these values in the types that the model has them in."""
         for name, value in values:
-            dtype = _get(module, name).dtype
-            # First the copy, which is quick out of page-locked memory, then the type: there it is the device's work.
-            _set(module, name, value.to(self.device, non_blocking=True).to(dtype))
+            self._put(module, name, value)
         for name, buffer in list(module.named_buffers(recurse=recurse)):
             _set(module, name, buffer.to(self.device))
+
+    def _put(self, module: nn.Module, name: str, value: Tensor) -> None:
+        dtype = _get(module, name).dtype
+        # First the copy, which is quick out of page-locked memory, then the type: there it is the device's work.
+        _set(module, name, value.to(self.device, non_blocking=True).to(dtype))
 
     def _read(self, name: str) -> Tensor:
         """A parameter or buffer as it is stored, in host memory: assembled from its pieces one at a time."""
