@@ -67,6 +67,20 @@ def forward_flops(config: LlamaConfig, windows: int, length: int) -> int:
     return config.num_hidden_layers * layer + head
 
 
+def recovery_flops(config: LlamaConfig, windows: int, length: int) -> int:
+    """A step of recovery that trains the MLPs and the norms, with the teacher beside the student.
+
+    Both go forward, the head on every token; the student's backward pass takes the gradient of every product's input,
+    which for attention's own products are two, and of the MLPs' matrices.
+    """
+    layers, tokens = config.num_hidden_layers, windows * length
+    queries, _ = _widths(config)
+    scores = 2 * (2 * windows * (length * (length + 1) // 2) * queries)
+    forward = layers * (attention_flops(config, windows, length) + mlp_flops(config, windows, length, 3))
+    forward += 2 * tokens * config.hidden_size * config.vocab_size
+    return 3 * forward + layers * (scores + mlp_flops(config, windows, length, 3))
+
+
 def model_flops(config: LlamaConfig, windows: int, length: int) -> int:
     """Pruning all layers."""
     layers = config.num_hidden_layers

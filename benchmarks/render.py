@@ -22,6 +22,7 @@ from benchmarks import (
     many_masks,
     peers,
     quality,
+    recovery,
     refits,
     registry,
     shape_7b,
@@ -115,6 +116,15 @@ SECTIONS = (
         "their cross entropy; the fastest of all batch sizes and thread counts is shown. The floor is what the counted "
         "matrix products would take at the rate that this machine reaches on each of them alone. Medians over turns; a "
         "ratio is of two that ran in the same turn.",
+    ),
+    Section(
+        "Steps of recovery",
+        "recovery.json",
+        "python -m benchmarks.recovery",
+        recovery.table,
+        "The product's training loop, the dense model beside the student, MLPs and norms trained in bfloat16 products. "
+        "The floor is what the counted matrix products, forward and backward, would take at the rate that this machine "
+        "reaches on each of the model's matrices alone. Medians over turns.",
     ),
     Section(
         "LLaMA-2-7B's shape on the CPU",

@@ -12,6 +12,7 @@ from benchmarks.flops import (
     linear_shapes,
     mlp_flops,
     model_flops,
+    recovery_flops,
 )
 from tests.models import HIDDEN, INTERMEDIATE, tiny_model, tiny_tokens
 
@@ -79,3 +80,20 @@ def test_the_engine_needs_less_than_two_full_passes() -> None:
     attention, matrix = attention_flops(config, 1, 8), mlp_flops(config, 1, 8, 1)
     engine = 4 * attention + (4 * 2 + 3 * 3) * matrix
     assert engine_share(config, 8) == pytest.approx(engine / (8 * (attention + 3 * matrix)))
+
+
+def test_a_step_of_recovery_is_what_torch_counts_of_its_matrices() -> None:
+    model, ids_ST = tiny_model(dtype=torch.float32), tiny_tokens(2, 16)
+    config = model.config
+    assert isinstance(config, LlamaConfig)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("mlp" in name or "norm" in name)
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            model(input_ids=ids_ST, use_cache=False)
+        model(input_ids=ids_ST, use_cache=False).logits.sum().backward()
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    pairs = 2 * 16 * 17 // 2
+    queries = config.num_attention_heads * (config.head_dim or HIDDEN // config.num_attention_heads)
+    scores = 4 * pairs * queries * config.num_hidden_layers  # of one pass; torch counts them elsewhere, and whole
+    assert recovery_flops(config, 2, 16) == products + 4 * scores
