@@ -12,6 +12,7 @@ MAY_IMPORT = {"dass": {"dass"}, "tasks": {"tasks", "dass"}, "flows": {"flows", "
 STOREYS: dict[str, list[set[str]]] = {
     "dass": [
         {"errors"},
+        {"sync_behind"},
         {"files", "digests"},
         {"outputs", "arguments", "progress", "registered"},
         {"method", "windows", "measures"},
