@@ -32,6 +32,7 @@ from dass.files import read_json
 from dass.masks.packing import pack_mask, unpack_mask
 from dass.method.mask import keep_mask
 from dass.method.pattern import parse_pattern
+from dass.method.scores import Scores
 
 GPUS_A_MACHINE = 8
 _FLOAT32, _BFLOAT16 = 4, 2
@@ -221,11 +222,11 @@ def measure(rows: int = 11008, columns: int = 1024, tokens: int = 512) -> Record
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    score_IH = torch.rand(rows, columns, generator=torch.Generator().manual_seed(0))
-    half = parse_pattern("unstructured")
-    keep = keep_mask(score_IH, half, 0)
-    packed, data, size = pack_mask(keep), score_IH.numpy().tobytes(), keep.numel()
-    weight_IH, x_TH = score_IH.bfloat16(), torch.rand(tokens, columns).bfloat16()
+    weight_IH = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    scores, half = Scores(weight_IH, ((0, torch.rand(rows)),), of_weights=True), parse_pattern("unstructured")
+    keep = keep_mask(scores, half, 0)
+    packed, data, size = pack_mask(keep), weight_IH.view(torch.int16).numpy().tobytes(), keep.numel()
+    x_TH = torch.rand(tokens, columns).bfloat16()
 
     def rate(amount: float, work: Callable[[], object]) -> float:
         took = []
@@ -238,7 +239,7 @@ def measure(rows: int = 11008, columns: int = 1024, tokens: int = 512) -> Record
     rates = {
         "packed": rate(2 * size, lambda: (pack_mask(keep), unpack_mask(packed, keep.shape))),
         "digested": rate(len(data), lambda: hashlib.sha256(data).digest()),
-        "chosen": rate(size, lambda: keep_mask(score_IH, half, 0)),
+        "chosen": rate(size, lambda: keep_mask(scores, half, 0)),
         "operations": rate(2 * tokens * size, lambda: x_TH @ weight_IH.T),
     }
     torch.set_num_threads(threads)
