@@ -143,8 +143,9 @@ def _numbers(scores: Scores) -> Numbers:
     for begin in range(0, len(numbers), max(1, step)):
         some = slice(begin, begin + step)
         _widen(matrix_RN[some], numbers[some], scores.of_weights)
-    for axis, factor in scores.factors:
-        numbers *= factor.numpy() if axis else factor.numpy()[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity competes, NaN is refused by who asked
+        for axis, factor in scores.factors:
+            numbers *= factor.numpy() if axis else factor.numpy()[:, None]
     return numbers
 
 
@@ -155,7 +156,8 @@ def _widen(matrix: Tensor, out: Numbers, is_absolute: bool) -> None:
         out.view(np.uint32)[...] = bits & 0x7FFF if is_absolute else bits
         out.view(np.uint32)[...] <<= 16
         return
-    np.copyto(out, matrix.numpy(), casting="same_kind")
+    with np.errstate(over="ignore"):
+        np.copyto(out, matrix.numpy(), casting="same_kind")
     if is_absolute:
         np.abs(out, out=out)
 

@@ -207,8 +207,8 @@ class Checkpoint:
             folder: where to; its files are made or overwritten, and synced to disk.
             changed: gets a tensor's name and value (float tensors only) and returns the new value, same shape and
                 dtype, or None to keep it. Called in a thread, for one tensor while the one before it is hashed and
-                written: two are in memory at a time. Two files are written at once, as one core hashes slower than
-                they are read.
+                written. Two files are written at once, as one core hashes slower than they are read: at most four
+                tensors are in memory.
             md5: whether the digests have one, too.
 
         Returns:

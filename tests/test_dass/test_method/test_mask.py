@@ -7,6 +7,7 @@ from dass.errors import InputError
 from dass.method import mask, selection_on_device
 from dass.method.mask import keep_mask, zero_removed_
 from dass.method.pattern import parse_pattern
+from dass.method.scores import Scores
 
 
 def test_two_of_four_along_a_row() -> None:
@@ -98,6 +99,25 @@ def test_blocks_that_end_in_the_middle_change_nothing(axis: int, pattern: str, m
     whole = keep_mask(score, parse_pattern(pattern), axis)
     monkeypatch.setattr("dass.method.selection._BLOCK_ELEMENTS", 700)
     assert torch.equal(keep_mask(score, parse_pattern(pattern), axis), whole)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_scores_made_in_blocks_choose_as_those_written_out_do(
+    axis: int, pattern: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randint(-9, 9, (84, 100), generator=random).to(dtype)  # ties, too
+    rows, columns = (torch.rand(size, generator=random) for size in weight.shape)
+    columns[3] = 3e38  # what is larger than float32 holds is infinite, and stays without a word
+    scores = Scores(weight, ((1, columns), (0, rows * 8)), of_weights=True)
+    whole = weight.float().abs() * columns * (rows * 8)[:, None]
+    assert torch.equal(scores.whole(), whole)
+    assert whole.isinf().any()
+    monkeypatch.setattr("dass.method.selection._BLOCK_ELEMENTS", 700)
+    assert torch.equal(keep_mask(scores, parse_pattern(pattern), axis), keep_mask(whole, parse_pattern(pattern), axis))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
