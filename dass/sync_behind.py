@@ -48,10 +48,10 @@ class SyncBehind:
         try:
             yield SyncedFile(self, target)
             target.flush()
+            self._finish_the_one_before()
         except BaseException:
             self._thread.submit(target.close)  # not before what still syncs it
             raise
-        self._finish_the_one_before()
         self._of_the_one_before = [*self._of_this_file, self._thread.submit(_sync_and_close, target)]
         self._of_this_file = []
 

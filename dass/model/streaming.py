@@ -189,9 +189,10 @@ class StreamedDecoder(Decoder):
         return whole
 
     def _pieces(self, index: int) -> list[str]:
-        """Names of the stored tensors that a layer's parameters are put together from."""
-        names = [f"{self.layer_name(index)}.{name}" for name, _ in self._layers[index].named_parameters()]
-        return [piece.stored for name in names for piece in self._names.pieces(name)]
+        """Names of the stored tensors that a layer is put together from."""
+        prefix = self.layer_name(index)
+        names = self._stored_in(self._layers[index], prefix)
+        return [piece.stored for name in names for piece in self._names.pieces(f"{prefix}.{name}")]
 
     def _stored_dtype(self, name: str) -> torch.dtype:
         """The type that holds every piece of a parameter exactly."""
