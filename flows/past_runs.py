@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from flows.environment import own_prefect_database
 from flows.watch import VERSION_TAG
 from tasks.workspace.folder import Workspace
+from tasks.workspace.locked import is_locked, told_lock
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -109,6 +110,8 @@ def _in_database(file: Path, ws: Workspace, limit: int) -> list[PastRun]:
         ) as connection:
             rows = connection.execute(_RUNS, {"workspace": str(ws.root), "limit": limit}).fetchall()
     except sqlite3.Error as error:
+        if is_locked(error):
+            raise InfrastructureError(f"{file}: {told_lock(file, _BUSY_SECONDS)}.") from None
         raise InputError(f"Prefect's database {file} cannot be read ({error}).") from None
     found = []
     for flow, name, state, message, deployment, start, end, tags in rows:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from dass.errors import InfrastructureError, InputError
+from tasks.workspace.locked import is_locked, told_lock
 from tasks.workspace.patience import answer_seconds, one_answer, overdue
 from tasks.workspace.redaction import redacted, shown_address
 
@@ -80,10 +83,9 @@ def check_database(uri: str) -> None:
             raise InputError(
                 f"{shown} is no SQLite database: expected MLflow's. Move the file away, or name another."
             ) from None
-        if "locked" in str(error.orig):
-            raise InfrastructureError(
-                f"{shown} was locked by another process for {locked_seconds():g} s. Try again when that has ended."
-            ) from None
+        if is_locked(error):
+            told = told_lock(sqlite_file(uri), locked_seconds())
+            raise InfrastructureError(f"{shown}: {told}.") from None
         if state.startswith(_PERMANENT) or "authentication failed" in str(error.orig):
             raise InputError(f"{shown} refuses: {spoken(error)}. Correct the address or the login.") from None
         raise InfrastructureError(f"{shown} does not answer: {spoken(error)}.") from None
@@ -97,6 +99,14 @@ def spoken(error: BaseException) -> str:
     text = " ".join(redacted(str(original)).split()).partition("[SQL:")[0].partition("(Background on")[0]
     text = text.strip().rstrip(".") or type(original).__name__
     return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file that an SQLite address names; None: it is in memory, or the address is another database's."""
+    if not uri.startswith("sqlite"):
+        return None
+    path = unquote(uri.partition("?")[0].partition(":///")[2].removeprefix("file:"))
+    return Path(path) if path and path != ":memory:" else None
 
 
 def _check_schema(engine: "Engine", uri: str) -> None:

@@ -5,18 +5,20 @@ writing where it was made, so what the database places below the old folder is p
 looks.
 """
 
-import fcntl
 import logging
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dass.errors import InputError
+from dass.errors import InfrastructureError, InputError
 from dass.files import complete_file
+from tasks.registry.database import locked_seconds
 from tasks.workspace.databases import sqlite_url
+from tasks.workspace.flocked import flocked
 from tasks.workspace.folder import Workspace
+from tasks.workspace.locked import is_locked, told_lock
 
 ARTIFACTS = "mlartifacts"
 _DRIVER = "sqlite"
@@ -28,7 +30,6 @@ _LOCATIONS = (
     ("model_versions", "storage_location"),
     ("trace_tags", "value"),  # among them where a trace's files lie
 )
-_BUSY_SECONDS = 20.0
 _LOG = logging.getLogger("dass")
 
 
@@ -68,8 +69,7 @@ def make_database(workspace: Workspace) -> None:
 
     private = Workspace(workspace.registry).private
     private.mkdir(exist_ok=True)
-    with (private / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with flocked(private / "mlflow.lock", f"{path}, which MLflow makes now,"):
         if not _is_made(path):
             with complete_file(path) as temporary:
                 store = SqlAlchemyStore(sqlite_url(_DRIVER, temporary), artifacts(workspace).as_uri())
@@ -87,17 +87,21 @@ def follow_workspace(workspace: Workspace) -> None:
 
     Raises:
         InputError: the database cannot be changed. The message names both folders.
+        InfrastructureError: another process has it locked.
     """
     path = database(workspace)
     if not path.is_file():
         if any(artifacts(workspace).glob("models/*")):
             _LOG.warning("%s is gone, though %s holds versions: the history begins anew", path, artifacts(workspace))
         return
-    with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
+    seconds = locked_seconds()
+    with closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as connection, _named(path, seconds):
         for before in _earlier_roots(connection, workspace):
             try:
                 changed = _replace(connection, before, workspace.registry)
             except sqlite3.OperationalError as error:
+                if is_locked(error):
+                    raise
                 raise InputError(
                     f"{workspace.registry} was copied or moved from {before}, and its mlflow.db still names the "
                     f"files there. That cannot be changed ({error}): make {path} writable, or use {before}."
@@ -108,6 +112,17 @@ def follow_workspace(workspace: Workspace) -> None:
             )
 
 
+@contextmanager
+def _named(path: Path, seconds: float) -> Iterator[None]:
+    """A lock that was waited for in vain is told with whose it is."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not is_locked(error):
+            raise
+        raise InfrastructureError(f"{path}: {told_lock(path, seconds)}.") from None
+
+
 def _earlier_roots(connection: sqlite3.Connection, workspace: Workspace) -> list[Path]:
     """The folders of workspaces that the database places its files in, other than this one."""
     try:
@@ -115,6 +130,8 @@ def _earlier_roots(connection: sqlite3.Connection, workspace: Workspace) -> list
     except sqlite3.DatabaseError as error:
         if "no such table" in str(error):  # MLflow has not filled it yet
             return []
+        if is_locked(error):
+            raise
         raise InputError(f"{database(workspace)} cannot be read: {error}.") from error
     earlier = dict.fromkeys(
         root

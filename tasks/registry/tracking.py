@@ -13,12 +13,13 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from dass.errors import InfrastructureError, InputError
 from tasks.registry import embedded
 from tasks.registry.place import artifacts, database, embedded_uri, follow_workspace, make_database
 from tasks.workspace.folder import Workspace
+from tasks.workspace.locked import is_locked, told_lock
 from tasks.workspace.patience import VARIABLE, answer_seconds, patience
 from tasks.workspace.redaction import shown_address
 
@@ -211,15 +212,15 @@ _met: set[tuple[str, int]] = set()
 
 def _meet(uri: str) -> None:
     """Look at a database once before MLflow opens it; one that is not there yet MLflow makes."""
+    from tasks.registry.database import check_database, sqlite_file
+
     inode = 0
     if uri.startswith("sqlite"):
-        path = unquote(uri.partition("?")[0].partition(":///")[2].removeprefix("file:"))
-        if not path or path == ":memory:" or not os.path.exists(path):
+        file = sqlite_file(uri)
+        if file is None or not file.exists():
             return
-        inode = os.stat(path).st_ino
+        inode = file.stat().st_ino
     if (uri, inode) not in _met:
-        from tasks.registry.database import check_database
-
         check_database(uri)
         _met.add((uri, inode))
 
@@ -231,13 +232,15 @@ def _told_as_ours(uri: str) -> Iterator[None]:
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    from tasks.registry.database import spoken
+    from tasks.registry.database import locked_seconds, spoken, sqlite_file
 
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         kind = TrackingError if is_outage(error) else TrackingRefusal
-        raise kind(f"MLflow at {shown_address(uri)}: {spoken(_innermost(error))}") from None
+        inner = _innermost(error)
+        told = told_lock(sqlite_file(uri), locked_seconds()) if is_locked(inner) else spoken(inner)
+        raise kind(f"MLflow at {shown_address(uri)}: {told}") from None
 
 
 def _innermost(error: Exception) -> BaseException:

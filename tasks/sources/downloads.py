@@ -27,6 +27,7 @@ from dass.files import complete_file
 from tasks.sources.waiting import end_when_still, size_of
 from tasks.workspace.cache_folder import cache_folder
 from tasks.workspace.digests import read_digests, remember
+from tasks.workspace.flocked import flocked
 from tasks.workspace.patience import Overdue, answer_seconds
 from tasks.workspace.progress import working
 from tasks.workspace.redaction import redacted
@@ -141,21 +142,21 @@ def _scratch_folder() -> Iterator[Path]:
     parent = cache_folder() / "fetching"
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as until_done:
-        with _locked(parent):  # one at a time clears and makes
+        with flocked(parent, str(parent)):  # one at a time clears and makes
             for left in parent.iterdir():
-                with suppress(BlockingIOError), _locked(left, fcntl.LOCK_NB):
+                with suppress(BlockingIOError), _free(left):
                     shutil.rmtree(left)
             folder = Path(until_done.enter_context(tempfile.TemporaryDirectory(dir=parent)))
-            until_done.enter_context(_locked(folder))
+            until_done.enter_context(flocked(folder, str(folder)))
         yield folder
 
 
 @contextmanager
-def _locked(folder: Path, how: int = 0) -> Iterator[None]:
-    """Hold a folder. Raises BlockingIOError: `how` is LOCK_NB, and another process holds it."""
+def _free(folder: Path) -> Iterator[None]:
+    """Hold a folder that nobody holds. Raises BlockingIOError: another process does."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)

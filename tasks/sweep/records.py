@@ -7,7 +7,6 @@
 .dass/sweeps/ID/                    one sweep: sweep.json, sweep.html, figures.parquet
 """
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from dass.errors import InputError
 from dass.files import digest_of, read_json, write_json
 from tasks.sweep.space import Space
 from tasks.workspace.flat import flat
+from tasks.workspace.flocked import flocked
 from tasks.workspace.folder import Workspace
 from tasks.workspace.settings import Settings, load_settings
 
@@ -84,8 +84,7 @@ class Records:
         """Nobody else makes the thing of that name meanwhile, in this process or another."""
         path = self._folder / "locks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with flocked(path, f"What points share ({name})"):
             yield
 
 

@@ -58,7 +58,7 @@ def own_cache(ws: Workspace) -> Iterator[Cache | None]:
         InputError: DVC is busy, or its configuration cannot be used.
     """
     with dvc_repo(ws) as repo, ExitStack() as until_done:
-        patiently(lambda: until_done.enter_context(held(repo)))
+        patiently(repo, lambda: until_done.enter_context(held(repo)))
         folder = Path(repo.cache.local.path).resolve()
         is_ours = folder.is_relative_to((ws.root / ".dvc").resolve())
         yield Cache(folder, _objects(folder)) if is_ours else None

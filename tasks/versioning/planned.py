@@ -54,7 +54,7 @@ def plan_stages(ws: Workspace, settings: Settings) -> list[Planned]:
         keep_pins(ws, settings, code_of=stages_with_pinned_code(stages))
         for stage in stages:
             check_code(ws, stage)
-        return patiently(lambda: _planned(repo))
+        return patiently(repo, lambda: _planned(repo))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _sent(repo: "Repo", name: str) -> list[tuple[str, int | None]]:
     """Send a remote what it has not got. Returns what it still has not, as `_differing`."""
 
     def send() -> None:
-        patiently(lambda: repo.push(targets=[str(Path(repo.root_dir) / "dvc.yaml")], remote=name))
+        patiently(repo, lambda: repo.push(targets=[str(Path(repo.root_dir) / "dvc.yaml")], remote=name))
 
     remote = repo.cloud.get_remote(name)
     if remote.fs.version_aware or remote.worktree:

@@ -16,6 +16,7 @@ from dass.errors import InfrastructureError, InputError
 from tasks.versioning.once import read_instead
 from tasks.versioning.waits import bound_waits
 from tasks.workspace.folder import Workspace
+from tasks.workspace.locked import OTHERS, holders, told_holders
 from tasks.workspace.redaction import redacted
 from tasks.workspace.small_files import check_pipeline_files
 
@@ -70,7 +71,7 @@ def quiet_dvc() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def patiently(operation: Callable[[], T]) -> T:
+def patiently(repo: "Repo", operation: Callable[[], T]) -> T:
     """Do what needs DVC's lock, asking again for ten seconds while another process holds it.
 
     Raises:
@@ -87,8 +88,16 @@ def patiently(operation: Callable[[], T]) -> T:
         return operation()
     except LockError as error:
         raise InputError(
-            f"DVC is busy in another process, try again when it has ended: {' '.join(str(error).split())}"
+            f"DVC is busy in {_who_locks(repo)}, try again when it has ended: {' '.join(str(error).split())}"
         ) from None
+
+
+def _who_locks(repo: "Repo") -> str:
+    """Whoever holds DVC's lock of the repository, or the one around its note of who reads and writes what."""
+    from dvc.rwlock import RWLOCK_LOCK
+
+    folder = Path(repo.tmp_dir or repo.root_dir)
+    return next((told_holders(path) for path in (folder / "lock", folder / RWLOCK_LOCK) if holders(path)), OTHERS)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def pin_inputs(ws: Workspace, root: Path | None = None) -> dict[str, Any]:
     if root is None:
         follow_git(ws)
     with dvc_repo(ws) as repo:
-        patiently(lambda: _mend(repo))
+        patiently(repo, lambda: _mend(repo))
         return refresh_pins(ws, load_settings(ws.params), stages_with_pinned_code(stages_of(repo)), root)
 
 
@@ -63,7 +63,7 @@ def start_run(ws: Workspace) -> Started:
     settings, text = _read_settings(ws)
     follow_git(ws)
     with dvc_repo(ws) as repo:
-        patiently(lambda: _mend(repo))
+        patiently(repo, lambda: _mend(repo))
         stages = stages_of(repo)
         keep_pins(ws, settings, code_of=stages_with_pinned_code(stages))
         made = {out.fs_path for stage in stages for out in stage.outs}
@@ -89,13 +89,13 @@ def run_if_changed(ws: Workspace, name: str, work: Callable[[], object], started
         VersioningError: DVC could not do its part.
     """
     with dvc_repo(ws) as repo:
-        stage, outcome = patiently(lambda: _decide(repo, name, started))
+        stage, outcome = patiently(repo, lambda: _decide(repo, name, started))
         if outcome is not None:
             return outcome
         with ExitStack() as until_recorded:
-            patiently(lambda: until_recorded.enter_context(_reserved(repo, stage)))
+            patiently(repo, lambda: until_recorded.enter_context(_reserved(repo, stage)))
             work()
-            patiently(lambda: _record(repo, stage))
+            patiently(repo, lambda: _record(repo, stage))
     return "ran"
 
 
@@ -110,7 +110,7 @@ def unchanged_stages(ws: Workspace, names: Iterable[str], started: Started) -> l
         VersioningError: DVC could not do its part.
     """
     with dvc_repo(ws) as repo:
-        return patiently(lambda: _unchanged(repo, names, started))
+        return patiently(repo, lambda: _unchanged(repo, names, started))
 
 
 @contextmanager

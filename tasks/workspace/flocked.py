@@ -4,18 +4,24 @@ A process that ends, in whatever way, lets go by itself. The file stays, and hol
 """
 
 import fcntl
+import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from dass.errors import InputError
+from tasks.workspace.locked import OURSELVES, told_holders
 
 _ATTEMPTS, _ATTEMPT_SECONDS = 3, 0.02  # who only looks holds it for a moment
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _SHORT_POLL_SECONDS = 0.5, 0.05
+_TELL_SECONDS = 20.0
 _LONGEST = 500
+
+logger = logging.getLogger("dass")
 
 
 class Flocked:
@@ -67,6 +73,33 @@ def hold(
         os.close(handle)
         raise
     return Flocked(handle)
+
+
+@contextmanager
+def flocked(path: Path, what: str) -> Iterator[None]:
+    """Hold a file or folder while others wait for as long as it takes; they are told for whom when that is long.
+
+    Args:
+        path: a file, made where it is not there, or a folder.
+        what: is held, for the message.
+    """
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not take_flock(handle):
+            _wait(handle, path, what)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait(handle: int, path: Path, what: str) -> None:
+    """Take a file that another process or thread has. Who that is is said once, and again when it changes or stops."""
+    said, since = OURSELVES, time.monotonic()  # another thread of ours has its own progress
+    while not take_flock(handle):
+        if time.monotonic() - since > _TELL_SECONDS and (told := told_holders(path)) not in (said, OURSELVES):
+            logger.warning("%s is held by %s: waiting for it", what, told)
+            said = told
+        time.sleep(_SHORT_POLL_SECONDS)
 
 
 def _opened(path: Path) -> int:

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dass.errors import InfrastructureError
 from flows.past_runs import past_runs
 from flows.status import status
 from flows.status_tables import status_tables
@@ -17,6 +20,7 @@ from tasks.registry.tracking import tracking
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import holder, take_lease
 from tasks.workspace.lock import lease_file, schedule_file
+from tests.frozen import frozen_holder
 from tests.printing import printed
 from tests.test_flows.conftest import ROOT, Commands, typed
 from tests.test_flows.test_serve import files_of
@@ -107,10 +111,23 @@ def test_runs_are_read_from_the_database_of_a_server_that_is_not_up(
     assert 0 < runs[0].seconds < 600
 
 
+def test_a_locked_database_of_runs_is_told_with_who_has_it(
+    finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(Path(os.environ["PREFECT_HOME"]) / "prefect.db", tmp_path / "prefect.db")
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as connection:
+        connection.execute("pragma journal_mode=delete")
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with (
+        frozen_holder(tmp_path / "prefect.db", "alone") as pid,
+        pytest.raises(InfrastructureError, match=rf"prefect\.db: the database was locked for 1 s by process {pid}"),
+    ):
+        past_runs(finished, 5)
+
+
 def _ran_in(file: Path) -> Path:
     """The workspace of some finished run in a database."""
-    import sqlite3
-
     with sqlite3.connect(file) as connection:
         (found,) = connection.execute(
             "select json_extract(r.parameters, '$.workspace') from flow_run r join flow f on f.id = r.flow_id "

@@ -13,9 +13,11 @@ import mlflow
 import pytest
 
 from dass.errors import InfrastructureError, InputError
+from tasks.registry.place import follow_workspace
 from tasks.registry.tracking import TrackingError, TrackingRefusal, check_reachable, tracking
 from tasks.registry.versions import repository
 from tasks.workspace.folder import Workspace
+from tests.frozen import frozen_holder
 from tests.peers import BAD, drips_its_body, peer, silent
 from tests.servers import free_port
 
@@ -112,19 +114,56 @@ def test_a_locked_database_is_waited_for_and_then_named(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{migrated_db}")
     with closing(sqlite3.connect(migrated_db, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(InfrastructureError, match=r"server\.db was locked by another process for 0\.6 s"):
+        with pytest.raises(InfrastructureError, match=r"server\.db: the database was locked for 0\.6 s by this"):
             tracking(ws).__enter__()
         other.execute("ROLLBACK")
         with tracking(ws) as client:
             client.search_experiments()
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(TrackingError, match="database is locked") as caught, tracking(ws) as client:
+        with pytest.raises(TrackingError, match="locked for 0.6 s by this process") as caught, tracking(ws) as client:
             client.create_experiment("later")
         assert "INSERT" not in str(caught.value)
         monkeypatch.setenv("DASS_TIMEOUT", "20")
         threading.Timer(0.5, lambda: other.execute("ROLLBACK")).start()
         with tracking(ws) as client:
             client.create_experiment("later")
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_frozen_process_in_the_middle_of_a_write_is_named_and_then_forgotten(
+    embedded: bool, impatient: None, migrated_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, file = Workspace(migrated_db.parent), migrated_db
+    if embedded:
+        file = migrated_db.rename(ws.root / "mlflow.db")
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    with (
+        frozen_holder(file, "writing") as pid,
+        pytest.raises(InfrastructureError, match=rf"by process {pid} .*stopped: `kill -CONT {pid}`"),
+        tracking(ws) as client,
+    ):
+        client.create_experiment("later")
+    with tracking(ws) as client:
+        client.create_experiment("later")
+
+
+def test_a_copied_workspace_whose_database_is_locked_is_not_told_to_make_it_writable(
+    impatient: None, migrated_db: Path
+) -> None:
+    root = migrated_db.parent / "first"
+    root.mkdir()
+    migrated_db.rename(root / "mlflow.db")
+    with tracking(Workspace(root)) as client:
+        client.create_experiment("here", artifact_location=(root / "mlartifacts" / "1").as_uri())
+    moved = Workspace(root.rename(root.with_name("second")))
+    (moved.root / "mlartifacts").mkdir(exist_ok=True)
+    for what in ("writing", "alone"):
+        with frozen_holder(moved.root / "mlflow.db", what) as pid:
+            with pytest.raises(InfrastructureError, match=rf"locked for 0.6 s by process {pid}") as caught:
+                follow_workspace(moved)
+            assert not isinstance(caught.value, InputError)
+    follow_workspace(moved)
 
 
 def _not_a_database(file: Path) -> None:

@@ -20,6 +20,7 @@ from tasks.versioning.stages import recorded_outs, run_if_changed, start_run, wa
 from tasks.workspace.folder import Workspace
 from tasks.workspace.lease import Owner
 from tasks.workspace.lock import workspace_lock
+from tests.frozen import frozen_holder
 
 PARAMS = Path(__file__).parents[3] / "params.yaml"
 PIPELINE = """
@@ -246,6 +247,16 @@ def test_a_stage_busy_in_dvc_is_waited_for_then_reported(ws: Workspace, monkeypa
     rwlock = {"write": {str(ws.root / "made" / "first"): {"pid": os.getppid(), "cmd": "dvc repro"}}}
     (ws.root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(rwlock))
     with pytest.raises(InputError, match=r"DVC is busy in another process.*dvc repro"):
+        run_if_changed(ws, "first", never, started)
+
+
+def test_a_frozen_process_that_holds_dvcs_lock_is_named(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = start_run(ws)
+    monkeypatch.setattr("tasks.versioning.repository._TRIES", 1)
+    with (
+        frozen_holder(ws.root / ".dvc" / "tmp" / "lock", "file") as pid,
+        pytest.raises(InputError, match=rf"DVC is busy in process {pid} .*`kill -CONT {pid}` lets it go on"),
+    ):
         run_if_changed(ws, "first", never, started)
 
 
