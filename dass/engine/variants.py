@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dass.engine.layerwise import Buffering, LayerwisePass, memory_advice
 from dass.engine.made import write_parameters
 from dass.errors import InputError, NumericalError
-from dass.measures.halves import Halves
+from dass.measures.divergence import largest
+from dass.measures.halves import Halves, rows_at_once
 from dass.measures.losses import tokens_at_once
 from dass.model.decoder import Decoder
 
@@ -145,15 +146,10 @@ class Variants:
                 start = 0
                 for dense_nH in dense_NH.to(self._decoder.device).split(self._step):
                     part = slice(start, start + len(dense_nH))
-                    dense_nV = head.log_probabilities(dense_nH)
-                    chosen_n, probability_nV = dense_nV.argmax(1), dense_nV.exp()
+                    dense = _Predicted.of(head.logits(dense_nH))
                     for which, hidden_NH in enumerate(pruned):
-                        pruned_nV = head.log_probabilities(hidden_NH[part])
-                        loss_n = -pruned_nV.gather(1, targets_N[part, None])[:, 0]
-                        same_n = pruned_nV.argmax(1) == chosen_n
-                        kl_n = torch.linalg.vecdot(probability_nV, dense_nV - pruned_nV).clamp_(min=0.0)
-                        found = (kl_n, loss_n, same_n)
-                        sums[which] += torch.stack([each.sum(dtype=torch.float64).cpu() for each in found])
+                        moved_3n = dense.against(head.logits(hidden_NH[part]), targets_N[part])
+                        sums[which] += moved_3n.sum(1, dtype=torch.float64).cpu()
                     start = part.stop
         for which, of_variant in enumerate(sums):
             if not of_variant.isfinite().all():
@@ -189,6 +185,52 @@ class Variants:
         walk = LayerwisePass(self._decoder, self._windows_WT, self._buffering)
         with walk.hidden:
             yield walk
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """What the dense model says of the tokens of a slice.
+
+    Attributes:
+        log_nV: log-probabilities, float32.
+        chosen_n: ids of the most likely ones.
+    """
+
+    log_nV: Tensor
+    chosen_n: Tensor
+
+    @classmethod
+    def of(cls, logits_nV: Tensor) -> "_Predicted":
+        log_nV = torch.empty_like(logits_nV, dtype=torch.float32)
+        for rows in _rows(log_nV):
+            torch.log_softmax(log_nV[rows].copy_(logits_nV[rows]), -1, out=log_nV[rows])
+        return cls(log_nV, largest(log_nV))
+
+    def against(self, logits_nV: Tensor, targets_n: Tensor) -> Tensor:
+        """Of each token the divergence, the loss, and whether the most likely token is the same: float32 (3, n).
+
+        A few rows at a time, in memory that stays in the cache: whole tensors of this size take longer to get than to
+        use.
+
+        Args:
+            logits_nV: a variant's logits, in the model's type.
+            targets_n: ids of the tokens that came.
+        """
+        found_3n = self.log_nV.new_empty(3, len(targets_n))
+        for rows in _rows(self.log_nV):
+            dense_rV, pruned_rV = self.log_nV[rows], logits_nV[rows].float()
+            torch.log_softmax(pruned_rV, -1, out=pruned_rV)
+            found_3n[1, rows] = -pruned_rV.gather(1, targets_n[rows, None])[:, 0]
+            found_3n[2, rows] = largest(pruned_rV) == self.chosen_n[rows]
+            found_3n[0, rows] = torch.linalg.vecdot(dense_rV.exp(), torch.sub(dense_rV, pruned_rV, out=pruned_rV))
+        found_3n[0].clamp_(min=0.0)  # below by rounding only
+        return found_3n
+
+
+def _rows(values_nV: Tensor) -> Iterator[slice]:
+    """A few rows at a time."""
+    step = rows_at_once(values_nV)
+    return (slice(start, start + step) for start in range(0, len(values_nV), step))
 
 
 def _dense(_: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dass.errors import InputError
+from tasks.sweep.objectives import check_objectives, lacking
 from tasks.sweep.space import Point, Range, Space, shown
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def search_of(space: Space) -> Search:
     """What `sweep.search` asks for, every point that is known checked.
 
     Raises:
-        InputError: a point cannot be used, there are more than `sweep.max_points`, or the search cannot go over these
-            settings.
+        InputError: a point cannot be used, there are more than `sweep.max_points`, the search cannot go over these
+            settings, or `sweep.objectives` names what is no figure.
     """
     asked = space.asked
+    check_objectives(asked)
     if asked.search == "grid":
         return Listed(_numbered(space, _grid(space)))
     _check_count(space, asked.trials)
@@ -64,8 +66,7 @@ class Learning:
     """An Optuna study in memory."""
 
     def __init__(self, space: Space) -> None:
-        """Raises InputError: a setting is neither numeric nor a choice, a value of its own fits no point, or Optuna is
-        not installed."""
+        """Raises InputError: a setting is neither numeric nor a choice, a value fits no point, or Optuna is missing."""
         self._space = space
         for key, values in space.choices.items():
             for value in values if isinstance(values, list) else ():
@@ -74,14 +75,19 @@ class Learning:
                         f"sweep over {key} with search {space.asked.search}: {shown(value)} is neither a number nor a "
                         "choice. Use numbers, words, true, false or null, a range, or search: grid."
                     )
+        space.check_values()
         self._study = _study(space)
         self._trials: dict[int, Trial] = {}
+        self._measured: list[Mapping[str, float]] = []
 
     def batches(self) -> Iterator[list[Point]]:
+        """Raises InputError, behind the first points: none of them has a figure that the search is to learn from."""
         asked = self._space.asked
         for start in range(0, asked.trials, asked.parallel):
             numbers = range(start + 1, min(start + asked.parallel, asked.trials) + 1)
             yield [point for number in numbers if (point := self._ask(number)) is not None]
+            if (told := lacking(asked.objectives, self._measured)) is not None:
+                raise InputError(f"{told} Points that were measured are kept: name another, and they are found.")
 
     def _ask(self, number: int) -> Point | None:
         """The next point; None: its settings do not go together, and Optuna is told so."""
@@ -102,6 +108,7 @@ class Learning:
         from optuna.trial import TrialState
 
         trial = self._trials.pop(point.number)
+        self._measured += [] if figures is None else [figures]
         objectives = self._space.asked.objectives
         values = None if figures is None else [figures.get(name, math.nan) for name in objectives]
         if values is None or not all(map(math.isfinite, values)):
@@ -128,8 +135,8 @@ def _study(space: Space) -> "Study":
 def _suggested(trial: "Trial", key: str, values: list[Any] | Range) -> Any:
     if isinstance(values, list):
         return trial.suggest_categorical(key, values)
-    if isinstance(values.low, int) and isinstance(values.high, int):
-        return trial.suggest_int(key, values.low, values.high, step=int(values.step or 1), log=values.log)
+    if values.is_whole:
+        return trial.suggest_int(key, int(values.low), int(values.high), step=int(values.step or 1), log=values.log)
     return trial.suggest_float(key, values.low, values.high, step=values.step, log=values.log)
 
 
@@ -161,8 +168,8 @@ def _draw(source: random.Random, values: list[Any] | Range) -> Any:
         return low + values.step * source.randint(0, int((high - low) / values.step + 1e-9))
     if values.log:
         drawn = math.exp(source.uniform(math.log(low), math.log(high)))
-        return round(drawn) if isinstance(low, int) and isinstance(high, int) else drawn
-    return source.randint(low, high) if isinstance(low, int) and isinstance(high, int) else source.uniform(low, high)
+        return round(drawn) if values.is_whole else drawn
+    return source.randint(int(low), int(high)) if values.is_whole else source.uniform(low, high)
 
 
 def _numbered(space: Space, wanted: Sequence[Mapping[str, Any]]) -> list[Point]:

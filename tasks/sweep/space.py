@@ -1,7 +1,9 @@
 """What a sweep goes over: settings and the values they take, read and checked before anything starts."""
 
 import copy
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +15,31 @@ from tasks.workspace.small_files import parse_yaml
 
 _NOT_OF_A_POINT = ("register", "promote", "sweep")
 _RANGE = {"low", "high", "step", "log"}
+_TRIED = 256  # combinations of other values in which a value is looked for
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, whole ones where both are; `step` apart, or drawn on a logarithmic scale."""
+    """Numbers from `low` to `high`; `step` apart, or drawn on a logarithmic scale."""
 
     low: float
     high: float
     step: float | None = None
     log: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether whole numbers are drawn: both ends are, and the step."""
+        return all(isinstance(each, int) for each in (self.low, self.high, self.step) if each is not None)
+
+    @property
+    def some(self) -> list[float]:
+        """Numbers that stand for all of them: every step, or both ends and what lies between."""
+        if self.step is None:
+            middle = (self.low + self.high) / 2
+            return [self.low, int(middle) if self.is_whole else middle, self.high]
+        count = int((self.high - self.low) / self.step + 1e-9)
+        return [self.low + self.step * at for at in range(min(count, _TRIED) + 1)]
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,33 @@ class Space:
         """The first value of each setting."""
         return {key: of.low if isinstance(of, Range) else of[0] for key, of in self.choices.items()}
 
+    def check_values(self) -> None:
+        """Check each value, and the ends of each range, for searches whose points are known one behind the other.
+
+        Raises:
+            InputError: a value goes with no values of the other settings.
+        """
+        some = {key: of.some if isinstance(of, Range) else of for key, of in self.choices.items()}
+        for key, of in self.choices.items():
+            others = {other: listed for other, listed in some.items() if other != key}
+            for value in (of.low, of.high) if isinstance(of, Range) else of:
+                self._check_value(key, value, others)
+
+    def _check_value(self, key: str, value: Any, others: Mapping[str, Sequence[Any]]) -> None:
+        reason: InputError | None = None
+        for tried, combination in enumerate(itertools.product(*others.values())):
+            if tried == _TRIED:
+                return
+            whole = {**self.fixed, key: value, **dict(zip(others, combination, strict=True))}
+            try:
+                validate_settings(_with(self._params, whole), f"sweep over {key}: no point can have {shown(value)}")
+            except InputError as error:
+                reason = reason or error
+            else:
+                return
+        if reason is not None:
+            raise reason
+
     def point(self, number: int, values: Mapping[str, Any]) -> Point:
         """One point, checked as a whole.
 
@@ -168,16 +212,19 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _range(key: str, given: dict[str, Any]) -> Range:
-    numbers = {name: given[name] for name in ("low", "high", "step") if given.get(name) is not None}
+    numbers: dict[str, Any] = {name: given.get(name) for name in ("low", "high", "step")}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        if not is_number and (name != "step" or value is not None):
             raise InputError(f"sweep over {key}: {name} is {briefly(value)}, expected a number.")
     log = given.get("log", False)
     if not isinstance(log, bool):
         raise InputError(f"sweep over {key}: log is {briefly(log)}, expected true or false.")
-    made = Range(numbers["low"], numbers["high"], numbers.get("step"), log) if len(numbers) >= 2 else None
-    if made is None or not made.low < made.high or (made.step is not None and made.step <= 0):
-        raise InputError(f"sweep over {key}: expected low below high, and a step above 0.")
+    made = Range(**numbers, log=log)
+    if not made.low < made.high or (made.step is not None and not 0 < made.step <= made.high - made.low):
+        raise InputError(
+            f"sweep over {key}: expected low below high, and a step above 0 that is no longer than between."
+        )
     if made.log and (made.low <= 0 or made.step is not None):
         raise InputError(f"sweep over {key}: log: true needs low above 0 and no step.")
     return made

@@ -11,6 +11,7 @@ from dass.errors import InputError
 from dass.files import complete_file
 from tasks.pruning.run import share_statistics
 from tasks.sweep.figures import write_figures
+from tasks.sweep.objectives import lacking
 from tasks.sweep.page import page
 from tasks.sweep.records import FIGURES, PAGE, Record, Records, group_of, sweep_id
 from tasks.sweep.search import search_of
@@ -135,6 +136,9 @@ class WholeSweep:
         if self._tracked is None:
             raise InputError(f"No point of the {self._space.asked.search} search can be used: name other values.")
         objectives: dict[str, str] = {**self._space.asked.objectives}
+        measured = [record.figures for _, record in done if record.figures is not None]
+        if (told := lacking(objectives, measured)) is not None:
+            logger.warning(told)
         tracked = self._tracked
         swept = Swept(self.name, done, self._found, objectives, tracked.parent, tracked.experiment_name, self._shared)
         folder = self._ws.sweeps / self.name

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dass.errors import InputError
-from dass.measures.divergence import Comparison, Divergence, divergence, frequency_bands, position_bands, top
+from dass.measures.divergence import Comparison, Divergence, divergence, frequency_bands, largest, position_bands, top
 from dass.measures.losses import token_losses
 from tests.models import tiny_model, tiny_tokens
 
@@ -34,6 +34,14 @@ def test_agreement_is_counted_by_hand() -> None:
     assert found.top1_N.tolist() == (dense_nV.argmax(1) == pruned_nV.argmax(1)).tolist()
     assert 0 < found.top1_agreement < 1
     assert found.top5_overlap == pytest.approx(sum(len(a & b) for a, b in zip(best, other, strict=True)) / 250)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 63, 64, 65, 500, 49152])
+def test_the_largest_is_the_first_of_equal_ones(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values_nV = torch.randint(0, max(2, vocabulary // 8), (40, vocabulary), generator=generator).float()
+    expected = [row.index(max(row)) for row in values_nV.tolist()]
+    assert largest(values_nV).tolist() == expected
 
 
 @pytest.mark.parametrize("vocabulary", [3, 5, 64, 320, 384, 500, 49152])

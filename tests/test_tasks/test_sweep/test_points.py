@@ -99,6 +99,59 @@ def test_optuna_asks_again_for_the_same_points_and_hears_of_a_combination_that_c
     assert "The search goes on without it" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_step_between_whole_ends_need_not_be_whole(ws: Workspace, kind: str) -> None:
+    if kind == "tpe":
+        pytest.importorskip("optuna")
+    space = Space.read(ws, ["prune.alpha={low: 0, high: 1, step: 0.25}", f"sweep.search={kind}", "sweep.trials=24"])
+    search, found = search_of(space), set()
+    for batch in search.batches():
+        for point in batch:
+            found.add(point.values["prune.alpha"])
+            search.tell(point, {"ratio": 1.0, "sparsity.mlp": 0.5})
+    assert found == {0, 0.25, 0.5, 0.75, 1}
+
+
+def test_whole_ends_are_whole_numbers_in_params_yaml_too(ws: Workspace) -> None:
+    pytest.importorskip("optuna")
+    over = "over: {calibration.samples: {low: 8, high: 64}, prune.alpha: {low: 0.0, high: 1}}"
+    ws.params.write_text(ws.params.read_text(encoding="utf-8").replace("over: {}", over), encoding="utf-8")
+    for kind in ("random", "tpe"):
+        search = search_of(Space.read(ws, [f"sweep.search={kind}", "sweep.trials=4"]))
+        values = [point.values for batch in search.batches() for point in batch]
+        assert {type(each["calibration.samples"]) for each in values} == {int}
+        assert {type(each["prune.alpha"]) for each in values} == {float}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{low: null, high: 0.7, step: 0.1}", "low is None, expected a number"),
+        ("{low: 0.3, high: .inf}", "high is inf, expected a number"),
+        ("{low: 0.3, high: 0.7, step: .nan}", "step is nan, expected a number"),
+        ("{low: 0.3, high: 0.7, step: true}", "step is True, expected a number"),
+        ("{low: 0.3, high: 0.7, step: 0.5}", "a step above 0 that is no longer than between"),
+        ("{low: 0.7, high: 0.3}", "expected low below high"),
+    ],
+)
+def test_a_range_that_is_none_is_named(ws: Workspace, given: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"sweep over prune\.sparsity: .*{message}"):
+        Space.read(ws, [f"prune.sparsity={given}"])
+
+
+@pytest.mark.parametrize("values", ["{low: 0.3, high: 1.5}", "0.3,1.5"])
+def test_a_value_that_no_point_can_have_is_refused_before_optuna_meets_it(ws: Workspace, values: str) -> None:
+    pytest.importorskip("optuna")
+    asked = ["sweep.search=tpe", f"prune.sparsity={values}", "prune.pattern=unstructured,2:4"]
+    with pytest.raises(InputError, match=r"sweep over prune\.sparsity: no point can have 1\.5: .*sparsity"):
+        search_of(Space.read(ws, asked))
+
+
+def test_a_value_that_goes_with_some_of_the_others_is_left_to_the_search(ws: Workspace) -> None:
+    pytest.importorskip("optuna")
+    search_of(Space.read(ws, ["sweep.search=tpe", "prune.sparsity=0.3,null", "prune.pattern=unstructured,2:4"]))
+
+
 def test_optuna_takes_words_and_numbers_only(ws: Workspace) -> None:
     with pytest.raises(InputError, match="neither a number nor a choice"):
         search_of(Space.read(ws, ["sweep.search=tpe", "evaluate.tasks=[[piqa],[arc_easy]]"]))
