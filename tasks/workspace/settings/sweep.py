@@ -12,7 +12,7 @@ SearchKind = Literal["grid", "random", "tpe", "nsga2"]
 class Sweep(Section):
     """What `dass sweep` tries. A run does not read it, so it is part of no result and no record of one."""
 
-    over: dict[str, list[Any] | dict[str, int | float | bool | None]] = Field(
+    over: dict[str, list[Any] | dict[str, int | float | bool]] = Field(
         default={},
         description="Setting -> the values it takes: prune.sparsity: [0.3, 0.5]; with another search than grid also a "
         "range, {low: 0.3, high: 0.7}, with step or log: true.",
