@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dass.engine.layerwise import Buffering, LayerwisePass, memory_advice
 from dass.engine.made import write_parameters
 from dass.errors import InputError, NumericalError
-from dass.measures.divergence import largest
+from dass.measures.divergence import largest, token_kl
 from dass.measures.halves import Halves, rows_at_once
 from dass.measures.losses import tokens_at_once
 from dass.model.decoder import Decoder
@@ -218,12 +218,11 @@ class _Predicted:
         """
         found_3n = self.log_nV.new_empty(3, len(targets_n))
         for rows in _rows(self.log_nV):
-            dense_rV, pruned_rV = self.log_nV[rows], logits_nV[rows].float()
+            pruned_rV = logits_nV[rows].float()
             torch.log_softmax(pruned_rV, -1, out=pruned_rV)
             found_3n[1, rows] = -pruned_rV.gather(1, targets_n[rows, None])[:, 0]
             found_3n[2, rows] = largest(pruned_rV) == self.chosen_n[rows]
-            found_3n[0, rows] = torch.linalg.vecdot(dense_rV.exp(), torch.sub(dense_rV, pruned_rV, out=pruned_rV))
-        found_3n[0].clamp_(min=0.0)  # below by rounding only
+            found_3n[0, rows] = token_kl(self.log_nV[rows].clone(), pruned_rV)
         return found_3n
 
 
