@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from dass.errors import InputError
-from tasks.workspace.locked import OURSELVES, told_holders
+from tasks.workspace.locked import OTHERS, OURSELVES, told_holders
 
 _ATTEMPTS, _ATTEMPT_SECONDS = 3, 0.02  # who only looks holds it for a moment
 _POLL_SECONDS, _SHORT_POLL_SECONDS = 0.5, 0.05
@@ -94,11 +94,11 @@ def flocked(path: Path, what: str) -> Iterator[None]:
 
 def _wait(handle: int, path: Path, what: str) -> None:
     """Take a file that another process or thread has. Who that is is said once, and again when it changes or stops."""
-    said, since = OURSELVES, time.monotonic()  # another thread of ours has its own progress
+    said, since = {OURSELVES}, time.monotonic()  # another thread of ours has its own progress
     while not take_flock(handle):
-        if time.monotonic() - since > _TELL_SECONDS and (told := told_holders(path)) not in (said, OURSELVES):
+        if time.monotonic() - since > _TELL_SECONDS and (told := told_holders(path)) not in said:
             logger.warning("%s is held by %s: waiting for it", what, told)
-            said = told
+            said |= {told, OTHERS}  # who was named may have gone in between
         time.sleep(_SHORT_POLL_SECONDS)
 
 
