@@ -221,9 +221,10 @@ def _range(key: str, given: dict[str, Any]) -> Range:
     if not isinstance(log, bool):
         raise InputError(f"sweep over {key}: log is {briefly(log)}, expected true or false.")
     made = Range(**numbers, log=log)
-    if not made.low < made.high or (made.step is not None and not 0 < made.step <= made.high - made.low):
+    most = (made.high - made.low) * (1 + 1e-9)  # 0.7 - 0.3 is a little less than 0.4
+    if not made.low < made.high or (made.step is not None and not 0 < made.step <= most):
         raise InputError(
-            f"sweep over {key}: expected low below high, and a step above 0 that is no longer than between."
+            f"sweep over {key}: expected low below high, and a step above 0 that is no longer than the range."
         )
     if made.log and (made.low <= 0 or made.step is not None):
         raise InputError(f"sweep over {key}: log: true needs low above 0 and no step.")

@@ -130,13 +130,22 @@ def test_whole_ends_are_whole_numbers_in_params_yaml_too(ws: Workspace) -> None:
         ("{low: 0.3, high: .inf}", "high is inf, expected a number"),
         ("{low: 0.3, high: 0.7, step: .nan}", "step is nan, expected a number"),
         ("{low: 0.3, high: 0.7, step: true}", "step is True, expected a number"),
-        ("{low: 0.3, high: 0.7, step: 0.5}", "a step above 0 that is no longer than between"),
+        ("{low: 0.3, high: 0.7, step: 0.5}", "a step above 0 that is no longer than the range"),
         ("{low: 0.7, high: 0.3}", "expected low below high"),
     ],
 )
 def test_a_range_that_is_none_is_named(ws: Workspace, given: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"sweep over prune\.sparsity: .*{message}"):
         Space.read(ws, [f"prune.sparsity={given}"])
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_step_may_be_the_whole_range(ws: Workspace, kind: str) -> None:
+    if kind == "tpe":
+        pytest.importorskip("optuna")
+    asked = ["prune.sparsity={low: 0.3, high: 0.7, step: 0.4}", f"sweep.search={kind}", "sweep.trials=8"]
+    found = {point.values["prune.sparsity"] for batch in search_of(Space.read(ws, asked)).batches() for point in batch}
+    assert sorted(found) == pytest.approx([0.3, 0.7])
 
 
 @pytest.mark.parametrize("values", ["{low: 0.3, high: 1.5}", "0.3,1.5"])
